@@ -64,11 +64,12 @@ class ExampleSource:
     def read(self, step: int, rows: slice) -> Batch:
         places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
         count, seed = self.num_examples, self.seed
-        if seed is not None and self.order:
+        if seed is None:
+            which = np.array(places, np.int64)
+        elif self.order:
             which = self.order(places, seed)
         else:
-            in_order = places if seed is None else [shuffled(place, count, seed)[1] for place in places]
-            which = np.array(in_order, np.int64)
+            which = np.array([shuffled(place, count, seed)[1] for place in places], np.int64)
         is_real = which < count
         batch = self.gather(np.where(is_real, which, 0))
         for values in batch.values():
@@ -77,11 +78,7 @@ class ExampleSource:
 
 
 def array_source(
-    arrays: Arrays,
-    seed: int | None,
-    batch_size: int,
-    order: Order | None = None,
-    emphasis: np.ndarray | None = None,
+    arrays: Arrays, seed: int | None, batch_size: int, order: Order | None = None, emphasis: np.ndarray | None = None
 ) -> ExampleSource:
     """Batches of arrays with "weights" float32 `[rows]`, which training multiplies by `emphasis`, one per example."""
 
@@ -115,9 +112,8 @@ class ArrayDataset:
             there = ", ".join(name for name, values in self.splits.items() if any(map(len, values.values())))
             why = f"it has examples for {there}" if there else "it is empty"
             raise DataError(f"{self.name}: no examples in the {split} split", why, self.hints.get(split, ""))
-        if split == "train":
-            return array_source(arrays, seed, batch_size, self.order, self.emphasis)
-        return array_source(arrays, seed, batch_size)
+        how = (self.order, self.emphasis) if split == "train" else ()
+        return array_source(arrays, seed, batch_size, *how)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         return {"examples": int(np.count_nonzero(batch[WEIGHTS]))}
@@ -162,6 +158,12 @@ def array_dataset(
     return ArrayDataset(splits, spec, digest.hexdigest(), name, hints or {})
 
 
+def held_out_hints(what: str) -> dict[Split, str]:
+    """The hints of a data set whose held-out splits are shares of the data, to which one may add `what`."""
+    held_out: tuple[Split, ...] = ("validation", "test")
+    return {split: f"raise data.{split}_fraction, or add {what}" for split in held_out}
+
+
 class ArraysSection(DataSection):
     """A file of examples that fit in memory."""
 
@@ -200,11 +202,9 @@ class ArrayFormat(DataFormat):
     def open(cls, section: Any, project: Project, assets: Path) -> tuple[Self, ArrayDataset]:
         """The examples of `data.path`, divided by `data.split`."""
         arrays = cls.read(section, project.root / section.path)
-        held_out: tuple[Split, ...] = ("validation", "test")
-        hints = {split: f"raise data.{split}_fraction, or add examples" for split in held_out}
         with _usable(cls):
             splits = split_arrays(arrays, section.validation_fraction, section.test_fraction, by=section.split)
-            data = array_dataset(splits, name=section.path, hints=hints)
+            data = array_dataset(splits, name=section.path, hints=held_out_hints("examples"))
         return cls(section, data.spec), data
 
     @classmethod
@@ -254,7 +254,7 @@ def split_arrays(
     if by == "block":
         places = (np.arange(count) + 0.5) / count
     else:
-        places = np.array([hash_fraction(*(values[i] for _, values in sorted(arrays.items()))) for i in range(count)])
+        places = np.array([hash_fraction(*(arrays[name][i] for name in sorted(arrays))) for i in range(count)])
     return {split: take(arrays, which) for split, which in split_places(places, validation, test).items()}
 
 
@@ -282,7 +282,7 @@ def target_units(spec: DataSpec, examples: int) -> dict[str, np.ndarray]:
 
 @contextmanager
 def _usable(cls: type) -> Iterator[None]:
-    """Turns ValueErrors about what `cls.read` returned into ConfigErrors."""
+    """Turn errors about the arrays of `cls.read` into ConfigErrors."""
     try:
         yield
     except (ValueError, TypeError, AttributeError) as error:

@@ -43,8 +43,10 @@ def with_digest(data: bytes) -> bytes:
 
 
 def read_checked(path: Path) -> memoryview:
-    """What `write_checked` wrote, memory-mapped. Raises OSError, UnsafeFile for a link or a FIFO, and ValueError if it
-    is damaged."""
+    """The data that `write_checked` wrote, memory-mapped.
+
+    Raises OSError, UnsafeFile for a link or a FIFO, and ValueError if it is damaged.
+    """
     with open(open_file(path), "rb") as file:
         content = memoryview(np.memmap(file, np.uint8, "r"))
     if Sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
@@ -53,7 +55,7 @@ def read_checked(path: Path) -> memoryview:
 
 
 def read_cached(read: Callable[[Path], T], path: Path, what: str) -> T | None:
-    """What `read` makes of a file of the cache. None if there is none, and with a warning if it is damaged."""
+    """The result of `read` for a file of the cache. None if there is none, and with a warning if it is damaged."""
     try:
         return read(path)
     except FileNotFoundError:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -36,20 +36,20 @@ from aifx.data.readers.web import texts_version
 if TYPE_CHECKING:
     from aifx.config.sections import DataSection
 
-VERSION = 3
-"""Of the index and of what reading finds in a file: a part of the index's name."""
+VERSION = 4
+"""Version of the index and of what reading finds in a file: a part of the index's name."""
 
 THREADS, AT_ONCE = 8, 1 << 12
 """Threads that read pictures, and the pictures that wait for them. Other files may be so large that Ctrl-C would wait
 for a thread."""
 
-COLUMNS = 9
-"""Of an entry (`_row`)."""
-
 _DIGITS = re.compile("[0-9a-f]{1,64}")
 
 Entries: TypeAlias = dict[tuple[str, str], list[Any]]
-"""By path and way of reading, as `_row` makes them."""
+"""By path and way of reading: these two, then the fields of a `FileScan`, as JSON has them."""
+
+COLUMNS = 2 + len(fields(FileScan))
+"""Values of an entry."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ImplicitVersion:
         return f"{self.key}@{short(self.sha256)}"
 
     def check_unchanged(self) -> None:
-        """Raises DataError for a file of this machine, not read as text, that no longer has the content it had."""
+        """Raise DataError for a file of this machine, not read as text, that no longer has the content it had."""
         local = {file: scan for file, scan in self.files.items() if not file.is_remote}
         if (file := changed_file(local, None)) is not None:
             raise DataError(f"{file.name} changed while it was read", "", "run it again when it is written")
@@ -140,7 +140,7 @@ def version_of_path(file: SourceFile, project: Project) -> dict[str, ImplicitVer
 def scans_of(
     files: Iterable[SourceFile], text_field: str | None, project: Project | None = None, *, again: bool = False
 ) -> dict[SourceFile, FileScan]:
-    """What reading finds in each file, from the index of `project` where that has it. Raises DataError.
+    """The scan of each file, from the index of `project` where that has it. Raises DataError.
 
     Empty files are not in the index, since only `scan_file` knows whether that is an error.
 
@@ -149,7 +149,9 @@ def scans_of(
             bytes, decompressed.
         again: read all files, whatever the index says.
     """
-    path = None if project is None else _index_path(project)
+    path = None
+    if project is not None:
+        path = cache_path("files") / f"{sha256_of(str(project.root.resolve()))}-{VERSION}"
     entries = {} if path is None or again else _read(path)
     made: Entries = {}
 
@@ -157,7 +159,7 @@ def scans_of(
         key = (file.name if file.is_remote else file.location, _way(file, text_field))  # a URL may hold secrets
         try:
             now = file.tag or None if file.is_remote else _state_of(file)
-            if key in entries and _is_still(file, known := _parsed(entries[key]), now):
+            if key in entries and _is_still(file, known := _scan_of(entries[key]), now):
                 return known
             found = replace(_scan(file, text_field), state=now)
         except DataError:
@@ -167,7 +169,7 @@ def scans_of(
         if file.tag and _state_of(file) != now:
             found = replace(found, state=None)
         if found.num_bytes and found.state is not None:
-            made[key] = _row(*key, found)
+            made[key] = [*key, *astuple(found)]
         return found
 
     listed = list(files)
@@ -245,16 +247,12 @@ def _state_of(file: SourceFile) -> FileState | str | None:
         return FileState.of(file.location)
 
 
-def _index_path(project: Project) -> Path:
-    return cache_path("files") / f"{sha256_of(str(project.root.resolve()))}-{VERSION}"
-
-
 def _read(path: Path) -> Entries:
     return read_cached(_entries, path, "index of files") or {}
 
 
 def _entries(path: Path) -> Entries:
-    """Raises OSError, UnsafeFile, ValueError."""
+    """The entries of an index. Raises OSError, UnsafeFile, ValueError."""
     try:
         rows = json.loads(bytes(read_checked(path)))
         if all(len(row) == COLUMNS for row in rows):
@@ -275,13 +273,7 @@ def _encoded(entries: Entries) -> bytes:
     return json.dumps([*entries.values()]).encode()
 
 
-def _row(path: str, how: str, scan: FileScan) -> list[Any]:
-    """One entry as JSON has it; `_parsed` is its inverse."""
-    state = [*astuple(scan.state)] if isinstance(scan.state, FileState) else scan.state
-    return [path, how, state, scan.digest, scan.num_bytes, scan.num_bad, scan.where, scan.why, scan.encodings]
-
-
-def _parsed(row: list[Any]) -> FileScan:
-    state, digest, num_bytes, num_bad, where, why, encodings = row[2:]
-    read_state = state if isinstance(state, str) else FileState(*state)
-    return FileScan(digest, num_bytes, num_bad, where, why, tuple(encodings), read_state)
+def _scan_of(entry: list[Any]) -> FileScan:
+    digest, num_bytes, num_bad, where, why, encodings, state = entry[2:]
+    known = state if isinstance(state, str) else FileState(*state)
+    return FileScan(digest, num_bytes, num_bad, where, why, tuple(encodings), known)

@@ -1,24 +1,46 @@
-"""From a list of pictures to a data set: decoded, divided into splits, and checked for copies."""
+"""From a list of pictures to a data set: decoded once, divided into splits, and checked for copies.
+
+Decoded pictures are rows of one shape in the row cache (`aifx.data.row_cache`). The store is named by the SHA-256 of
+the pictures' files, and by what they were made to be. Its manifest has the geometry, and for each picture that cannot
+be used the reason. It holds
+
+    pixels          uint8 [pictures, height, width, channels]
+    digests.npy     uint8 [pictures, 2, 32]: SHA-256 of each picture's bytes, and of its row of pixels
+
+The digests of the rows stand for the pixels, which the manifest does not list, in place of a SHA-256 of the whole file
+and of its blocks: a picture is what is read at once, and what is decoded again, into the same bytes. If anything else
+is damaged, all pictures are decoded again.
+"""
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from aifx.core.artifact import Artifact, Files, cached, read_sealed, seal_files
 from aifx.core.digests import Sha256
 from aifx.core.errors import ConfigError, DataError
+from aifx.core.os_errors import naming
 from aifx.core.plurals import some_names
+from aifx.core.progress import report_progress
+from aifx.core.project import cache_path
 from aifx.data.arrays import WEIGHTS, ArrayDataset, Arrays, target_units
 from aifx.data.columns import scale_of
-from aifx.data.image_store import StoredImages, open_images
 from aifx.data.picture_lists import Listing
-from aifx.data.readers.pictures import MODES
+from aifx.data.readers.decoding import PIXELS, Decoded, Picture, decode_all, decode_one, write_row
+from aifx.data.readers.pictures import MODES, BadPicture, Geometry, is_grey, open_picture
+from aifx.data.row_cache import VERSION, FixedRows, open_mapped, rows_key
 from aifx.data.sections import ImagesSection
 from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import Split
+from aifx.machine.cpu import usable_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +48,115 @@ AXES = ("height", "width", "channels")
 DEFAULT_SIZE = (224, 224)
 """Height and width of pictures if `data.image_size` is not set."""
 
+DIGESTS = "digests.npy"
+
 MOST_NAMED = 100
 """Pictures that a message lists one by one."""
 
 SKIP = "correct or remove it, or leave it out: aifx train --set data.errors=skip"
 ORDER: tuple[Split, ...] = ("test", "validation", "train")
 """Which split keeps a picture that is in several."""
+
+
+@dataclass(frozen=True)
+class ImageStore:
+    """An opened store of pictures."""
+
+    geometry: Geometry
+    pixels: FixedRows  # uint8 [pictures, height, width, channels]
+    digests: np.ndarray  # uint8 [pictures, 2, 32]
+    problems: dict[int, str]  # why a picture cannot be used
+
+
+class StoredImages:
+    """Some pictures of a store, `[images, height, width, channels]`, indexed by arrays of whole numbers."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, store: ImageStore, rows: np.ndarray) -> None:
+        self._pixels, self._rows = store.pixels, rows
+        self.shape = (len(rows), *store.geometry.shape)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, which: np.ndarray) -> np.ndarray:
+        return self._pixels[self._rows[which]]
+
+
+def open_images(
+    files: Sequence[Picture], contents: Mapping[str, str], section: ImagesSection, what: str = "pictures"
+) -> ImageStore:
+    """The store of these pictures, which is made if it is not there. Pictures that cannot be used are its `problems`.
+
+    Args:
+        contents: SHA-256 of the bytes of each file that can be read, by its path.
+        what: what progress calls the pictures.
+
+    Raises OSError, EnvironmentFault if the cache cannot be written, DataError for a picture that changes meanwhile.
+    """
+    size, channels, fit = section.image_size or DEFAULT_SIZE, section.channels, section.fit
+    workers = len(usable_cpus()) if section.workers is None else section.workers
+
+    def build(folder: Path) -> tuple[Mapping[str, Any], Files]:
+        geometry = Geometry(*size, channels or _channels(files), fit)
+        digests = np.zeros((len(files), 2, 32), np.uint8)
+        problems: dict[int, str] = {}
+        activity = f"decoding {what}"
+        logger.info(activity)
+        with report_progress(activity, len(files), "pictures") as progress:
+
+            def done(decoded: Decoded) -> None:
+                picture = files[decoded.index]
+                if decoded.file and picture.row is None and decoded.file != contents.get(str(picture.path)):
+                    raise DataError(f"{picture.name} changed while it was read", "", "run it again when it is written")
+                if decoded.why:
+                    problems[decoded.index] = decoded.why
+                for part, digest in enumerate((decoded.file, decoded.pixels)):
+                    if digest:
+                        digests[decoded.index, part] = np.frombuffer(bytes.fromhex(digest), np.uint8)
+                progress.advance(1)
+
+            decode_all(folder, files, geometry, workers, done)
+        with naming(folder / DIGESTS):
+            np.save(folder / DIGESTS, digests)
+        content = {"geometry": asdict(geometry), "problems": {str(row): problems[row] for row in sorted(problems)}}
+        return content, seal_files(folder, [folder / DIGESTS])
+
+    def open_store(folder: Path, artifact: Artifact) -> ImageStore:
+        geometry = Geometry(**artifact.content["geometry"])
+        problems = {int(row): why for row, why in artifact.content["problems"].items()}
+        data = read_sealed(folder, artifact, DIGESTS, limit=artifact.files[DIGESTS].bytes)
+        digests: np.ndarray = np.load(io.BytesIO(data))
+        of_rows = digests[:, 1].tobytes()
+        pixels = open_mapped(folder / PIXELS, lambda file: FixedRows(file, of_rows, geometry.shape))
+
+        def decode_again(row: int) -> np.ndarray:
+            picture = files[row]
+            logger.warning(f"the cached pixels of {picture.name} are damaged; decoding it again")
+            decoded, data = decode_one(picture, geometry)
+            if decoded.pixels != digests[row, 1].tobytes().hex():
+                why = decoded.why or "its bytes are others than when the training began"
+                raise DataError(f"{picture.name} has changed", why, "run the command again")
+            with open(folder / PIXELS, "r+b") as file:
+                write_row(file.fileno(), row, data)
+            return pixels.file  # a map of the file that was written
+
+        pixels.repair = decode_again
+        return ImageStore(geometry, pixels, digests, problems)
+
+    rows = [(contents.get(str(picture.path)), picture.row) for picture in files]
+    path = cache_path("images") / rows_key("aifx.data.readers.decoding", size, channels, fit, rows)
+    return cached(path, "image store", VERSION, build, open_store, logger.warning)
+
+
+def _channels(files: Sequence[Picture]) -> int:
+    """1 if all pictures are grey, otherwise 3."""
+    for picture in files:
+        with suppress(BadPicture, OSError), picture.open() as file, open_picture(file) as opened:
+            if not is_grey(opened):
+                return 3
+    return 1
 
 
 def open_pictures(
@@ -46,19 +171,16 @@ def open_pictures(
     if section.channels not in (None, *MODES):
         why = "a picture has 1 channel (grey), 3 (red, green, blue) or 4 (with opacity)"
         raise ConfigError(f"data.channels = {section.channels} cannot be used with pictures", why, "data.channels = 3")
-    size, fit = section.image_size or DEFAULT_SIZE, section.fit
     examples = listing.examples
-    what = f"pictures of {listing.name}"
-    store = open_images(examples, contents, size, section.channels, fit, workers=section.workers, what=what)
-    _report(store.problems, listing, section)
+    store = open_images(examples, contents, section, f"pictures of {listing.name}")
+    _report([(examples[index].name, why) for index, why in store.problems.items()], len(examples), section)
     usable = [index for index in range(len(examples)) if index not in store.problems]
     digests = {index: store.digests[index, 0].tobytes() for index in usable}
     if test_for:
         splits: dict[Split, list[int]] = {"test": usable}
     else:
         _warn_of_contradictions(listing, digests)
-        groups = {index: _group(examples[index].cluster, digest) for index, digest in digests.items()}
-        splits = _without_copies(divide(listing, groups, section), listing, digests, section)
+        splits = _without_copies(divide(listing, digests, section), listing, digests, section)
         _check_classes(splits, listing, section)
     targets = _targets(listing)
     mean, scale = (test_for.target_mean, test_for.target_scale) if test_for else (0.0, 1.0)
@@ -84,7 +206,7 @@ def open_pictures(
 
 
 def pictures_spec(listing: Listing, shape: tuple[int, int, int]) -> DataSpec:
-    """What a model must know of pictures of this shape."""
+    """The spec of pictures of this shape."""
     count = len(listing.classes)
     targets = {
         "label": Field((), "int32"),
@@ -98,7 +220,7 @@ def pictures_spec(listing: Listing, shape: tuple[int, int, int]) -> DataSpec:
 
 
 def _targets(listing: Listing) -> np.ndarray:
-    """Of each example: the number of its class int32, 1 per class that it has float32 `[classes]`, or its value."""
+    """Targets of the examples: the class's number int32, 1 per class that it has float32 `[classes]`, or the value."""
     number = {name: index for index, name in enumerate(listing.classes)}
     if listing.target == "value":
         return np.array([example.target for example in listing.examples], np.float64)
@@ -110,28 +232,21 @@ def _targets(listing: Listing) -> np.ndarray:
     return targets
 
 
-def _report(problems: Mapping[int, str], listing: Listing, section: ImagesSection) -> None:
-    """Raise DataError for pictures that cannot be used, or with `data.errors` = "skip" list them."""
-    if not problems:
-        return
-    listed = [f"{listing.examples[index].name}: {why}" for index, why in problems.items()]
-    if section.errors == "skip":
-        _list_left_out(listed, len(listing.examples), "cannot be used")
-        return
-    (first, why), *others = ((listing.examples[index].name, why) for index, why in problems.items())
-    more = f"; {some_names([name for name, _ in others])} cannot be used, either" if others else ""
-    raise DataError(f"{first} cannot be used", why + more, SKIP)
+def _report(problems: Sequence[tuple[str, str]], count: int, section: ImagesSection) -> None:
+    """Raise DataError for pictures, of `count`, that cannot be used, or with `data.errors` = "skip" list them."""
+    if problems and section.errors == "skip":
+        _list_left_out(problems, count, "cannot be used")
+    elif problems:
+        (first, why), *others = problems
+        more = f"; {some_names([name for name, _ in others])} cannot be used, either" if others else ""
+        raise DataError(f"{first} cannot be used", why + more, SKIP)
 
 
-def _list_left_out(listed: Sequence[str], count: int, why: str) -> None:
-    more = [f"and {len(listed) - MOST_NAMED:,} more"] if len(listed) > MOST_NAMED else []
-    head = f"{len(listed):,} of {count:,} pictures are left out, since they {why}:"
-    logger.warning("\n  ".join([head, *listed[:MOST_NAMED], *more]))
-
-
-def _group(cluster: str | None, digest: bytes) -> bytes:
-    """What pictures of one split have in common: their cluster of near-duplicates, otherwise their digest."""
-    return digest if cluster is None else Sha256(cluster.encode()).digest()
+def _list_left_out(pictures: Sequence[tuple[str, str]], count: int, why: str) -> None:
+    listed = [f"{name}: {reason}" for name, reason in pictures[:MOST_NAMED]]
+    more = [f"and {len(pictures) - MOST_NAMED:,} more"] if len(pictures) > MOST_NAMED else []
+    head = f"{len(pictures):,} of {count:,} pictures are left out, since they {why}:"
+    logger.warning("\n  ".join([head, *listed, *more]))
 
 
 def divide(listing: Listing, digests: Mapping[int, bytes], section: ImagesSection) -> dict[Split, list[int]]:
@@ -139,18 +254,19 @@ def divide(listing: Listing, digests: Mapping[int, bytes], section: ImagesSectio
 
     A split that no example names is taken from the training examples: of each class the share that `section` says, or
     of each set of labels that is frequent enough. Which ones follows from their digests and `data.split_seed`.
-    Copies of a picture stay together.
+    Copies of a picture, and the pictures of a cluster of near-duplicates, stay together.
     """
     splits: dict[Split, list[int]] = {split: [] for split in ORDER}
     strata: dict[object, dict[bytes, list[int]]] = {}
-    first: dict[bytes, object] = {}  # the label of a picture decides for its copies
+    first: dict[bytes, object] = {}  # the label of the first picture of a group decides for the others
     for index, digest in digests.items():
         example = listing.examples[index]
         if example.split in ("validation", "test"):
             splits[example.split].append(index)
         else:
-            stratum = first.setdefault(digest, example.labels)
-            strata.setdefault(stratum, {}).setdefault(digest, []).append(index)
+            group = digest if example.cluster is None else Sha256(example.cluster.encode()).digest()
+            stratum = first.setdefault(group, example.labels)
+            strata.setdefault(stratum, {}).setdefault(group, []).append(index)
     shares = {"test": section.test_fraction, "validation": section.validation_fraction}
     taken: dict[Split, float] = {split: shares[split] for split in ORDER[:2] if not splits[split]}
     if listing.target == "labels":
@@ -189,12 +305,11 @@ def _without_copies(
                 copies.append((listing.examples[index].name, f"the same picture as {other}, in {found[0]}"))
         held_out |= {digests[index]: (split, index) for index in kept[split]}
     if copies and section.errors == "skip":
-        _list_left_out([f"{name}: {why}" for name, why in copies], len(listing.examples), "are held out, too")
+        _list_left_out(copies, len(listing.examples), "are held out, too")
     elif copies:
         (name, why), *others = copies
         more = f"; so are {some_names([name for name, _ in others])}" if others else ""
-        what = f"{name} is in two splits"
-        raise DataError(what, f"it is {why}{more}: a test would measure what was learnt", SKIP)
+        raise DataError(f"{name} is in two splits", f"it is {why}{more}: a test would measure what was learnt", SKIP)
     return kept
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from aifx.core.digests import sha256_of_values
 from aifx.core.errors import ConfigError, DataError
 from aifx.core.project import Project
-from aifx.data.arrays import ArrayDataset, ArrayFormat, Arrays, array_dataset, hash_fraction, target_units
+from aifx.data.arrays import ArrayDataset, ArrayFormat, Arrays, array_dataset, hash_fraction, take, target_units
 from aifx.data.base import Batch
 from aifx.data.file_index import scans_of, version_of, version_of_path
 from aifx.data.image_splits import AXES, DEFAULT_SIZE, open_pictures, pictures_spec
@@ -55,12 +55,10 @@ class ImageFormat(ArrayFormat):
     def describe(cls, section: ImagesSection, project: Project) -> DataSpec:
         if section.is_archive:
             listing = Listing(section.path, [], "label", section.classes)
-            needed = {"image_size": section.image_size, "channels": section.channels, "classes": section.classes}
         else:
             listing = _list(section, project, section.open_part(project))
-            needed = {"channels": section.channels}
-        for key, value in needed.items():
-            if not value:
+        for key in ("image_size", "channels", "classes") if section.is_archive else ("channels",):
+            if not getattr(section, key):
                 why = f"without the images, aifx knows the {key} from it alone"
                 raise ConfigError(f"data.{key} is not set", why, f"aifx config keys data    ({key} = ... below [data])")
         return pictures_spec(listing, (*(section.image_size or DEFAULT_SIZE), section.channels or 1))
@@ -73,10 +71,8 @@ class ImageFormat(ArrayFormat):
             splits, classes = read_archive(project.root / section.path, section)
             for version in versions.values():
                 version.check_unchanged()
-            hint = "aifx train --set data.validation_fraction=0.1"
-            data = array_dataset(
-                splits, classes=classes, axes={"inputs": AXES}, name=section.path, hints={"validation": hint}
-            )
+            hints: dict[Split, str] = {"validation": "aifx train --set data.validation_fraction=0.1"}
+            data = array_dataset(splits, classes=classes, axes={"inputs": AXES}, name=section.path, hints=hints)
             data = replace(data, file_versions=versions)
         else:
             data = _open_listed(section, project)
@@ -85,9 +81,9 @@ class ImageFormat(ArrayFormat):
     def open_file(self, path: Path) -> ArrayDataset:
         """A folder or a .csv list of pictures, or an archive with the arrays images and labels, or test_images and
         test_labels. Of a folder with splits, it is the test split."""
-        name, shape = str(path), self.spec.fields["inputs"].shape
         if path.suffix != ".npz":
             return self._open_pictures(path)
+        name, shape = str(path), self.geometry.shape
         arrays = read_arrays(SourceFile(name, str(path), "npz"))
         prefix = next(iter(arrays)).removesuffix("images")
         examples = labelled(arrays, prefix, name, len(self.spec.classes), self.section)
@@ -117,7 +113,7 @@ class ImageFormat(ArrayFormat):
 
     @property
     def geometry(self) -> Geometry:
-        """What pictures become for the model."""
+        """The shape of the model's pictures, and how others get it."""
         height, width, channels = self.spec.fields["inputs"].shape
         return Geometry(height, width, channels, self.section.fit)
 
@@ -126,9 +122,7 @@ class ImageFormat(ArrayFormat):
         if geometry.channels not in MODES:
             why = f"the model takes {geometry.channels} channels"
             raise DataError(f"{path}: pictures cannot be used", why, HINT)
-        section = self.section.model_copy(
-            update={"image_size": (geometry.height, geometry.width), "channels": geometry.channels}
-        )
+        size = {"image_size": geometry.shape[:2], "channels": geometry.channels}
         listing = list_pictures(path, str(path), self.spec.classes, has_all=False)
         contents = _contents(scans_of(picture_files(listing, path), None))
         tests = [example for example in listing.examples if example.split == "test"]
@@ -137,7 +131,7 @@ class ImageFormat(ArrayFormat):
             why = f"its pictures have a {listing.target}, and the model predicts {targets.dtype} {list(targets.shape)}"
             raise DataError(f"{path} does not fit the model", why, "docs/tasks.md")
         listing = replace(listing, examples=tests or listing.examples)
-        return open_pictures(listing, contents, section, test_for=self.spec)
+        return open_pictures(listing, contents, self.section.model_copy(update=size), test_for=self.spec)
 
 
 def _open_listed(section: ImagesSection, project: Project) -> ArrayDataset:
@@ -202,18 +196,14 @@ def read_archive(path: Path, section: ImagesSection) -> tuple[dict[Split, Arrays
         raise DataError(f"{name}: train_images and test_images differ in shape", shapes, HINT)
     held_out = np.array([hash_fraction(image) < fraction for image in train["inputs"]])
     count = len(held_out)
+    hint = "aifx train --set data.validation_fraction="
     if held_out.all():
-        hint = "aifx train --set data.validation_fraction=0.1"
-        raise DataError(f"{name}: validation takes every training image", f"there are {count}", hint)
+        raise DataError(f"{name}: validation takes every training image", f"there are {count}", f"{hint}0.1")
     if fraction > 0 and not held_out.any():
-        why, hint = f"{fraction:g} of {count} images is none", "aifx train --set data.validation_fraction=0.5"
-        raise DataError(f"{name}: no training image is held out for validation", why, hint)
+        what, why = f"{name}: no training image is held out for validation", f"{fraction:g} of {count} images is none"
+        raise DataError(what, why, f"{hint}0.5")
     largest = int(np.concatenate([train["targets"], test["targets"]]).max())
-    splits: dict[Split, Arrays] = {
-        "train": {key: values[~held_out] for key, values in train.items()},
-        "validation": {key: values[held_out] for key, values in train.items()},
-        "test": test,
-    }
+    splits: dict[Split, Arrays] = {"train": take(train, ~held_out), "validation": take(train, held_out), "test": test}
     return splits, section.classes or tuple(str(label) for label in range(largest + 1))
 
 
@@ -254,8 +244,8 @@ def labelled(
 def read_images(file: SourceFile, geometry: Geometry, *, skips: bool = False) -> Iterator[Row]:
     """The images of a file, in order: of .npz its array images (or else test_images), of .npy the one array, of a
     picture the picture, made to be as `geometry` says; the other formats hold them as nested lists in "image", .parquet
-    also as the bytes of a picture file, or name pictures in "file". Of a folder, the pictures in it and in its folders,
-    by name.
+    also as the bytes of a picture file, or name pictures in "file", relative to their own file. Of a folder, the
+    pictures in it and in its folders, by name.
 
     Args:
         skips: leave out pictures of a folder that cannot be used, with a warning of each.
@@ -263,15 +253,16 @@ def read_images(file: SourceFile, geometry: Geometry, *, skips: bool = False) ->
     Raises DataError naming the file.
     """
     if file.path.is_dir():
-        for picture in _pictures(file.path):
+        pictures = [path for path in files_below(file.path) if path.suffix.lower() in SUFFIXES]
+        if not pictures:
+            raise DataError(f"{file.path} has no pictures", f"they are {', '.join(SUFFIXES)}", f"ls {file.path}")
+        for picture in pictures:
             try:
-                rows = list(read_images(input_file(str(picture)), geometry))
+                yield from list(read_images(input_file(str(picture)), geometry))
             except DataError as error:
                 if not skips:
                     raise
                 logger.warning(f"{error.what} ({error.why}): left out")
-                continue
-            yield from rows
     elif file.format in ("npz", "npy"):
         for number, image in enumerate(archives.read_images(file), 1):
             yield Row(file.name, number, f"{file.name}: image {number}", {IMAGE: image})
@@ -282,25 +273,12 @@ def read_images(file: SourceFile, geometry: Geometry, *, skips: bool = False) ->
             if isinstance(data := row.values.get(IMAGE), bytes):  # of a version of a data set
                 yield replace(row, values={**row.values, IMAGE: _decoded(data, row.place, geometry, DAMAGED)})
             elif FILE_FIELD in row.values and IMAGE not in row.values:
-                yield _listed(file, row, geometry)
+                path = file.path.parent / str(row.values[FILE_FIELD])
+                yield replace(row, values={**row.values, IMAGE: _picture(input_file(str(path)), geometry)})
             else:
                 yield row
     else:
         raise unknown_format(file, (*PICTURES, "npz", "npy", "csv", "jsonl", "parquet"))
-
-
-def _listed(file: SourceFile, row: Row, geometry: Geometry) -> Row:
-    """A row with the picture that it names, relative to the file of the row."""
-    path = file.path.parent / str(row.values[FILE_FIELD])
-    return replace(row, values={**row.values, IMAGE: _picture(input_file(str(path)), geometry)})
-
-
-def _pictures(folder: Path) -> list[Path]:
-    """Raises DataError for a folder without pictures."""
-    found = [path for path in files_below(folder) if path.suffix.lower() in SUFFIXES]
-    if not found:
-        raise DataError(f"{folder} has no pictures", f"they are {', '.join(SUFFIXES)}", f"ls {folder}")
-    return found
 
 
 def _picture(file: SourceFile, geometry: Geometry) -> np.ndarray:
@@ -312,8 +290,7 @@ def _picture(file: SourceFile, geometry: Geometry) -> np.ndarray:
 def _decoded(data: bytes, place: str, geometry: Geometry, hint: str) -> np.ndarray:
     """The bytes of a picture file as the model takes it. Raises DataError naming the place."""
     if geometry.channels not in MODES:
-        what = f"{place}: a picture cannot have {geometry.channels} channels"
-        raise DataError(what, "the model takes so many", HINT)
+        raise DataError(f"{place}: a picture cannot have {geometry.channels} channels", "the model takes so many", HINT)
     try:
         return decode(io.BytesIO(data), geometry)
     except BadPicture as error:

@@ -6,7 +6,8 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,57 +94,54 @@ def list_version(part: DatasetPart, classes: tuple[str, ...] = ()) -> Listing:
     """The pictures of a version of a data set. Rows without a label are left out, with a warning. Raises DataError."""
     target = _target_column(part.manifest.columns, part.reference)
     columns = [target, *(name for name in (ROW, SPLIT, CLUSTER) if part.has_column(name))]
-    examples, unlabelled, path, row = [], [], None, 0
+    examples, unlabelled = [], []
+    numbers: Counter[Path] = Counter()  # rows of each shard so far
     for shard, batch in part.batches(columns):
-        row = row if shard == path else 0
-        path = shard
-        for values in batch.to_pylist():
+        for row, values in enumerate(batch.to_pylist(), numbers[shard]):
             name = f"{part.reference}: row {values.get(ROW, row)}"
-            if values[target] is None:
+            if (value := values[target]) is None:
                 unlabelled.append(name)
-            else:
-                split = None if values.get(SPLIT) is None else part.split_of(values[SPLIT])
-                shown = _target(values[target], target, name)
-                examples.append(Example(shard, name, shown, split, row=row, cluster=values.get(CLUSTER)))
-            row += 1
+                continue
+            split = None if values.get(SPLIT) is None else part.split_of(values[SPLIT])
+            found = _target(value, target, name)
+            examples.append(Example(shard, name, found, split, row=row, cluster=values.get(CLUSTER)))
+        numbers[shard] += len(batch)
     if unlabelled:
         logger.warning(f"left out {counted(len(unlabelled), 'row')} without a label, such as {unlabelled[0]}")
     if not examples:
         raise DataError(f"{part.reference} has no pictures with a label", "", f"aifx data profile {part.reference}")
-    return Listing(part.reference, examples, target, _classes(part.reference, examples, target, classes, True))
+    return Listing(part.reference, examples, target, _classes(part.reference, examples, target, classes))
 
 
 def _folder(path: Path, name: str) -> Iterator[Example]:
     """The pictures below folders of classes, which may be in folders of splits."""
-    folders = [child.name for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith(".")]
+    folders = _folders_in(path)
     splits = split_folders(folders)
     if not splits:
         yield from _classes_of(path, name, None)
-        return
-    if others := sorted(set(folders) - set(splits)):
+    elif others := sorted(set(folders) - set(splits)):
         logger.warning(f"{name}: aifx reads {', '.join(splits)}, and not {', '.join(others)}")
     for folder, split in splits.items():
         yield from _classes_of(path / folder, f"{name}/{folder}", split)
 
 
+def _folders_in(path: Path) -> list[str]:
+    return [child.name for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith(".")]
+
+
 def _classes_of(path: Path, name: str, split: Split | None) -> Iterator[Example]:
     """The pictures of each class. A folder without pictures is no class. Raises DataError if there are no folders."""
-    folders = [child for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith(".")]
-    if not folders:
+    if not (folders := _folders_in(path)):
         why = "each class has a folder of its own in it, with its pictures"
         raise DataError(f"{name} has no folders of classes", why, f"mkdir {name}/good {name}/bad")
     others: list[str] = []
     for folder in folders:
-        is_empty = True
-        for file in files_below(folder):
-            shown = f"{name}/{file.relative_to(path)}"
-            if file.suffix.lower() in SUFFIXES:
-                is_empty = False
-                yield Example(file, shown, folder.name, split)
-            else:
-                others.append(shown)
-        if is_empty:
-            logger.warning(f"{name}/{folder.name} has no pictures ({', '.join(SUFFIXES)}), so it is no class")
+        files = list(files_below(path / folder))
+        pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
+        others += [f"{name}/{file.relative_to(path)}" for file in files if file.suffix.lower() not in SUFFIXES]
+        yield from (Example(file, f"{name}/{file.relative_to(path)}", folder, split) for file in pictures)
+        if not pictures:
+            logger.warning(f"{name}/{folder} has no pictures ({', '.join(SUFFIXES)}), so it is no class")
     if others:
         logger.info(f"{name}: {len(others)} files are no pictures, such as {others[0]}")
 
@@ -159,12 +157,11 @@ def read_list(path: Path, name: str) -> tuple[TargetKind, list[Example]]:
         if not file:
             raise DataError(f"{place}: no file", "the column file is empty", "name a picture")
         split = _split(str(row.values.get("split", "")), place)
-        shown = _target(row.values[target], target, place)
-        examples.append(Example(path.parent / file, f"{place}: {file}", shown, split))
+        found = _target(row.values[target], target, place)
+        examples.append(Example(path.parent / file, f"{place}: {file}", found, split))
     if not examples:
-        raise DataError(
-            f"{name} has no pictures", "no row names a file", "name the pictures below a header: docs/tasks.md"
-        )
+        hint = "name the pictures below a header: docs/tasks.md"
+        raise DataError(f"{name} has no pictures", "no row names a file", hint)
     return target, examples
 
 
@@ -187,7 +184,7 @@ def _split(text: str, place: str) -> Split | None:
 
 
 def _target(value: object, target: TargetKind, place: str) -> Target:
-    """What a picture shows, by the text in a cell of a list or the value in a row of a version."""
+    """The target in the text of a list's cell or in the value of a version's row. Raises DataError."""
     if target == "labels":
         names = value if isinstance(value, list) else str(value).split(SEPARATOR)
         return tuple(sorted({str(name).strip() for name in names} - {""}))
@@ -196,17 +193,14 @@ def _target(value: object, target: TargetKind, place: str) -> Target:
         if not text:
             raise DataError(f"{place}: no label", "the column label is empty", "name a class")
         return text
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise DataError(f"{place}: {text!r} is not a number", "the column value holds numbers", "label, for classes")
-    return number
+    with suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    raise DataError(f"{place}: {text!r} is not a number", "the column value holds numbers", "label, for classes")
 
 
 def _classes(
-    name: str, examples: Iterable[Example], target: TargetKind, classes: tuple[str, ...], has_all: bool
+    name: str, examples: Sequence[Example], target: TargetKind, classes: tuple[str, ...], has_all: bool = True
 ) -> tuple[str, ...]:
     """The names of the classes; none for numbers. Raises DataError for one that `classes` lacks or that has no
     picture."""

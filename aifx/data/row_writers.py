@@ -57,11 +57,13 @@ def flat(record: Record, prefix: str = "") -> dict[str, Any]:
 
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 
 def escape_formula(value: Any) -> Any:
     """A text as a cell that no spreadsheet takes for a formula: with an apostrophe before it, as they write it."""
-    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) and not _is_number(value) else value
+    is_formula = isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value)
+    return f"'{value}" if is_formula else value
 
 
 def unescape_formula(cell: Any) -> Any:
@@ -71,7 +73,7 @@ def unescape_formula(cell: Any) -> Any:
 
 
 class CsvText(io.StringIO):
-    """What `csv.writer` writes rows to, with its own `lineterminator`: each ends with a line feed alone.
+    """Text that `csv.writer` writes rows to, with its own `lineterminator`: each ends with a line feed alone.
 
     Python 3.11 leaves a carriage return in a value without quotes if the end of a line has none.
     """
@@ -81,10 +83,6 @@ class CsvText(io.StringIO):
 
     def write(self, row: str) -> int:
         return super().write(row.removesuffix("\r\n") + "\n")
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[+-]?\d+(\.\d+)?", text) is not None
 
 
 class RowWriter(ABC):
@@ -109,59 +107,58 @@ class TableWriter(RowWriter):
     _names: Sequence[str] = ()
 
     def write(self, records: Sequence[Record]) -> None:
-        """Raises DataError for a record whose columns differ from those of the first."""
+        """Write records. Raises DataError for one whose columns differ from those of the first."""
         rows = [flat(record) for record in records]
-        is_first = not self._names
-        if rows and is_first:
-            self._names = list(rows[0])
         for row in rows:
+            self._names = self._names or list(row)
             if odd := sorted(row.keys() ^ set(self._names)):
                 place = ", row ".join(str(row[key]) for key in ("file", "row") if key in row)
                 what = f"{place}: its prediction has other columns than the first: {', '.join(odd[:3])}"
                 hint = "aifx predict INPUT --output FILE.jsonl"
                 raise DataError(what, "a table has the same columns in each row", hint)
         if rows:
-            self._write_rows(rows, is_first=is_first)
+            self._write_rows(rows)
 
     @abstractmethod
-    def _write_rows(self, rows: list[dict[str, Any]], *, is_first: bool) -> None: ...
+    def _write_rows(self, rows: list[dict[str, Any]]) -> None: ...
 
 
 class CsvWriter(TableWriter):
-    def _write_rows(self, rows: list[dict[str, Any]], *, is_first: bool) -> None:
+    _has_header = False
+
+    def _write_rows(self, rows: list[dict[str, Any]]) -> None:
         text = CsvText()
         writer = csv.DictWriter(text, self._names)
-        if is_first:
+        if not self._has_header:
             writer.writeheader()
+        self._has_header = True
         writer.writerows([{name: _cell(value) for name, value in row.items()} for row in rows])
         self._stream.write(text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 class ParquetWriter(TableWriter):
-    def __init__(self, stream: IO[bytes]) -> None:
-        import pyarrow as arrow
+    _writer: Any = None
+
+    def _write_rows(self, rows: list[dict[str, Any]]) -> None:
+        import pyarrow as pa
         from pyarrow import parquet
 
-        super().__init__(stream)
-        self._arrow, self._parquet = arrow, parquet
-        self._writer: Any = None
-
-    def _write_rows(self, rows: list[dict[str, Any]], *, is_first: bool) -> None:
-        if is_first:
-            found = self._arrow.Table.from_pylist(rows).schema
-            number, null = self._arrow.float64(), self._arrow.null()  # a column without a value is taken for numbers
-            schema = self._arrow.schema([(f.name, number if f.type == null else f.type) for f in found])
-            self._writer = self._parquet.ParquetWriter(self._stream, schema)
+        if self._writer is None:
+            found = pa.Table.from_pylist(rows).schema
+            # A column without a value is taken for numbers.
+            schema = pa.schema([(f.name, pa.float64() if f.type == pa.null() else f.type) for f in found])
+            self._writer = parquet.ParquetWriter(self._stream, schema)
         try:
-            self._writer.write_table(self._arrow.Table.from_pylist(rows, schema=self._writer.schema))
-        except (self._arrow.ArrowInvalid, self._arrow.ArrowTypeError) as error:
+            self._writer.write_table(pa.Table.from_pylist(rows, schema=self._writer.schema))
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             what, hint = "a prediction has another type than the first", "aifx predict INPUT --output FILE.jsonl"
             raise DataError(what, str(error).splitlines()[0], hint) from None
 
     def close(self) -> None:
-        if self._writer is None:  # no row, no column
-            self._writer = self._parquet.ParquetWriter(self._stream, self._arrow.schema([]))
-        self._writer.close()
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        (self._writer or parquet.ParquetWriter(self._stream, pa.schema([]))).close()  # without a row there is no column
 
 
 WRITERS: dict[str, type[RowWriter]] = {"jsonl": JsonlWriter, "csv": CsvWriter, "parquet": ParquetWriter}

@@ -37,15 +37,14 @@ if TYPE_CHECKING:
 
 
 MOST_FILES = 64
-"""Of a project's data, so many are opened to check them: the first megabyte of each."""
-
+"""Files of a project's data that are opened to check them: the first megabyte of each."""
 
 OWN_TOKENIZERS = ("bpe", "char", "byte")
 """Values of `data.tokenizer` that are no paths."""
 
 
 class DatasetSection(DataSection):
-    """What all data has that is a version of a data set, or files that its kind checks and reads."""
+    """Base of data that is a version of a data set, or files that its kind checks and reads."""
 
     version_kind: ClassVar[Kind] = "table"
     """The kind of the version."""
@@ -70,10 +69,14 @@ class DatasetSection(DataSection):
                 )
         yield from held_out_conflicts(config.train, *self.shares)
 
+    if TYPE_CHECKING:  # each kind has these fields, in an order that is part of the digest of a run's data
+        validation_fraction: float
+        test_fraction: float
+
     @property
-    @abstractmethod
     def shares(self) -> tuple[float | None, float]:
-        """Of the training data: that for validation, None if it has data of its own, and that for the test."""
+        """Shares of the training data for validation, None if that has data of its own, and for the test."""
+        return self.validation_fraction, self.test_fraction
 
     def open_parts(self, project: Project) -> tuple[DatasetPart, ...]:
         """The version that `dataset` names, or the parts of a mix; none if the data is files. Reads manifests alone.
@@ -114,7 +117,7 @@ class DatasetSection(DataSection):
 
 
 class PathSection(DatasetSection):
-    """What all data has whose files one path names."""
+    """Base of data whose files one path names."""
 
     path: str
 
@@ -128,34 +131,35 @@ class PathSection(DatasetSection):
 
     def find(self, project: Project) -> list[SourceFile]:
         """The file that the path names, or all files of pictures that it does. Raises DataError, UsageError."""
+        return [self.file(project)]
+
+    def file(self, project: Project) -> SourceFile:
+        """The file that the path names. Raises UsageError for a URL that names none, or several."""
         from aifx.data.readers.sources import named_file
 
-        return [named_file(self.path, project.root)]
+        return named_file(self.path, project.root)
 
     def check_own_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
-        from aifx.data.readers.sources import named_file
-
         if "://" not in self.path:
             yield from missing_file(project, "data.path", self.path)
             return
         try:
-            named_file(self.path, project.root)
+            self.file(project)
         except AifxError as error:
             yield "data.path", error
 
     def read_own_beginnings(self, project: Project) -> int:
-        """The first row of the file."""
+        """Read the first row of the file."""
         from aifx.data.readers.rows import field, read_rows
-        from aifx.data.readers.sources import named_file
 
-        for row in islice(read_rows(named_file(self.path, project.root)), 1):
+        for row in islice(read_rows(self.file(project)), 1):
             for name in self.needed:
                 field(row.values, name)
         return 1
 
 
 class TokenSection(DataSection):
-    """What all data of tokens has: a tokenizer, and the length of sequences."""
+    """Base of data of tokens: a tokenizer, and the length of sequences."""
 
     tokenizer: str = Field(
         "bpe",
@@ -194,16 +198,14 @@ class TokenSection(DataSection):
 
 
 class DocumentSection(DatasetSection, TokenSection):
-    """What text and chats have: files by split, or a part of the training files held out."""
+    """Base of text and chats: files by split, or a part of the training files held out."""
 
     excluded: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
 
-    if TYPE_CHECKING:  # each kind has these fields, in an order that is part of the digest of a run's data
+    if TYPE_CHECKING:  # fields as in `DatasetSection`
         train: tuple[str, ...]
         validation: tuple[str, ...]
         test: tuple[str, ...]
-        validation_fraction: float
-        test_fraction: float
 
     @property
     def shares(self) -> tuple[float | None, float]:
@@ -370,28 +372,26 @@ class ImagesSection(PathSection):
     def find(self, project: Project) -> list[SourceFile]:
         from aifx.data.picture_lists import list_pictures, picture_files
 
-        path = project.root / self.path
         if self.is_archive:
-            return super().find(project)
+            return [self.file(project)]
+        path = project.root / self.path
         pictures = picture_files(list_pictures(path, self.path, self.classes, has_all=False), project.root)
-        return pictures if path.is_dir() else [*super().find(project), *pictures]
+        return pictures if path.is_dir() else [self.file(project), *pictures]
 
     def check_own_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
         if self.is_archive or not (project.root / self.path).is_dir():
             yield from super().check_own_files(project)
 
     def read_own_beginnings(self, project: Project) -> int:
-        """The archive's directory, or the headers of pictures; the rest is read when training begins."""
+        """Read the archive's directory, or the headers of pictures; the rest is read when training begins."""
         from aifx.data.picture_lists import list_pictures
         from aifx.data.readers.archives import check_archive
         from aifx.data.readers.pictures import open_picture
-        from aifx.data.readers.sources import SourceFile
 
-        path = project.root / self.path
         if self.is_archive:
-            check_archive(SourceFile(self.path, str(path), "npz"))
+            check_archive(self.file(project))
             return 1
-        pictures = list_pictures(path, self.path, self.classes).examples
+        pictures = list_pictures(project.root / self.path, self.path, self.classes).examples
         for picture in pictures[: MOST_FILES if self.errors == "strict" else 0]:
             try:
                 with open_picture(picture.path):
@@ -479,20 +479,15 @@ class TableSection(PathSection):
     test_fraction: Fraction = Field(0.2, description="Share of the rows held out for the test.")
     bins: PositiveInt = Field(32, description="Most bins of a numeric column, at quantiles of the training rows.")
 
-    @property
-    def shares(self) -> tuple[float | None, float]:
-        return self.validation_fraction, self.test_fraction
-
     def conflicts(self, config: Config) -> Iterator[Conflict]:
         yield from super().conflicts(config)
         if self.group_column is not None and self.time_column is not None:
             reason = "a group would be in several parts of the time"
             problem = "data.group_column and data.time_column cannot be used together"
             yield Conflict(("data.group_column", "data.time_column"), problem, reason)
-        named: dict[str, set[str | None]] = {"target": {self.target}, "columns": {*self.columns}}
-        named |= {"group_column": {self.group_column}, "time_column": {self.time_column}}
-        for key, names in named.items():
-            for name in names & set(self.ignore):
+        columns = {"group_column": [self.group_column], "time_column": [self.time_column]}
+        for key, names in {"target": [self.target], "columns": self.columns, **columns}.items():
+            for name in set(self.ignore).intersection(names):
                 problem = f"data.ignore leaves out {name!r}, which data.{key} names"
                 yield Conflict(("data.ignore", f"data.{key}"), problem, "an ignored column is not read")
 

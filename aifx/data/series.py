@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from array import array
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from aifx.core.digests import Sha256
 from aifx.core.errors import ConfigError, DataError
@@ -42,7 +41,6 @@ logger = logging.getLogger(__name__)
 FACTS_FILE = "series.json"
 """In a run's assets: the `SeriesFacts` of its data."""
 
-
 EPOCH = datetime(1970, 1, 1)
 MICROSECOND = timedelta(microseconds=1)
 TRUTH = {"true": 1.0, "false": 0.0}
@@ -63,45 +61,35 @@ class SeriesRows:
         return SeriesRows(self.name, self.times[:end], self.numbers[:end], self.rows[:end])
 
 
-@dataclass
-class _Collected:
-    times: array[int] = dataclasses.field(default_factory=lambda: array("q"))
-    numbers: array[float] = dataclasses.field(default_factory=lambda: array("d"))
-    rows: array[int] = dataclasses.field(default_factory=lambda: array("q"))
-
-
 def read_series(source: Source, section: SeriesSection) -> list[SeriesRows]:
     """The series of a .csv, .jsonl or .parquet file or a version, by name. Raises DataError naming file and line."""
     if source.part is None and source.file.format not in FORMATS:
         raise unknown_format(source.file, FORMATS)
-    collected: dict[str, _Collected] = {}
+    columns = (section.value, *section.known, *section.past)
+    collected: dict[str, tuple[array[int], array[float], array[int]]] = {}  # times, numbers and rows
     for row in source.rows():
         try:
             name = "" if section.series is None else str(field(row.values, section.series))
-            time, numbers = read_time(row.values, section), read_numbers(row.values, section)
+            if isinstance(section.time, str):
+                time = parse_time(field(row.values, section.time))
+            else:
+                time = parse_parts(field(row.values, column) for column in section.time)
+            found = [_number(column, field(row.values, column)) for column in columns]
         except (ValueError, TypeError, OverflowError) as error:
-            why = str(error)
             hint = "correct the row (the cell of a missing number is empty), or change [data]"
-            raise DataError(f"{row.place}: the row cannot be used", why, hint) from None
-        found = collected.setdefault(name, _Collected())
-        found.times.append((time - EPOCH) // MICROSECOND)
-        found.numbers.extend(numbers)
-        found.rows.append(row.number)
+            raise DataError(f"{row.place}: the row cannot be used", str(error), hint) from None
+        times, numbers, rows = collected.setdefault(name, (array("q"), array("d"), array("q")))
+        times.append((time - EPOCH) // MICROSECOND)
+        numbers.extend(found)
+        rows.append(row.number)
     if not collected:
         raise DataError(f"{source.name}: no rows", "a series has a row per time", f"head {source.name}")
-    return [_ordered(name, collected[name]) for name in sorted(collected)]
-
-
-def read_time(values: Mapping[str, Any], section: SeriesSection) -> datetime:
-    """The time of a row. Raises ValueError."""
-    if isinstance(section.time, str):
-        return parse_time(field(values, section.time))
-    return parse_parts(field(values, column) for column in section.time)
-
-
-def read_numbers(values: Mapping[str, Any], section: SeriesSection) -> list[float]:
-    """The value and the covariates of a row, NaN where they are missing. Raises ValueError."""
-    return [_number(values, column) for column in (section.value, *section.known, *section.past)]
+    series = []
+    for name, (times, numbers, rows) in sorted(collected.items()):
+        order = np.argsort(times, kind="stable")
+        by_row = np.array(numbers).reshape(len(times), -1)[order]
+        series.append(SeriesRows(name, np.array(times)[order].astype("M8[us]"), by_row, np.array(rows)[order]))
+    return series
 
 
 def check_places(source: Source, series: SeriesRows, grid: TimeGrid) -> np.ndarray:
@@ -122,15 +110,8 @@ def check_places(source: Source, series: SeriesRows, grid: TimeGrid) -> np.ndarr
     return places
 
 
-def _ordered(name: str, found: _Collected) -> SeriesRows:
-    times = np.array(found.times, np.int64).astype("M8[us]")
-    order = np.argsort(times, kind="stable")
-    numbers = np.array(found.numbers).reshape(len(times), -1)
-    return SeriesRows(name, times[order], numbers[order], np.array(found.rows, np.int64)[order])
-
-
-def _number(values: Mapping[str, Any], column: str) -> float:
-    value = field(values, column)
+def _number(column: str, value: Any) -> float:
+    """A value or a covariate, NaN if it is missing. Raises ValueError."""
     if is_missing(value):
         return math.nan
     if isinstance(value, str):
@@ -193,10 +174,9 @@ class SeriesFormat(DataFormat):
         section, source = self.section, Source(file)
         for series in read_series(source, section):
             check_places(source, series, self.facts.calendar.grid)
-            columns = (section.value, *section.known, *section.past)
-            values: dict[str, Any] = {column: series.numbers[:, i] for i, column in enumerate(columns)}
+            values = dict(zip((section.value, *section.known, *section.past), series.numbers.T, strict=True))
             place = f"{file.name}: series {series.name!r}" if section.series else file.name
-            named = {section.series: series.name} if section.series else {}
+            named: dict[str, Any] = {section.series: series.name} if section.series else {}
             yield Row(file.name, int(series.rows[-1]), place, named | {self._time: series.times.tolist()} | values)
 
     def skip_reason(self, row: Mapping[str, Any]) -> str:
@@ -253,16 +233,15 @@ class SeriesFormat(DataFormat):
     def _steps(self, row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """The times and numbers of a series, in order of time."""
         section = self.section
-        by_time = section.model_copy(update={"time": self._time})
         columns = [self._time, section.value, *section.known, *section.past]
         lists = [list(field(row, column)) for column in columns]
-        if len({len(values) for values in lists}) != 1:
+        if len(set(map(len, lists))) != 1:
             lengths = ", ".join(f"{name} {len(values)}" for name, values in zip(columns, lists, strict=True))
             raise ValueError(f"the columns of a series are equally long, and these are {lengths}")
-        steps = [dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)]
-        times = np.array([read_time(step, by_time) for step in steps], "M8[us]")
+        times = np.array([parse_time(value) for value in lists[0]], "M8[us]")
         order = np.argsort(times, kind="stable")
-        return times[order], np.array([read_numbers(step, section) for step in steps], np.float64)[order]
+        named = zip(columns[1:], lists[1:], strict=True)
+        return times[order], np.array([[_number(name, value) for value in values] for name, values in named]).T[order]
 
 
 def _source_of(section: SeriesSection, project: Project) -> Source:
@@ -296,7 +275,12 @@ def _open(section: SeriesSection, source: Source, facts: SeriesFacts | None, *, 
     for one, found, start in zip(series, places, starts, strict=True):
         numbers[start + found - found[0]] = one.numbers
     grid_starts = np.array([found[0] for found in places])
-    cuts = _cuts(section, name, grid_starts, lengths) if is_split else _whole(section, grid_starts, lengths)
+    if is_split:
+        cuts = _cuts(section, name, grid_starts, lengths)
+    elif section.split == "date":  # all steps are the test, after a context: of the first steps
+        cuts = {"test": (np.clip(grid_starts.min() + section.context - grid_starts, 0, lengths), lengths)}
+    else:  # or of those of each series; a short series has less context
+        cuts = {"test": (np.clip(lengths - section.horizon, 0, section.context), lengths)}
     if facts is None:
         is_trained = cuts["train"][1] > 0
         ends = grid_starts + cuts["train"][1]
@@ -325,7 +309,7 @@ def _open(section: SeriesSection, source: Source, facts: SeriesFacts | None, *, 
 
 
 def _described(data: SeriesData) -> Iterator[str]:
-    """What was found, and a line per split: its steps, their times, and the number of series."""
+    """A line about the series, and one per split: its steps, their times, and the number of series."""
     calendar, is_last = data.facts.calendar, data.section.split == "last"
     yield (
         f"{data.name}: {counted(len(data.starts), 'series', '')}, {np.isfinite(data.values).sum():,} values, "
@@ -377,17 +361,6 @@ def _cuts(
     return dict(zip(SPLITS, pairwise(bounds), strict=True))
 
 
-def _whole(
-    section: SeriesSection, grid_starts: np.ndarray, lengths: np.ndarray
-) -> dict[Split, tuple[np.ndarray, np.ndarray]]:
-    """All steps as the test, after a context: of the first steps, or of those of each series."""
-    if section.split == "date":
-        first = np.clip(grid_starts.min() + section.context - grid_starts, 0, lengths)
-    else:  # a short series has less context
-        first = np.clip(lengths - section.horizon, 0, section.context)
-    return {"test": (first, lengths)}
-
-
 def _means(values: np.ndarray) -> tuple[tuple[float, float], ...]:
     """Mean and standard deviation of each column, missing numbers left out; 1 for a constant one."""
     found = []
@@ -404,16 +377,16 @@ def _scaled(values: np.ndarray, covariates: Sequence[tuple[float, float]]) -> np
 
 
 def _of_step(value: Any, step: int) -> Any:
-    """What a prediction says of one step: lists have an entry per step, a single number is that of the only step."""
+    """The part of a prediction for one step: lists have an entry per step, a single number is that of the only step."""
     if isinstance(value, Mapping):
         return {name: _of_step(item, step) for name, item in value.items()}
     return value[step] if isinstance(value, list) else value
 
 
 def _facts(path: Path) -> SeriesFacts:
-    """What `open` kept. Raises DataError if it is missing or cannot be used."""
+    """The facts that `open` kept. Raises DataError if they are missing or cannot be used."""
     try:
         return TypeAdapter(SeriesFacts).validate_python(parse_json(read_file(path)))
-    except (OSError, ValidationError, ValueError) as error:
+    except (OSError, ValueError) as error:  # also pydantic's
         why = str(error).splitlines()[0]
         raise DataError(f"{path} does not describe the series of the run", why, f"restore {path}") from None

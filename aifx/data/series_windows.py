@@ -34,7 +34,7 @@ MOST_EXAMPLES = 20_000
 
 @dataclass(frozen=True)
 class SeriesFacts:
-    """What a model's data had in training: kept in the run's assets."""
+    """Facts about the data of a training, which are kept in the run's assets."""
 
     calendar: Calendar
     covariates: tuple[tuple[float, float], ...]  # mean and standard deviation of `known` and `past` in training
@@ -54,7 +54,7 @@ class Windows:
         return int(self.last[-1])
 
     def find(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each window: the place of its first target in the data and on the grid, and the end of its split."""
+        """For each window the place of its first target in the data and on the grid, and the end of its split."""
         series = np.searchsorted(self.last, numbers, side="right")
         before = np.concatenate([[0], self.last[:-1]])
         target = self.first[series] + (numbers - before[series]) * self.stride
@@ -83,7 +83,7 @@ class SeriesData:
     lengths: np.ndarray  # steps of each series
     grid_starts: np.ndarray  # place on the grid of each series' first step
     cuts: Mapping[Split, tuple[np.ndarray, np.ndarray]]
-    """Of each series, in steps from its first: the first target of a split, and its end."""
+    """The first target of each split and its end, in steps from the first of each series."""
     file_versions: Mapping[str, ImplicitVersion]  # the file that it was made of, by the key that names it
 
     def source(self, split: Split, batch_size: int, *, seed: int | None) -> ExampleSource:
@@ -92,21 +92,18 @@ class SeriesData:
 
     def some_windows(self, split: Split) -> Windows:
         """Windows over a split. Raises DataError if there are none."""
-        if split not in self.cuts or not len(windows := self.windows(split)):
-            raise self._no_windows(split)
-        return windows
-
-    def _no_windows(self, split: Split) -> DataError:
+        if split in self.cuts and len(windows := self.windows(split)):
+            return windows
         whole = self._end - self._begin
         steps = int(np.ptp(self.cuts[split], axis=0).max()) if split in self.cuts else 0
         if split == "test" and "train" not in self.cuts:  # a file of `aifx eval --data`
             why = f"its first data.context = {self.section.context} steps are context, and it has {whole}"
-            return DataError(f"{self.name}: too few rows", why, "add the rows before or after them")
+            raise DataError(f"{self.name}: too few rows", why, "add the rows before or after them")
         why = f"it has {steps} of {whole} steps; a window needs a step before it"
         if split == "train":
             why += f" and has data.horizon = {self.section.horizon} steps"
         hint = f"raise data.{split}_steps or data.{split}_fraction" if split != "train" else "hold out less"
-        return DataError(f"{self.name}: no windows in the {split} split", why, hint)
+        raise DataError(f"{self.name}: no windows in the {split} split", why, hint)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Windows with a target that counts."""
@@ -130,7 +127,7 @@ class SeriesData:
         return Windows(self.starts + first, self.grid_starts - self.starts, self.starts + end, last, stride)
 
     def has_targets(self, split: Split) -> np.ndarray:
-        """Of each series: whether a window of the split has a value to forecast, bool `[series]`."""
+        """Whether a window of the split has a value to forecast, by series: bool `[series]`."""
         known = np.concatenate([[0], np.isfinite(self.values).cumsum()])
         first, end = self.cuts[split]
         begin = self.starts + np.maximum(first, 1)
@@ -148,7 +145,7 @@ class SeriesData:
         return window_batch(self.section, values, tokens, self.covariates[steps])
 
     def naive(self, split: Split, season: int) -> np.ndarray:
-        """What a season before each target was, float32 `[windows, horizon]`, scaled as targets are.
+        """Values a season before each target, float32 `[windows, horizon]`, scaled as targets are.
 
         It is the last such value that is known when the forecast is made. Where it is missing, it is the mean of the
         context, 0.
@@ -156,8 +153,7 @@ class SeriesData:
         windows = self.some_windows(split)
         ahead = np.arange(self.section.horizon)
         found = np.zeros((len(windows), len(ahead)), np.float32)
-        for begin in range(0, len(windows), ROWS):
-            numbers = np.arange(begin, min(begin + ROWS, len(windows)))
+        for numbers in _blocks(windows):
             places = windows.find(numbers)[0][:, None] + ahead - season * (ahead // season + 1)
             is_there = places >= self.starts[np.searchsorted(windows.last, numbers, side="right")][:, None]
             values = np.where(is_there, self.values[np.maximum(places, 0)], np.nan)
@@ -176,7 +172,7 @@ class SeriesData:
 
     @cached_property
     def _tokens(self) -> np.ndarray:
-        """Of each place on the grid that a window may reach: int32 [places, features]."""
+        """The calendar's tokens of each place on the grid that a window may reach: int32 [places, features]."""
         places = np.arange(self._begin - self.section.context, self._end + self.section.horizon)
         return self.facts.calendar.tokens(self.facts.calendar.grid.times(places))
 
@@ -216,7 +212,7 @@ def window_batch(section: SeriesSection, values: np.ndarray, tokens: np.ndarray,
 
 
 def series_spec(section: SeriesSection, calendar: Calendar) -> DataSpec:
-    """What a model must know of windows: the horizon is `target_size`, the calendar's tokens are `vocab_size`."""
+    """The spec of windows: the horizon is `target_size`, the calendar's tokens are `vocab_size`."""
     context, whole = section.context, section.context + section.horizon
     fields = {
         "inputs": Field((context,), "float32", ("time",)),
@@ -259,9 +255,13 @@ def boosted_trees(data: SeriesData, split: Split, most_examples: int = MOST_EXAM
     trees = HistGradientBoostingRegressor(random_state=0)
     trees.fit(_design(batch, horizon)[counts], batch["targets"].ravel()[counts])
     asked = data.some_windows(split)
-    numbers = [np.arange(begin, min(begin + ROWS, len(asked))) for begin in range(0, len(asked), ROWS)]
-    found = [trees.predict(_design(data.read(asked, which), horizon)) for which in numbers]
+    found = [trees.predict(_design(data.read(asked, numbers), horizon)) for numbers in _blocks(asked)]
     return np.concatenate(found).reshape(-1, horizon).astype(np.float32)
+
+
+def _blocks(windows: Windows) -> list[np.ndarray]:
+    """The numbers of windows, ROWS at a time."""
+    return np.split(np.arange(len(windows)), range(ROWS, len(windows), ROWS))
 
 
 def _design(batch: Batch, horizon: int) -> np.ndarray:

@@ -9,7 +9,7 @@ manifest says of each split whether it is closed, and its bytes. For each split 
                             if the tokenizer is not byte-level: otherwise a token's id says its size
 
 A block of an array is verified when it is first read. A damaged store is built again, also while training reads it.
-The folder may also hold indices that can be made again (`aifx.data.sequences`): no part of the artefact, and deleted
+The folder may also hold packings that can be made again (`aifx.data.text`): no part of the artefact, and deleted
 with it.
 """
 
@@ -25,7 +25,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from tokenizers import Encoding
@@ -43,12 +43,6 @@ logger = logging.getLogger(__name__)
 # A batch has enough pieces a core that its last ones cost little, and a bound on the memory of its encodings.
 BATCH_CHARACTERS = min(os.cpu_count() or 1, 32) << 20
 AHEAD = 2  # batches that are encoded at a time, so that no core waits between them
-
-
-class Sizes(Protocol):
-    """Bytes of the text of each token of a split."""
-
-    def __getitem__(self, part: slice) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -72,7 +66,7 @@ class SplitTokens:
     documents: np.ndarray | BlockArray
     closed: bool  # whether the last document ends here; otherwise the next split cut it
     num_bytes: int  # of the text, UTF-8
-    sizes: Sizes | None = None  # [n], bytes of the text of each token; None if they are not known
+    sizes: np.ndarray | BlockArray | SizesById | None = None  # [n]: bytes of each token's text, if known
 
     @property
     def num_targets(self) -> int:
@@ -128,13 +122,9 @@ def stored_tokens(path: Path, corpus: Corpus, tokenizer: Tokenizer, *, whole: bo
 
 
 def _build(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
-    """Encode `corpus` into the arrays of a store. Returns what its manifest says of each split."""
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    """Encode `corpus` into the arrays of a store. Returns the facts of each split for its manifest."""
     with ExitStack() as opened:
-        writers: dict[Split, _SplitWriter] = {}
-        for split in SPLITS:
-            has_sizes = _has_sizes(split, tokenizer)
-            writers[split] = _SplitWriter(folder, split, dtype, tokenizer.eos_id, opened, has_sizes=has_sizes)
+        writers = {split: _SplitWriter(folder, split, tokenizer, opened) for split in SPLITS}
         activity = f"tokenizing {corpus.names('train')}"
         logger.info(activity)
         with report_progress(activity, corpus.expected_bytes(*SPLITS), "bytes") as progress:
@@ -152,24 +142,30 @@ def _encoded(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[tuple[Split, Piec
     Threads keep the encoder, which works outside the interpreter's lock, busy with the batches ahead while this one
     takes the ids of those that are done.
     """
-    pending: deque[tuple[list[tuple[Split, Piece]], Future[list[Encoding]]]] = deque()
+    pending: deque[Future[list[tuple[Split, Piece, Encoding]]]] = deque()
+
+    def finished() -> Iterator[tuple[Split, Piece, Encoding]]:
+        encoded = pending.popleft().result()
+        while encoded:
+            yield encoded.pop()  # so that each is freed when it was taken
+
     with ThreadPoolExecutor(AHEAD, "encode") as pool:
-        for batch in _batches(_divided(corpus.pieces(whole=not tokenizer.can_cut), tokenizer)):
-            pending.append((batch, pool.submit(_encode, batch, tokenizer)))
+        for batch in _batches(corpus, tokenizer):
+            pending.append(pool.submit(_encode, batch, tokenizer))
             if len(pending) > AHEAD:
-                yield from _joined(*pending.popleft())
+                yield from finished()
         while pending:
-            yield from _joined(*pending.popleft())
+            yield from finished()
 
 
-def _encode(batch: list[tuple[Split, Piece]], tokenizer: Tokenizer) -> list[Encoding]:
-    """The encodings of a batch's pieces. Those with offsets take more than twice the time."""
+def _encode(batch: list[tuple[Split, Piece]], tokenizer: Tokenizer) -> list[tuple[Split, Piece, Encoding]]:
+    """A batch's pieces with their encodings, the last first. Those with offsets take more than twice the time."""
     needed = [_has_sizes(split, tokenizer) for split, _ in batch]
     made = {}
     for offsets in set(needed):
         texts = [piece.text for (_, piece), own in zip(batch, needed, strict=True) if own == offsets]
         made[offsets] = iter(tokenizer.encode_batch(texts, offsets=offsets))
-    return [next(made[offsets]) for offsets in needed]
+    return [(*item, next(made[offsets])) for item, offsets in zip(batch, needed, strict=True)][::-1]
 
 
 def _has_sizes(split: Split, tokenizer: Tokenizer) -> bool:
@@ -177,33 +173,19 @@ def _has_sizes(split: Split, tokenizer: Tokenizer) -> bool:
     return split != "train" and not tokenizer.is_byte_level
 
 
-def _joined(
-    batch: list[tuple[Split, Piece]], encoded: Future[list[Encoding]]
-) -> Iterator[tuple[Split, Piece, Encoding]]:
-    encodings = encoded.result()
-    encodings.reverse()  # so that each is freed when it was taken
-    for split, piece in batch:
-        yield split, piece, encodings.pop()
-
-
-def _divided(pieces: Iterator[tuple[Split, Piece]], tokenizer: Tokenizer) -> Iterator[tuple[Split, Piece]]:
-    """The pieces, those of long text without a place to cut in parts."""
-    for split, piece in pieces:
-        *parts, last = tokenizer.divide(piece.text)
-        for part in parts:
-            yield split, Piece(part, closes=False)
-        yield split, Piece(last, piece.closes) if parts else piece
-
-
-def _batches(pieces: Iterator[tuple[Split, Piece]]) -> Iterator[list[tuple[Split, Piece]]]:
+def _batches(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[list[tuple[Split, Piece]]]:
+    """Batches of pieces, those of long text without a place to cut in parts."""
     batch: list[tuple[Split, Piece]] = []
     size = 0
-    for item in pieces:
-        batch.append(item)
-        size += len(item[1].text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
+    for split, piece in corpus.pieces(whole=not tokenizer.can_cut):
+        *parts, last = tokenizer.divide(piece.text)
+        pieces = [*(Piece(part, closes=False) for part in parts), Piece(last, piece.closes) if parts else piece]
+        for part in pieces:
+            batch.append((split, part))
+            size += len(part.text)
+            if size >= BATCH_CHARACTERS:
+                yield batch
+                batch, size = [], 0
     if batch:
         yield batch
 
@@ -211,16 +193,14 @@ def _batches(pieces: Iterator[tuple[Split, Piece]]) -> Iterator[list[tuple[Split
 class _SplitWriter:
     """Writes the arrays of a split as their pieces come. `opened` closes their files."""
 
-    def __init__(
-        self, folder: Path, split: Split, dtype: np.dtype[Any], eos_id: int, opened: ExitStack, *, has_sizes: bool
-    ) -> None:
-        def writer(name: str, dtype: np.dtype[Any]) -> ArrayWriter:
-            return opened.enter_context(closing(ArrayWriter(folder / f"{split}.{name}{SUFFIX}", dtype)))
+    def __init__(self, folder: Path, split: Split, tokenizer: Tokenizer, opened: ExitStack) -> None:
+        def writer(name: str, dtype: type[np.unsignedinteger[Any]]) -> ArrayWriter:
+            return opened.enter_context(closing(ArrayWriter(folder / f"{split}.{name}{SUFFIX}", np.dtype(dtype))))
 
         self._documents_path = folder / f"{split}.documents{SUFFIX}"
-        self._tokens = writer("tokens", dtype)
-        self._sizes = writer("sizes", np.dtype(np.uint32)) if has_sizes else None
-        self._eos_id = eos_id
+        self._tokens = writer("tokens", np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+        self._sizes = writer("sizes", np.uint32) if _has_sizes(split, tokenizer) else None
+        self._eos_id = tokenizer.eos_id
         self._documents = array("q")
         self._num_bytes = 0
         self._without_token = 0  # bytes of text of which the tokenizer made nothing

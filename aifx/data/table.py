@@ -26,6 +26,7 @@ from aifx.data.arrays import (
     Places,
     array_dataset,
     hash_fraction,
+    held_out_hints,
     split_places,
     take,
     target_units,
@@ -90,16 +91,16 @@ class TableFormat(ArrayFormat):
 
     @classmethod
     def open(cls, section: TableSection, project: Project, assets: Path) -> tuple[TableFormat, ArrayDataset]:
-        """The rows of `data.path`. Columns are inferred from the training split, unless `assets` has them."""
         return cls.open_folds(section, project, assets)
 
     @classmethod
     def open_folds(
         cls, section: TableSection, project: Project, assets: Path, folds: int = 1
     ) -> tuple[TableFormat, ArrayDataset]:
-        """`open`; with 2 `folds` or more, all rows that are not for the test are in training and in validation.
+        """The rows of `data.path`. Columns are inferred from the training split, unless `assets` has them.
 
-        "fold" int32 `[rows]` is then their fold, -1 in the test split. Raises DataError if a member has no other fold.
+        With 2 `folds` or more, all rows that are not for the test are in training and in validation. "fold" int32
+        `[rows]` is then their fold, -1 in the test split. Raises DataError if a member has no other fold.
         """
         table, splits = read_splits(section, project)
         if folds > 1:
@@ -116,13 +117,8 @@ class TableFormat(ArrayFormat):
         arrays = encode_table(table, spec, section.target)
         if folds > 1:
             arrays = {**arrays, FOLD: row_folds(table, splits["train"], section, folds)}
-        held_out: tuple[Split, ...] = ("validation", "test")
-        data = array_dataset(
-            {split: take(arrays, which) for split, which in splits.items()},
-            how=("table", spec.columns),
-            name=table.name,
-            hints={split: f"raise data.{split}_fraction, or add rows" for split in held_out},
-        )
+        taken = {split: take(arrays, which) for split, which in splits.items()}
+        data = array_dataset(taken, how=("table", spec.columns), name=table.name, hints=held_out_hints("rows"))
         spec = replace(spec, fields=data.spec.fields)
         data = replace(data, spec=spec, places=_places(table, splits), file_versions=table.source.file_versions)
         return cls(section, spec), data
@@ -158,9 +154,9 @@ class TableFormat(ArrayFormat):
         fields = {}
         for column, number in zip(self.spec.columns, example["inputs"].tolist(), strict=True):
             fields[f"{column.name} ({column.part})" if column.part else column.name] = shown_value(column, number)
-        target = example["targets"].item()
-        classes, unit = self.spec.classes, (self.spec.target_scale, self.spec.target_mean)
-        return {**fields, self.section.target: classes[target] if classes else f"{target * unit[0] + unit[1]:.4g}"}
+        spec, target = self.spec, example["targets"].item()
+        value = spec.classes[target] if spec.classes else f"{target * spec.target_scale + spec.target_mean:.4g}"
+        return {**fields, self.section.target: value}
 
     @cached_property
     def _encoders(self) -> list[tuple[Column, Callable[[Any], float]]]:
@@ -188,17 +184,14 @@ def read_splits(section: TableSection, project: Project) -> tuple[Table, dict[Sp
         for name in names:
             table.column(name, f"data.{key}")
     table = table.known(section.target)
-    splits = _divided(table, section)
+    splits = _splits(table, section)
     if (count := int(splits["train"].sum())) < 2:
-        what, why = (
-            f"{table.name}: too few rows to train on",
-            f"{count} of its {table.num_rows} rows are not held out",
-        )
-        raise DataError(what, why, "add rows, or lower data.test_fraction")
+        why = f"{count} of its {table.num_rows} rows are not held out"
+        raise DataError(f"{table.name}: too few rows to train on", why, "add rows, or lower data.test_fraction")
     return table, splits
 
 
-def _divided(table: Table, section: TableSection) -> dict[Split, np.ndarray]:
+def _splits(table: Table, section: TableSection) -> dict[Split, np.ndarray]:
     """Which rows are in each split, bool `[rows]`: by the column `_split`, if a version has it. Raises DataError.
 
     With a `validation_fraction` of 0, the rows that `_split` names for validation are training rows.
@@ -259,18 +252,11 @@ def _text_fraction(text: str) -> float:
 
 
 def infer_spec(table: Table, is_train: np.ndarray, section: TableSection) -> tuple[DataSpec, list[str]]:
-    """What a table is, without fields: its columns by the training rows, and its target. Also lines that say so."""
+    """The spec of a table without fields: its columns by the training rows, and its target. Also lines about them."""
     train = table.rows_where(is_train)
-    columns: list[Column] = []
-    left_out: dict[str, str] = {}
-    for name in table.values:
-        if name == section.target:
-            continue
-        found = _infer(train, name, section)
-        if isinstance(found, str):
-            left_out[name] = found
-        else:
-            columns += found
+    inferred = {name: _infer(train, name, section) for name in table.values if name != section.target}
+    left_out = {name: found for name, found in inferred.items() if isinstance(found, str)}
+    columns = [column for found in inferred.values() if not isinstance(found, str) for column in found]
     if not columns:
         why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "it has the target alone"
         raise DataError(f"{table.name}: no column to predict from", why, "aifx config keys data")
@@ -350,8 +336,6 @@ def _same_value(kind: ColumnKind, texts: Sequence[str]) -> tuple[str, str] | Non
 
 def encode_table(table: Table, spec: DataSpec, target: str) -> Arrays:
     """ "inputs", "targets" and their units of rows. Raises DataError naming the line of a value that does not fit."""
-    for column in spec.columns:
-        table.column(column.name)
     inputs = [table.convert(column.name, encoder(column)) for column in spec.columns]
     if spec.classes:
         numbers = {name: number for number, name in enumerate(spec.classes)}
@@ -370,7 +354,7 @@ def encode_table(table: Table, spec: DataSpec, target: str) -> Arrays:
 
 
 def _check_kept(spec: DataSpec, section: TableSection) -> None:
-    """Raises ConfigError if settings ask for other columns than the run has."""
+    """Raise ConfigError if settings ask for other columns than the run has."""
     kinds = {column.name: column.kind for column in spec.columns}
     wanted = section.columns | dict.fromkeys([*section.ignore, section.target])
     odd = [name for name, kind in kinds.items() if wanted.get(name, kind) != kind]
@@ -401,17 +385,16 @@ def table_baselines(spec: DataSpec, train: Arrays, inputs: np.ndarray) -> Iterat
 def design(columns: tuple[Column, ...], inputs: np.ndarray) -> sparse.csr_array:
     """The inputs of linear models, `[examples, features]`: numbers, a mark for each missing one, a mark per category,
     and a constant. A missing number is 0, the mean."""
-    parts: list[sparse.csr_array] = []
+    rows, ones = np.arange(len(inputs)), np.ones(len(inputs))
+    parts = []
     for column, values in zip(columns, inputs.T, strict=True):
         if column.is_categorical:
-            rows = np.arange(len(values))
-            shape = (len(values), column.num_categories)
-            parts.append(sparse.csr_array((np.ones(len(values)), (rows, values.astype(np.int64))), shape=shape))
+            shape = (len(rows), column.num_categories)
+            parts.append(sparse.csr_array((ones, (rows, values.astype(np.int64))), shape=shape))
         else:
             missing = np.isnan(values)
             parts.append(sparse.csr_array(np.stack([np.where(missing, 0, values), missing], axis=1, dtype=np.float64)))
-    parts.append(sparse.csr_array(np.ones((len(inputs), 1))))
-    return sparse.hstack(parts, format="csr")
+    return sparse.hstack([*parts, sparse.csr_array(ones[:, None])], format="csr")
 
 
 def linear_regression(learned: sparse.csr_array, targets: np.ndarray, asked: sparse.csr_array) -> np.ndarray:

@@ -40,7 +40,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name of the file, or the reference of the version."""
         return self.file.name
 
     def rows(self) -> Iterator[Row]:
@@ -84,7 +84,6 @@ class Table:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
         return self.source.name
 
     @property
@@ -109,19 +108,18 @@ class Table:
         if is_known.all():
             return self
         if not is_known.any():
-            raise DataError(
-                f"{self.name}: column {name!r} is empty", "no row has a value to learn", f"head {self.name}"
-            )
+            what = f"{self.name}: column {name!r} is empty"
+            raise DataError(what, "no row has a value to learn", f"head {self.name}")
         missing = np.flatnonzero(~is_known)
         first = self.place(int(missing[0]))
         logger.warning(f"{self.name}: {len(missing):,} rows without {name!r} are left out, such as {first}")
         return self.rows_where(is_known)
 
     def convert(self, name: str, function: Callable[[Any], Any]) -> list[Any]:
-        """The function of each value of a column. Raises DataError naming the line of one that it refuses."""
+        """The function of each value of a column. Raises DataError if it is missing, or with the line of a bad value."""
         converted: list[Any] = []
         try:
-            converted.extend(map(function, self.values[name]))  # keeps those before the one that fails
+            converted.extend(map(function, self.column(name)))  # keeps those before the one that fails
         except ValueError as error:
             what = f"{self.place(len(converted))}: column {name!r}"
             hint = "correct the row, or give the column another kind in data.columns: aifx config keys data"

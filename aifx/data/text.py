@@ -1,15 +1,17 @@
-"""A project's text as batches of sequences."""
+"""A project's text as batches of sequences of one length, cut from its tokens or packed from its documents."""
 
 from __future__ import annotations
 
+import errno
 import logging
 from abc import abstractmethod
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -17,19 +19,18 @@ from aifx.core.artifact import writable_folder
 from aifx.core.digests import hash32, sha256_of_values
 from aifx.core.errors import ConfigError, DataError
 from aifx.core.files import remove_temporary, replace_file
-from aifx.core.progress import Reporter, report_progress
+from aifx.core.os_errors import errno_of
+from aifx.core.progress import report_progress
 from aifx.core.project import Project, cache_path
 from aifx.data.base import TEXT_BYTES, Batch, DataFormat, Dataset
 from aifx.data.checked_files import read_cached, read_checked, write_checked
 from aifx.data.corpus import Corpus, corpus_of, open_corpora
 from aifx.data.file_index import ImplicitVersion
-from aifx.data.mixing import Turns, part_at
-from aifx.data.order import shuffled
+from aifx.data.order import Turns, part_at, shuffled
 from aifx.data.readers.rows import Row, field, read_rows
 from aifx.data.readers.sources import SourceFile, check_regular, local_file
 from aifx.data.row_cache import rows_key
 from aifx.data.sections import OWN_TOKENIZERS, DocumentSection, TextSection, TokenSection
-from aifx.data.sequences import Sequences, StreamSequences, empty_batch, packed_documents, stream_windows
 from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import SPLITS, Split
 from aifx.data.store import SizesById, SplitTokens, TokenStore, stored_tokens, tokens_key
@@ -50,6 +51,179 @@ TOKENIZER_FILE = "tokenizer.json"
 
 VOCAB_SIZES = {"bpe": 1024, "byte": BYTE_TOKENS}
 """Most tokens by `data.tokenizer` if `data.vocab_size` is not set; characters are counted in the text."""
+
+
+def empty_batch(rows: int, seq_len: int, eos_id: int, *, documents: bool) -> Batch:
+    """Padding: inputs and targets eos, weights 0, and with `documents` segment 0 at position 0."""
+    shape = (rows, seq_len)
+    batch: Batch = {name: np.full(shape, eos_id, np.int32) for name in ("inputs", "targets")}
+    batch["weights"] = np.zeros(shape, np.float32)
+    if documents:
+        batch |= {name: np.zeros(shape, np.int32) for name in ("segment_ids", "positions")}
+    return batch
+
+
+class Sequences(Protocol):
+    """Examples of a fixed length."""
+
+    def __len__(self) -> int: ...
+
+    def write(self, index: int, epoch: int, batch: Batch, row: int) -> None:
+        """Write example `index` of `epoch` into `row` of a batch that `empty_batch` made."""
+
+
+@dataclass(frozen=True)
+class StreamSequences:
+    """Windows of seq_len targets over the tokens laid in a ring, each epoch from another place.
+
+    The place is a function of (seed, epoch), so that over the epochs the model meets each token at many positions, and
+    the fewer than seq_len tokens that an epoch leaves over are not always the same.
+    """
+
+    split: SplitTokens
+    seq_len: int
+    seed: int
+
+    @cached_property
+    def _ring(self) -> int:
+        """The length of the ring: the eos that closes the last document is the one that opens the first."""
+        return len(self.split.tokens) - self.split.closed
+
+    def __len__(self) -> int:
+        return self._ring // self.seq_len
+
+    def write(self, index: int, epoch: int, batch: Batch, row: int) -> None:
+        tokens, ring = self.split.tokens, self._ring
+        phase = hash32("phase", self.seed, epoch) * ring >> 32
+        start = (phase + index * self.seq_len) % ring
+        stop = start + self.seq_len + 1
+        window = tokens[start : min(stop, ring)]
+        if stop > ring:
+            window = np.concatenate([window, tokens[: stop - ring]])
+        batch["inputs"][row] = window[:-1]
+        batch["targets"][row] = window[1:]
+        batch["weights"][row] = 1
+        if stop > ring and not self.split.closed:  # the last document does not end there: the first eos is no target
+            batch["weights"][row, ring - start - 1] = 0
+
+
+@dataclass(frozen=True)
+class PackedSequences:
+    """Rows that hold whole spans of tokens, one after another, the same in each epoch.
+
+    Attributes:
+        spans: int64 `[spans, 4]`, in order of row: row, position of the first input, number of inputs, and how many of
+            the first targets are context only (weight 0).
+        documents: whether batches mark the spans of a row.
+    """
+
+    split: SplitTokens
+    spans: np.ndarray
+    documents: bool
+
+    def __len__(self) -> int:
+        return int(self.spans[-1, 0]) + 1 if len(self.spans) else 0
+
+    def members(self, index: int) -> slice:
+        """The spans in example `index`."""
+        rows = self.spans[:, 0]  # searched in place: NumPy would copy all of it
+        return slice(bisect_left(rows, index), bisect_left(rows, index + 1))
+
+    def write(self, index: int, epoch: int, batch: Batch, row: int) -> None:
+        column = 0
+        for segment, (_, start, length, skip) in enumerate(self.spans[self.members(index)].tolist(), 1):
+            stop = start + length + 1
+            window = self.split.tokens[start:stop]
+            span = slice(column, column + length)
+            batch["inputs"][row, span] = window[:-1]
+            batch["targets"][row, span] = window[1:]
+            batch["weights"][row, column + skip : column + length] = 1
+            if TEXT_BYTES in batch:
+                batch[TEXT_BYTES][row] += self.split.text_bytes(start + 1 + skip, stop)
+            if self.documents:
+                batch["segment_ids"][row, span] = segment
+                batch["positions"][row, span] = np.arange(length, dtype=np.int32)
+            column += length
+
+
+def stream_windows(split: SplitTokens, seq_len: int, stride: int) -> PackedSequences:
+    """Windows of which each token of the split is a target that counts exactly once.
+
+    The first window scores all its targets, those after it the next `stride`, with seq_len - stride tokens or more of
+    context before them.
+    """
+    spans = _windows(np.array([0]), np.array([split.num_targets]), seq_len, stride, context=True)
+    spans = np.insert(spans, 0, np.arange(len(spans)), axis=1)
+    return PackedSequences(split, spans, documents=False)
+
+
+def packed_documents(split: SplitTokens, seq_len: int, stride: int | None, index: Path) -> PackedSequences:
+    """Documents packed into rows by `best_fit`; each token is a target that counts exactly once.
+
+    Documents longer than a row are cut: without `stride` one part after another, with it as `stream_windows` does.
+    The packing is kept in the file `index`, next to the tokens, and read from there the next time. A damaged one is
+    made again, with a warning.
+    """
+    spans = read_cached(lambda path: np.frombuffer(read_checked(path), np.int64).reshape(-1, 4), index, "index")
+    if spans is None:
+        # A document cut by the next split has no target after its last token.
+        stops = np.minimum(split.documents[1:], split.num_targets)
+        pieces = _windows(split.documents[:-1], stops, seq_len, stride or seq_len, context=stride is not None)
+        rows = best_fit(pieces[:, 1], seq_len)
+        order = np.lexsort((pieces[:, 0], rows))
+        spans = np.concatenate([rows[order, None], pieces[order]], axis=1)
+        try:
+            write_checked(index, spans.tobytes())
+        except OSError as error:
+            if errno_of(error) not in (errno.EACCES, errno.EPERM, errno.EROFS):  # beside a data set of somebody else
+                raise
+    return PackedSequences(split, spans, documents=True)
+
+
+def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
+    """The row of each length, longest first into the fullest row with room: int64 [len(lengths)].
+
+    This is the bin packing heuristic "best fit decreasing", which needs at most 11/9 of the fewest rows and 4 more
+    (Johnson, "Near-optimal bin packing algorithms", 1973). Rows with equal room are interchangeable, so `waiting` has a
+    list of rows for each room. Bit r of `rooms` says that the list of room r is not empty: the lowest bit at the item's
+    length or above is the tightest room, found without a search.
+    """
+    rows = np.empty(len(lengths), np.int64)
+    waiting: list[list[int]] = [[] for _ in range(capacity + 1)]
+    rooms = num_rows = 0
+    for item in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[item])
+        if fitting := rooms >> length:
+            room = length + (fitting & -fitting).bit_length() - 1
+            row = waiting[room].pop()
+            if not waiting[room]:
+                rooms &= ~(1 << room)
+        else:
+            room, row = capacity, num_rows
+            num_rows += 1
+        rows[item] = row
+        if left := room - length:
+            waiting[left].append(row)
+            rooms |= 1 << left
+    return rows
+
+
+def _windows(starts: np.ndarray, stops: np.ndarray, seq_len: int, stride: int, *, context: bool) -> np.ndarray:
+    """Cut each [start, stop) of inputs into windows of up to seq_len: int64 [windows, 3] of start, length, skip.
+
+    Within one range the first window scores seq_len targets and each after it `stride` more. With `context` each
+    begins as far before what it scores as it can.
+    """
+    lengths = np.asarray(stops, np.int64) - starts
+    more = np.maximum(lengths - seq_len, 0)
+    counts = np.where(lengths > 0, 1 + -(-more // stride), 0)
+    which = np.repeat(np.arange(len(lengths)), counts)
+    nth = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
+    begin, size = np.asarray(starts, np.int64)[which], lengths[which]
+    scored_from = np.where(nth == 0, 0, seq_len + (nth - 1) * stride)
+    scored_to = np.minimum(seq_len + nth * stride, size)
+    first = np.maximum(scored_to - seq_len, 0) if context else scored_from
+    return np.stack([begin + first, scored_to - first, scored_from - first], axis=1)
 
 
 @dataclass(frozen=True)
@@ -169,16 +343,14 @@ class TextData:
         tokens, seq_len, stride = self.store.splits[split], self.section.seq_len, _stride(self.section)
         if self.tokenizer.is_byte_level:
             tokens = replace(tokens, sizes=SizesById(tokens.tokens, self.tokenizer.token_bytes()))
-        documents = self.section.packing == "documents"
         sequences: Sequences
-        if documents:
-            cut = "training" if seed is not None else stride
-            index = self.store.path / f"{split}.packing-{seq_len}-{cut}"
+        if documents := self.section.packing == "documents":
+            index = self.store.path / f"{split}.packing-{seq_len}-{stride if seed is None else 'training'}"
             sequences = packed_documents(tokens, seq_len, stride if seed is None else None, index)
-        elif seed is not None:
-            sequences = StreamSequences(tokens, seq_len, seed)
-        else:
+        elif seed is None:
             sequences = stream_windows(tokens, seq_len, stride)
+        else:
+            sequences = StreamSequences(tokens, seq_len, seed)
         return TextSource(sequences, seed, batch_size, seq_len, self.tokenizer.eos_id, documents)
 
     def has(self, split: Split) -> bool:
@@ -187,8 +359,8 @@ class TextData:
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Targets that count, and the bytes of their text if the batch has them."""
-        counts = {"tokens": int(np.count_nonzero(batch["weights"]))}
-        return counts if TEXT_BYTES not in batch else {**counts, "bytes": int(batch[TEXT_BYTES].sum())}
+        num_bytes = {"bytes": int(batch[TEXT_BYTES].sum())} if TEXT_BYTES in batch else {}
+        return {"tokens": int(np.count_nonzero(batch["weights"])), **num_bytes}
 
 
 @dataclass(frozen=True)
@@ -214,13 +386,11 @@ class MixedText:
             parts = [part for part in self.parts if part.has(split)] or self.parts[:1]
             sources = [part.source(split, batch_size, seed=None) for part in parts]
             return replace(sources[0], sequences=JoinedSequences(tuple(source.sequences for source in sources)))
-        sources = [
-            part.source(split, batch_size, seed=hash32("part", seed, number)) for number, part in enumerate(self.parts)
-        ]
+        seeds = [hash32("part", seed, number) for number in range(len(self.parts))]
+        sources = [part.source(split, batch_size, seed=one) for part, one in zip(self.parts, seeds, strict=True)]
         sizes = [len(source.sequences) for source in sources]
-        limits = [
-            None if most is None else max(round(most * size), 1) for most, size in zip(self.epochs, sizes, strict=True)
-        ]
+        bounds = zip(self.epochs, sizes, strict=True)
+        limits = [None if most is None else max(round(most * size), 1) for most, size in bounds]
         shares = self.weights
         if sources[0].documents:  # rows are not full: a part whose rows hold less gives more of them
             targets = [part.store.splits[split].num_targets for part in self.parts]
@@ -231,18 +401,11 @@ class MixedText:
         return self.parts[0].counts(batch)
 
 
-def mixed_text(name: str, parts: tuple[TextData, ...], how: Sequence[tuple[float, float | None]]) -> MixedText:
-    """The mix `name` of these parts, with the weight and the epochs of each."""
-    weights, epochs = tuple(weight for weight, _ in how), tuple(most for _, most in how)
-    digest = sha256_of_values("mix", *(part.digest for part in parts), weights, epochs)
-    return MixedText(parts[0].spec, digest, parts, weights, epochs, name)
-
-
 class TokenFormat(DataFormat):
     """A format of tokens, such as text: a model of it may also write.
 
     Attributes:
-        example_names: of the examples in each row, if they have names.
+        example_names: names of the examples in each row, if they have any.
     """
 
     example_names: ClassVar[tuple[str, ...]] = ()
@@ -251,7 +414,7 @@ class TokenFormat(DataFormat):
     tokenizer: Tokenizer
 
     def sample_prompt(self, text: str) -> list[int]:
-        """What a model reads before it writes a sample during training: by default `text`, which it continues."""
+        """The tokens that a model reads before it writes a sample in training: by default those of `text`."""
         return self.tokenizer.encode_prompt(text)
 
     def open_file(self, path: Path) -> Dataset:
@@ -296,8 +459,10 @@ class TextFormat(TokenFormat):
                     _check_length(split, part.store.splits[split], section, part.corpus)
         if len(parts) == 1:
             return form, parts[0]
-        how = [(corpus.part.weight, corpus.part.epochs) for corpus in corpora if corpus.part]
-        return form, mixed_text(str(section.dataset), parts, how)
+        mixed = [corpus.part for corpus in corpora if corpus.part]
+        weights, epochs = tuple(part.weight for part in mixed), tuple(part.epochs for part in mixed)
+        digest = sha256_of_values("mix", *(part.digest for part in parts), weights, epochs)
+        return form, MixedText(form.spec, digest, parts, weights, epochs, str(section.dataset))
 
     @classmethod
     def load(cls, section: TextSection, spec: DataSpec, assets: Path) -> TextFormat:
@@ -332,7 +497,7 @@ class TextFormat(TokenFormat):
 
 
 def text_spec(section: TextSection, tokenizer: Tokenizer | None = None) -> DataSpec:
-    """What `[data]` says of the batches, and of the vocabulary if a tokenizer is trained or its size is set.
+    """The spec of the batches of `[data]`, with the size of the vocabulary unless only a tokenizer's file knows it.
 
     Raises ConfigError if `data.vocab_size` is less than the tokenizer's.
     """
@@ -348,7 +513,7 @@ def text_spec(section: TextSection, tokenizer: Tokenizer | None = None) -> DataS
 
 
 def check_vocab_size(vocab_size: int, tokenizer: Tokenizer) -> None:
-    """Raises ConfigError if a tokenizer has more tokens than a model of this vocabulary."""
+    """Raise ConfigError if a tokenizer has more tokens than a model of this vocabulary."""
     if vocab_size < tokenizer.text_vocab_size:
         what = f"data.vocab_size = {vocab_size} is less than the tokenizer's {tokenizer.vocab_size}"
         hint = f"aifx train --set data.vocab_size={tokenizer.vocab_size}"
@@ -400,7 +565,15 @@ def _trained(section: TextSection, corpora: Sequence[Corpus]) -> Tokenizer:
     expected = [corpus.expected_bytes("train") for corpus in corpora]
     size = None if None in expected else sum(filter(None, expected))
     with report_progress(activity, size, "bytes") as progress:
-        tokenizer = Tokenizer(made_tokenizer(section, _training_texts(corpora, progress)), str(cached))
+
+        def texts() -> Iterator[str]:
+            for split, piece in chain.from_iterable(corpus.pieces() for corpus in corpora):
+                if split == "train":
+                    yield piece.text
+                    progress.advance(piece.num_bytes)
+            progress.enter("merging pairs of tokens")
+
+        tokenizer = Tokenizer(made_tokenizer(section, texts()), str(cached))
     for corpus in corpora:
         corpus.check_unchanged()
     with writable_folder(cached.parent):
@@ -409,17 +582,8 @@ def _trained(section: TextSection, corpora: Sequence[Corpus]) -> Tokenizer:
     return tokenizer
 
 
-def _training_texts(corpora: Sequence[Corpus], progress: Reporter) -> Iterator[str]:
-    for corpus in corpora:
-        for split, piece in corpus.pieces():
-            if split == "train":
-                yield piece.text
-                progress.advance(piece.num_bytes)
-    progress.enter("merging pairs of tokens")
-
-
 def _check_length(split: Split, tokens: SplitTokens, section: TextSection, corpus: Corpus) -> None:
-    """Raises DataError for a split that is shorter than one sequence."""
+    """Raise DataError for a split that is shorter than one sequence."""
     count = tokens.num_targets
     if count >= section.seq_len:
         return

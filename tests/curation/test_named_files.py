@@ -180,7 +180,7 @@ def test_verify_finds_what_size_and_times_do_not_show(project: Project, monkeypa
     state = FileState.of(str(path))
     for row in rows:
         if row[0] == str(path):
-            row[2] = astuple(state)
+            row[-1] = astuple(state)
     write_checked(index, json.dumps(rows).encode())
     assert find_implicit("data.train", SECTION, project).sha256 == before.sha256, "the index is believed"
     (damage,) = verify_files("data.train", SECTION, project).damages

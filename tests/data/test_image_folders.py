@@ -32,7 +32,7 @@ from aifx.core.file_states import FileState
 from aifx.core.project import Project
 from aifx.data import file_index, row_cache
 from aifx.data.arrays import ArrayDataset, array_source
-from aifx.data.image_store import Picture, StoredImages, open_images
+from aifx.data.image_splits import Picture, StoredImages, open_images
 from aifx.data.images import ImageFormat
 from aifx.data.picture_lists import list_pictures
 from aifx.data.readers import decoding
@@ -434,7 +434,7 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         contents = dict.fromkeys((str(file.path) for file in files), sha256_of_file(files[0].path))
-        store = open_images(files, contents, (64, 64), 3, "stretch", workers=0, what="pictures")
+        store = open_images(files, contents, ImagesSection(image_size=(64, 64), channels=3, workers=0))
         images = StoredImages(store, np.arange(len(files)))
         source = array_source({"inputs": images}, None, 8)  # type: ignore[dict-item]  # as in open_pictures
         for step in range(len(files) // 8):
@@ -468,12 +468,13 @@ def test_an_interrupt_while_decoding_leaves_nothing(tmp_path: Path) -> None:
     from pathlib import Path
     from aifx.core.digests import sha256_of_file
     from aifx.data.readers import decoding
-    from aifx.data.image_store import Picture, open_images
+    from aifx.data.image_splits import Picture, open_images
+    from aifx.data.sections import ImagesSection
     start = decoding.Child.of_module
     decoding.Child.of_module = lambda module, *args, **keys: start("held", *args, **keys)
     files = [Picture(path, path.name) for path in Path(sys.argv[1]).iterdir()]
     contents = {str(file.path): sha256_of_file(file.path) for file in files}
-    open_images(files, contents, (64, 64), 3, "stretch", workers=2, what="pictures")
+    open_images(files, contents, ImagesSection(image_size=(64, 64), channels=3, workers=2))
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "pictures")]
     environ = {**os.environ, "PYTHONPATH": str(tmp_path)}

@@ -18,7 +18,7 @@ from aifx.core.project import Project
 from aifx.curation.execution import execute
 from aifx.curation.mix import mix_of, parse_sets
 from aifx.curation.step import Outcome, ShardStep
-from aifx.data.mixing import CYCLE, Turns
+from aifx.data.order import CYCLE, Turns
 from aifx.data.sections import TextSection
 from aifx.data.text import MixedText
 from aifx.data.versions.catalog import open_catalog

@@ -26,16 +26,18 @@ from aifx.core.project import Project
 from aifx.data.base import Batch
 from aifx.data.order import prefetch, shuffled
 from aifx.data.sections import TextSection
-from aifx.data.sequences import (
+from aifx.data.store import SplitTokens
+from aifx.data.text import (
     PackedSequences,
     Sequences,
     StreamSequences,
+    TextData,
+    TextFormat,
+    TextSource,
     best_fit,
     packed_documents,
     stream_windows,
 )
-from aifx.data.store import SplitTokens
-from aifx.data.text import TextData, TextFormat, TextSource
 
 Write = Callable[..., Path]
 Open = Callable[..., TextData]
