@@ -1,4 +1,4 @@
-"""What a project trains on, divided into splits that share nothing: files, or a version of a data set.
+"""The text of a project, divided into splits that share nothing: files, or a version of a data set.
 
 `block` takes the documents as one long text and cuts it by bytes: train, then validation, then test. `document` sends
 each document to a split by a hash of its content, so that copies of a document always stay together. Rows of a version
@@ -8,7 +8,7 @@ go where its column `_split` says, if it has one; with `document`, those of a du
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -61,7 +61,7 @@ class Sources:
         return self.part is not None and self.part.has_column(name)
 
     def names(self, split: Split) -> str:
-        """Where `split` comes from, for messages."""
+        """The source of `split`, for messages."""
         if self.part is not None:
             return self.part.reference
         files = self.files[split] or next(filter(None, self.files.values()), {})
@@ -83,7 +83,7 @@ class Sources:
         return DataError(what, why, f"aifx train --set data.{split}_fraction=0.1")
 
     def split_of(self, content: bytes, row: Mapping[str, Any]) -> Split:
-        """Where a document of the training files or a row of the version goes: equal ones, or a cluster, together."""
+        """The split of a document of the training files or a row of the version: one for equal ones, or a cluster."""
         if self.part is not None and self.has_column(SPLIT):
             return self.part.split_of(row[SPLIT])
         cluster = row[CLUSTER] if self.has_column(CLUSTER) else None
@@ -95,7 +95,7 @@ class Sources:
             self.part.warn_of_duplicates(*self.fractions.values())
 
     def check_unchanged(self) -> None:
-        """Raises DataError if the files no longer hold what the digest was made of. A version never changes."""
+        """Raise DataError if the files no longer hold what the digest was made of. A version never changes."""
         field = _text_field(self.section)
         for scans in self.files.values():
             if (file := changed_file(scans, field)) is not None:
@@ -145,7 +145,13 @@ class Corpus(Sources):
 
     def pieces(self, *, whole: bool = False) -> Iterator[tuple[Split, Piece]]:
         """All text: train, validation, test. With `whole`, documents are cut between splits only."""
-        yield from self._divided(whole)
+        is_held_out = any(self.fractions.values())
+        if self.division == "column" or (is_held_out and self.section.split == "document"):
+            yield from self._by_document(whole)
+        elif is_held_out:
+            yield from by_block(self._read("train", whole), self._training_bytes, self.fractions)
+        else:
+            yield from (("train", piece) for piece in self._read("train", whole))
         for split in SPLITS[1:]:
             for piece in self._read(split, whole):
                 yield split, piece
@@ -169,18 +175,9 @@ class Corpus(Sources):
         for text, _ in self._rows() if split == "train" else ():
             yield from in_pieces(iter((text,)), whole)
 
-    def _divided(self, whole: bool) -> Iterator[tuple[Split, Piece]]:
-        is_held_out = any(self.fractions.values())
-        if self.division == "column" or (is_held_out and self.section.split == "document"):
-            return self._by_document(whole)
-        pieces = self._read("train", whole)
-        if not is_held_out:
-            return (("train", piece) for piece in pieces)
-        return by_block(pieces, self._training_bytes, self.fractions)
-
     @cached_property
     def _training_bytes(self) -> int:
-        """Of the text that is divided, UTF-8."""
+        """Bytes of the text that is divided, UTF-8."""
         files = self.files["train"]
         if self.part is None and all(file.format == "text" and not scan.num_bad for file, scan in files.items()):
             return sum(scan.num_bytes for scan in files.values())
@@ -195,15 +192,12 @@ class Corpus(Sources):
                 split = split_of(digest.digest(), self.fractions)
                 yield from ((split, piece) for piece in self.section.read(file, whole=whole))
             else:
-                yield from self._sent(((piece.text, {}) for piece in self.section.read(file, whole=True)), whole)
-        yield from self._sent(self._rows(), whole)
-
-    def _sent(self, texts: Iterable[tuple[str, Mapping[str, Any]]], whole: bool) -> Iterator[tuple[Split, Piece]]:
-        """Texts and the rows that they are of, each as pieces in its split."""
-        for text, row in texts:
+                for document in self.section.read(file, whole=True):
+                    split = self.split_of(document.text.encode(), {})
+                    yield from ((split, piece) for piece in in_pieces(iter((document.text,)), whole))
+        for text, row in self._rows():
             split = self.split_of(text.encode(), row)
-            for piece in in_pieces(iter((text,)), whole):
-                yield split, piece
+            yield from ((split, piece) for piece in in_pieces(iter((text,)), whole))
 
     def _rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Each row of the version that has a text: the text, and its split and cluster. Raises DataError."""
@@ -275,7 +269,7 @@ def corpus_of(
 def scans_by_split(
     files: Mapping[Split, Collection[SourceFile]], section: DocumentSection, project: Project | None
 ) -> Files:
-    """What the last reading found in each file, from the index of a project. Raises DataError."""
+    """The scan of each file, from the index of a project. Raises DataError."""
     found = scans_of(chain.from_iterable(files.values()), _text_field(section), project)
     return {split: {file: found[file] for file in files.get(split, ())} for split in SPLITS}
 
@@ -292,7 +286,7 @@ def _text_field(section: DocumentSection) -> str | None:
 
 
 def check_apart(scans: Files) -> None:
-    """Raises DataError for a file, or a copy of one under another name, in two splits."""
+    """Raise DataError for a file, or a copy of one under another name, in two splits."""
     seen: dict[str, tuple[Split, SourceFile]] = {}
     for split in SPLITS:
         for file, scan in scans[split].items():

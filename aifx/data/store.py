@@ -30,11 +30,10 @@ from typing import Any
 import numpy as np
 from tokenizers import Encoding
 
-from aifx.core.digests import sha256_of
 from aifx.core.progress import report_progress
 from aifx.data.corpus import Corpus
 from aifx.data.readers.documents import Piece
-from aifx.data.row_cache import SUFFIX, ArrayWriter, BlockArray, cached_arrays, rows_key, write_array
+from aifx.data.row_cache import SUFFIX, ArrayWriter, BlockArray, cached_arrays, write_array
 from aifx.data.splits import SPLITS, Split
 from aifx.data.tokenizer import Tokenizer, text_sizes
 
@@ -46,27 +45,24 @@ AHEAD = 2  # batches that are encoded at a time, so that no core waits between t
 
 
 @dataclass(frozen=True)
-class SizesById:
-    """The sizes of tokens whose ids say them."""
+class SplitTokens:
+    """One split of a store.
+
+    Attributes:
+        tokens: `[n]`, beginning with eos: each after the first is a target with a token before it.
+        documents: `[documents + 1]`, positions of the eos before each document and of the end of the last.
+        closed: whether the last document ends here; otherwise the next split cut it.
+        num_bytes: of the text, UTF-8.
+        sizes: `[n]`, bytes of the text of each token; None if the store does not have them.
+        bytes_by_id: `[vocab_size]`, the bytes of each token if its id says them.
+    """
 
     tokens: np.ndarray | BlockArray
-    token_bytes: np.ndarray  # int64 [vocab_size]
-
-    def __getitem__(self, part: slice) -> np.ndarray:
-        found: np.ndarray = self.token_bytes[self.tokens[part]]
-        return found
-
-
-@dataclass(frozen=True)
-class SplitTokens:
-    """One split of a store."""
-
-    tokens: np.ndarray | BlockArray  # [n], beginning with eos: each after the first is a target with a token before it
-    # [documents + 1], positions of the eos before each document and of the end of the last
     documents: np.ndarray | BlockArray
-    closed: bool  # whether the last document ends here; otherwise the next split cut it
-    num_bytes: int  # of the text, UTF-8
-    sizes: np.ndarray | BlockArray | SizesById | None = None  # [n]: bytes of each token's text, if known
+    closed: bool
+    num_bytes: int
+    sizes: np.ndarray | BlockArray | None = None
+    bytes_by_id: np.ndarray | None = None
 
     @property
     def num_targets(self) -> int:
@@ -79,6 +75,8 @@ class SplitTokens:
         If the sizes are not known, all targets have an equal share. Either way, those of all targets add up to
         `num_bytes`.
         """
+        if self.bytes_by_id is not None:
+            return int(self.bytes_by_id[self.tokens[start:stop]].sum(dtype=np.int64))
         if self.sizes is not None:
             return int(self.sizes[start:stop].sum(dtype=np.int64))
         first, last = (self.num_bytes * (place - 1) // self.num_targets for place in (start, stop))
@@ -96,11 +94,6 @@ class TokenStore:
     path: Path
     digest: str
     splits: dict[Split, SplitTokens]
-
-
-def tokens_key(corpus: Corpus, tokenizer: Tokenizer) -> str:
-    """A digest of all that a store depends on."""
-    return rows_key(__name__, corpus.digest, sha256_of(tokenizer.data), tokenizer.eos_id)
 
 
 def stored_tokens(path: Path, corpus: Corpus, tokenizer: Tokenizer, *, whole: bool = False) -> TokenStore:

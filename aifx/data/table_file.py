@@ -116,7 +116,7 @@ class Table:
         return self.rows_where(is_known)
 
     def convert(self, name: str, function: Callable[[Any], Any]) -> list[Any]:
-        """The function of each value of a column. Raises DataError if it is missing, or with the line of a bad value."""
+        """The function of each value of a column. Raises DataError with the line of one that it refuses."""
         converted: list[Any] = []
         try:
             converted.extend(map(function, self.column(name)))  # keeps those before the one that fails

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from aifx.core.artifact import writable_folder
-from aifx.core.digests import hash32, sha256_of_values
+from aifx.core.digests import hash32, sha256_of, sha256_of_values
 from aifx.core.errors import ConfigError, DataError
 from aifx.core.files import remove_temporary, replace_file
 from aifx.core.os_errors import errno_of
@@ -33,7 +33,7 @@ from aifx.data.row_cache import rows_key
 from aifx.data.sections import OWN_TOKENIZERS, DocumentSection, TextSection, TokenSection
 from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import SPLITS, Split
-from aifx.data.store import SizesById, SplitTokens, TokenStore, stored_tokens, tokens_key
+from aifx.data.store import SplitTokens, TokenStore, stored_tokens
 from aifx.data.tokenizer import (
     BYTE_TOKENS,
     CHARACTER,
@@ -342,7 +342,7 @@ class TextData:
             raise self.corpus.no_split(split)
         tokens, seq_len, stride = self.store.splits[split], self.section.seq_len, _stride(self.section)
         if self.tokenizer.is_byte_level:
-            tokens = replace(tokens, sizes=SizesById(tokens.tokens, self.tokenizer.token_bytes()))
+            tokens = replace(tokens, bytes_by_id=self.tokenizer.token_bytes())
         sequences: Sequences
         if documents := self.section.packing == "documents":
             index = self.store.path / f"{split}.packing-{seq_len}-{stride if seed is None else 'training'}"
@@ -490,7 +490,7 @@ class TextFormat(TokenFormat):
 
     def _open(self, corpus: Corpus) -> TextData:
         section, tokenizer = self.section, self.tokenizer
-        key = tokens_key(corpus, tokenizer)
+        key = rows_key("aifx.data.store", corpus.digest, sha256_of(tokenizer.data), tokenizer.eos_id)
         store = stored_tokens(corpus.tokens_folder(key) / key, corpus, tokenizer)
         how = (section.seq_len, section.packing, section.eval_stride)
         return TextData(self.spec, sha256_of_values("text", store.digest, *how), tokenizer, section, corpus, store)
