@@ -20,9 +20,8 @@ import side_by_side
 from side_by_side import Side, Told, Work
 
 from aifx.core.project import Project
-from aifx.data.corpus import Corpus, open_corpora
+from aifx.data.corpus import Corpus, open_corpora, stored_tokens
 from aifx.data.sections import TextSection
-from aifx.data.store import stored_tokens
 from aifx.data.tokenizer import Tokenizer, train_tokenizer
 
 MOBY_DICK = Path(__file__).parent.parent / "templates" / "language-model" / "data" / "moby_dick.txt"

@@ -24,7 +24,7 @@ from aifx.core.progress import report_progress
 from aifx.core.project import Project, cache_path
 from aifx.data.base import TEXT_BYTES, Batch, DataFormat, Dataset
 from aifx.data.checked_files import read_cached, read_checked, write_checked
-from aifx.data.corpus import Corpus, corpus_of, open_corpora
+from aifx.data.corpus import Corpus, SplitTokens, TokenStore, corpus_of, open_corpora, stored_tokens
 from aifx.data.file_index import ImplicitVersion
 from aifx.data.order import Turns, part_at, shuffled
 from aifx.data.readers.rows import Row, field, read_rows
@@ -33,7 +33,6 @@ from aifx.data.row_cache import rows_key
 from aifx.data.sections import OWN_TOKENIZERS, DocumentSection, TextSection, TokenSection
 from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import SPLITS, Split
-from aifx.data.store import SplitTokens, TokenStore, stored_tokens
 from aifx.data.tokenizer import (
     BYTE_TOKENS,
     CHARACTER,
@@ -490,7 +489,7 @@ class TextFormat(TokenFormat):
 
     def _open(self, corpus: Corpus) -> TextData:
         section, tokenizer = self.section, self.tokenizer
-        key = rows_key("aifx.data.store", corpus.digest, sha256_of(tokenizer.data), tokenizer.eos_id)
+        key = rows_key("aifx.data.corpus", corpus.digest, sha256_of(tokenizer.data), tokenizer.eos_id)
         store = stored_tokens(corpus.tokens_folder(key) / key, corpus, tokenizer)
         how = (section.seq_len, section.packing, section.eval_stride)
         return TextData(self.spec, sha256_of_values("text", store.digest, *how), tokenizer, section, corpus, store)
@@ -557,7 +556,7 @@ def _trained(section: TextSection, corpora: Sequence[Corpus]) -> Tokenizer:
         return Tokenizer(made_tokenizer(section, ()), "bytes")
     is_bpe = section.tokenizer == "bpe"
     how = (section.vocab_size or VOCAB_SIZES["bpe"], WORDS) if is_bpe else (section.vocab_size, CHARACTER)
-    cached = cache_path("tokenizers") / rows_key("aifx.data.store", *(corpus.digest for corpus in corpora), *how)
+    cached = cache_path("tokenizers") / rows_key("aifx.data.corpus", *(corpus.digest for corpus in corpora), *how)
     if (data := read_cached(read_checked, cached, "cached tokenizer")) is not None:
         return Tokenizer(bytes(data), str(cached))
     activity = f"training the tokenizer on {', '.join(corpus.names('train') for corpus in corpora)}"

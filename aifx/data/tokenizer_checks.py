@@ -1,4 +1,4 @@
-"""What a tokenizer.json of strangers may not hold: it would exhaust the memory, or never come to an end.
+"""Checks of a tokenizer.json of strangers, which could exhaust the memory, or never come to an end.
 
 Also the size of its longest token, which bounds the tokens of a text from below.
 """
@@ -6,7 +6,6 @@ Also the size of its longest token, which bounds the tokens of a text from below
 from __future__ import annotations
 
 import base64
-import binascii
 import functools
 import math
 import re
@@ -28,7 +27,6 @@ MOST_GROWTH = 256
 _GROWTH = {"NFC": 3, "NFD": 3, "NFKC": 11, "NFKD": 11, "Lowercase": 1.5, "BertNormalizer": 7.5, "ByteLevel": 2}
 """The most that each normalizer of Hugging Face's library makes of a byte, from the Unicode tables; others: 1."""
 
-
 SHRINKAGE = {"NFC": 9, "NFD": 3, "NFKC": 12, "NFKD": 4, "Lowercase": 3, "Prepend": 1, "ByteLevel": 1}
 """The most bytes of text that these normalizers make one byte of, from the Unicode tables; others can drop any text.
 
@@ -43,7 +41,7 @@ _SPELT_BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
 def check_vocabulary(vocabulary: Mapping[str, int], name: str) -> None:
-    """Raises DataError if ids go far beyond the number of tokens: a model has a row for each id."""
+    """Raise DataError if ids go far beyond the number of tokens: a model has a row for each id."""
     highest = max(vocabulary.values(), default=0)
     if highest > 2 * len(vocabulary) + 2**16:
         why = f"it has {len(vocabulary):,} tokens, and a model needs a row for each id"
@@ -51,13 +49,13 @@ def check_vocabulary(vocabulary: Mapping[str, int], name: str) -> None:
 
 
 def check_description(description: Mapping[str, Any], name: str) -> None:
-    """Raises DataError if a pattern may backtrack without end, or a step makes very long text of short text."""
+    """Raise DataError if a pattern may backtrack without end, or a step makes very long text of short text."""
     for step in ("normalizer", "pre_tokenizer", "decoder"):
         for pattern in _patterns(description.get(step)):
             if flaw := find_flaw(pattern):
                 hint = "use possessive quantifiers or atomic groups, which give nothing back"
                 raise DataError(f"{name}: matching its {step} may never end", f"{flaw}: {pattern[:200]}", hint)
-        if (growth := _growth(description.get(step) or {})) > MOST_GROWTH:
+        if (growth := math.prod(map(_growth, steps_of(description.get(step))))) > MOST_GROWTH:
             what = f"{name}: its {step} makes {growth:,.0f} bytes of one byte of text"
             raise DataError(what, f"{MOST_GROWTH} are allowed", f"shorten the replacements of its {step}")
 
@@ -68,10 +66,10 @@ def most_bytes_of_token(description: Mapping[str, Any]) -> int | None:
     None if there is no limit, since the tokenizer drops text or has a token for unknown text.
     """
     model, added = description["model"], description.get("added_tokens") or ()
-    steps = _steps(description.get("pre_tokenizer"), "pretokenizers")
+    steps = steps_of(description.get("pre_tokenizer"))
     is_bytewise = any(step.get("type") == "ByteLevel" for step in steps)  # one character of a token is one byte
     alphabet = frozenset(pre_tokenizers.ByteLevel.alphabet()) if is_bytewise else _SPELT_BYTES
-    shrinkage = _shrinkage(description.get("normalizer") or {})
+    shrinkage = math.prod(map(_shrinkage, steps_of(description.get("normalizer"))))
     if (
         model.get("type") != "BPE"
         or not (is_bytewise or model.get("byte_fallback"))
@@ -114,9 +112,6 @@ def _patterns(step: Any) -> Iterator[str]:
 def _growth(step: Mapping[str, Any]) -> float:
     """The most bytes that one byte of text becomes."""
     kind = step.get("type")
-    if kind == "Sequence":
-        parts = next((step[key] for key in ("normalizers", "pretokenizers", "decoders") if key in step), ())
-        return math.prod(map(_growth, parts))
     if kind == "Replace":
         size = len(str(step.get("content", "")).encode())
         pattern = step.get("pattern") or {}
@@ -131,28 +126,30 @@ def _growth(step: Mapping[str, Any]) -> float:
 def _shrinkage(step: Mapping[str, Any]) -> float:
     """The most bytes of text that a normalizer makes one byte of."""
     kind = step.get("type")
-    if kind is None:
-        return 1
-    if kind == "Sequence":
-        return math.prod(_shrinkage(part) for part in step.get("normalizers", ()))
     if kind == "Replace" and (content := str(step.get("content", "")).encode()):
         pattern = (step.get("pattern") or {}).get("String")
         return math.inf if pattern is None else max(len(str(pattern).encode()) / len(content), 1)
     return SHRINKAGE.get(str(kind), math.inf)
 
 
-def _steps(step: Mapping[str, Any] | None, parts: str) -> list[Mapping[str, Any]]:
-    """A step and those of its sequence, as one list."""
+def steps_of(step: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """The steps of a sequence, and of those in it, as one list; otherwise the step alone."""
     if not step:
         return []
-    return [one for part in step[parts] for one in _steps(part, parts)] if step.get("type") == "Sequence" else [step]
+    if step.get("type") != "Sequence":
+        return [step]
+    parts = next((step[key] for key in ("normalizers", "pretokenizers", "decoders") if key in step), ())
+    return [one for part in parts for one in steps_of(part)]
 
 
 def _longest_replacement(charsmap: str) -> int:
-    """Of SentencePiece's table: the size of a trie, the trie, then replacements that end with a zero byte each."""
+    """The bytes of the longest replacement in SentencePiece's table.
+
+    It holds the size of a trie, the trie, then replacements that end with a zero byte each.
+    """
     try:
         data = base64.b64decode(charsmap)
-    except (binascii.Error, ValueError):
+    except ValueError:
         return 1  # the library refuses it
     return max(map(len, data[4 + int.from_bytes(data[:4], "little") :].split(b"\0")))
 
@@ -197,7 +194,7 @@ class _Item:
 
 
 def find_flaw(pattern: str) -> str | None:
-    """Why `pattern` may backtrack without end, or None."""
+    """The reason why `pattern` may backtrack without end, or None."""
     try:
         branches, end = _parse(pattern, 0)
         if end != len(pattern):
@@ -324,12 +321,11 @@ def _atom(pattern: str, at: int) -> tuple[_Item | None, int]:
     if character in "^$":
         return _Item(), at + 1
     if character == "\\":
-        escape = _BRACED.match(pattern, at + 1)
-        if not escape:
+        if not (escape := _BRACED.match(pattern, at + 1)):
             raise _Unsupported("an unfinished escape")
-        if escape[0] in ("k", "g") or escape[0] in "123456789":
+        if escape[0] in "kg123456789":
             raise _Unsupported("a back reference or a recursion")
-        if escape[0] in ("b", "B", "A", "z", "Z", "G", "K"):
+        if escape[0] in "bBAzZGK":
             return _Item(), escape.end()
         return _Item(f"\\{escape[0]}"), escape.end()
     return _Item(character if character == "." else re.escape(character)), at + 1

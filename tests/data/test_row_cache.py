@@ -132,7 +132,7 @@ def test_rows_of_one_shape_are_compared_one_by_one(tmp_path: Path) -> None:
         FixedRows(rows.reshape(-1)[:-1], digests, (3, 4))
 
 
-@pytest.mark.parametrize("module", ["aifx.data.store", "aifx.data.chat.store", "aifx.data.readers.decoding"])
+@pytest.mark.parametrize("module", ["aifx.data.corpus", "aifx.data.chat.store", "aifx.data.readers.decoding"])
 def test_the_code_that_makes_rows_is_small(module: str) -> None:
     """Rows are made again if it changes: so what configures, opens and reports does not count."""
     search = codes._Search(module, codes._file_of(module), UNCOUNTED)
@@ -147,7 +147,7 @@ def test_the_code_that_makes_rows_is_small(module: str) -> None:
 
 
 def test_rows_are_named_by_the_code_that_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    key = rows_key("aifx.data.store", "a")
-    assert key == rows_key("aifx.data.store", "a") != rows_key("aifx.data.store", "b")
+    key = rows_key("aifx.data.corpus", "a")
+    assert key == rows_key("aifx.data.corpus", "a") != rows_key("aifx.data.corpus", "b")
     monkeypatch.setattr(row_cache, "code_digest", lambda *_: codes.Code("other", {}))
-    assert rows_key("aifx.data.store", "a") != key
+    assert rows_key("aifx.data.corpus", "a") != key

@@ -25,12 +25,11 @@ from aifx.core.errors import DataError, EnvironmentFault, ExitCode
 from aifx.core.files import remove_temporary
 from aifx.core.project import Project, cache_path
 from aifx.data import row_cache, store
-from aifx.data.corpus import Corpus, open_corpora
+from aifx.data.corpus import Corpus, open_corpora, stored_tokens
 from aifx.data.readers import documents, encodings
 from aifx.data.row_cache import VERSION
 from aifx.data.sections import TextSection
 from aifx.data.splits import SPLITS, Split
-from aifx.data.store import stored_tokens
 from aifx.data.text import TextData
 from aifx.data.tokenizer import Tokenizer, train_tokenizer
 

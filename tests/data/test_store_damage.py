@@ -20,9 +20,9 @@ from aifx.core.artifact import BLOCKS, MANIFEST
 from aifx.core.digests import BLOCK_BYTES, BlockDigests
 from aifx.core.errors import DataError, EnvironmentFault
 from aifx.core.project import cache_path
+from aifx.data.corpus import stored_tokens
 from aifx.data.order import prefetch
 from aifx.data.row_cache import BlockArray
-from aifx.data.store import stored_tokens
 from aifx.data.text import TextData
 
 Write = Callable[..., Path]

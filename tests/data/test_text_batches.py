@@ -24,9 +24,9 @@ from prose import prose
 
 from aifx.core.project import Project
 from aifx.data.base import Batch
+from aifx.data.corpus import SplitTokens
 from aifx.data.order import prefetch, shuffled
 from aifx.data.sections import TextSection
-from aifx.data.store import SplitTokens
 from aifx.data.text import (
     PackedSequences,
     Sequences,
