@@ -1,17 +1,32 @@
-"""Columns of a table: what their training rows hold, and their values as numbers. Imports no jax."""
+"""Tables by column: files of rows whole in memory, what their training rows hold, and their values as numbers."""
 
 from __future__ import annotations
 
+import logging
 import math
 import re
+import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, date, datetime, time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import compress, groupby, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from aifx.core.errors import DataError, did_you_mean
+from aifx.core.project import Project
+from aifx.data.file_index import ImplicitVersion, version_of_path
+from aifx.data.names import RESERVED, ROW
+from aifx.data.readers.rows import FORMATS, Row, read_rows
+from aifx.data.readers.sources import SourceFile, local_file, named_file
+from aifx.data.sections import PathSection
 from aifx.data.spec import Column, ColumnKind
+from aifx.data.versions.parts import DatasetPart
+
+logger = logging.getLogger(__name__)
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
 """Texts that mean a missing value, in lower case."""
@@ -29,10 +44,10 @@ MOST_DIFFERENT = 0.5
 FEW_ROWS = 100  # below this, any text column is categorical
 
 FARTHEST = 1e6
-"""From the mean of a column, in standard deviations: a number farther off counts as one there, and float32 holds it."""
+"""Most standard deviations from the mean of a column: a number farther off counts as one there. float32 holds it."""
 
 LARGEST = 1e36
-"""Of a number: float32 holds it, and sums and differences of such."""
+"""Largest number that a column takes: float32 holds it, and sums and differences of such."""
 
 _FOREIGN_DATE = re.compile(r"\d{1,2}([./-])\d{1,2}\1\d{2,4}(\s|$)")
 
@@ -62,7 +77,7 @@ def as_text(value: Any) -> str:
 
 
 def as_number(value: Any) -> float:
-    """Raises ValueError for a value that is no number, or one beyond LARGEST."""
+    """The number of a cell. Raises ValueError for a value that is no number, or one beyond LARGEST."""
     text = value.strip() if isinstance(value, str) else value
     try:
         number = float(text)
@@ -92,16 +107,11 @@ def as_boolean(value: Any) -> str:
 
 
 def as_date(value: Any) -> datetime:
-    """In UTC if it has a time zone. Raises ValueError for what is not a date in ISO 8601 or with slashes."""
-    if isinstance(value, datetime):
-        at = value
-    elif isinstance(value, date):
-        at = datetime.combine(value, time())
-    else:
-        try:
-            at = datetime.fromisoformat(as_text(value).replace("/", "-"))
-        except ValueError:
-            raise ValueError(f"{value!r} is not a date such as 2024-05-31 or 2024-05-31T12:00") from None
+    """The date of a cell, in UTC if it has a time zone. Raises ValueError unless it is ISO 8601, or has slashes."""
+    try:
+        at = value if isinstance(value, datetime) else datetime.fromisoformat(as_text(value).replace("/", "-"))
+    except ValueError:
+        raise ValueError(f"{value!r} is not a date such as 2024-05-31 or 2024-05-31T12:00") from None
     return at.astimezone(UTC).replace(tzinfo=None) if at.tzinfo else at
 
 
@@ -170,23 +180,15 @@ def infer_columns(
         kept = tuple(sorted(text for text, count in counts.items() if count >= RARE))
         is_useful = bool(counts) if some_missing else len(counts) > 1 and bool(kept)
         return [Column(name, kind, categories=kept)] if is_useful else []
-    if kind == "numeric":
-        found = [_numeric(name, kind, "", present, bins, some_missing)]
-    else:
-        found = [_numeric(name, kind, part, [PARTS[part](at) for at in present], bins, some_missing) for part in parts]
-    return [column for column in found if column is not None]
-
-
-def _numeric(
-    name: str, kind: ColumnKind, part: str, values: Sequence[float], bins: int, some_missing: bool
-) -> Column | None:
-    numbers = np.asarray(values, np.float64)
-    if not len(numbers) or (np.ptp(numbers) == 0 and not some_missing):
-        return None
-    mean, scale = float(numbers.mean()), scale_of(numbers)
-    quantiles = np.quantile((numbers - mean) / scale, np.linspace(0, 1, bins + 1))
-    edges = np.unique(quantiles.astype(np.float32))
-    return Column(name, kind, part, mean, scale, tuple(map(float, edges)))
+    columns = []
+    for part in parts if kind == "date" else [""]:
+        numbers = np.array([PARTS[part](at) for at in present] if part else present, np.float64)
+        if len(numbers) and (some_missing or np.ptp(numbers)):
+            mean, scale = float(numbers.mean()), scale_of(numbers)
+            quantiles = np.quantile((numbers - mean) / scale, np.linspace(0, 1, bins + 1))
+            edges = np.unique(quantiles.astype(np.float32)).tolist()
+            columns.append(Column(name, kind, part, mean, scale, tuple(edges)))
+    return columns
 
 
 def encoder(column: Column) -> Callable[[Any], float]:
@@ -215,7 +217,7 @@ def encoder(column: Column) -> Callable[[Any], float]:
     return number
 
 
-def shown_value(column: Column, number: float) -> str:
+def format_value(column: Column, number: float) -> str:
     """The value from which `encoder` made a number, to the precision of float32."""
     if column.is_categorical:
         return ("(unknown)", "(missing)", *column.categories)[int(number)]
@@ -225,23 +227,150 @@ def shown_value(column: Column, number: float) -> str:
     return f"{round(number * column.scale + column.mean, places) + 0.0:g}"  # no -0
 
 
-def shown_columns(columns: Sequence[Column]) -> Iterator[tuple[str, ColumnKind, str]]:
+def describe_columns(columns: Sequence[Column]) -> Iterator[tuple[str, ColumnKind, str]]:
     """Name, kind and content of each column of the file, for people."""
-    by_name: dict[str, list[Column]] = {}
-    for column in columns:
-        by_name.setdefault(column.name, []).append(column)
-    for name, (first, *others) in by_name.items():
+    for name, of_name in groupby(columns, lambda column: column.name):
+        first, *others = of_name
         if first.is_categorical:
             content = f"{len(first.categories)} categories: {', '.join(first.categories[:3])}"
             content += ", ..." if len(first.categories) > 3 else ""
         elif first.kind == "date":
             content = ", ".join(column.part for column in (first, *others))
         else:
-            low, high = (_plain(edge, first) for edge in (first.edges[0], first.edges[-1]))
+            # In the column's unit, without what float32 adds, and without the sign of a zero.
+            ends = (round(edge + first.mean / first.scale, 5) for edge in (first.edges[0], first.edges[-1]))
+            low, high = (end * first.scale + 0.0 for end in ends)
             content = f"{low:.5g} to {high:.5g}, {len(first.edges) - 1} bins"
         yield name, first.kind, content
 
 
-def _plain(edge: float, column: Column) -> float:
-    """An edge of a bin in the column's unit, without what float32 adds to it."""
-    return round(edge + column.mean / column.scale, 5) * column.scale + 0.0  # a zero without a sign
+@dataclass(frozen=True)
+class Source:
+    """The rows of a file, or of a version of a data set.
+
+    Attributes:
+        file: of a version, its reference alone.
+        file_versions: the file by the key that names it.
+    """
+
+    file: SourceFile
+    part: DatasetPart | None = None
+    file_versions: Mapping[str, ImplicitVersion] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name of the file, or the reference of the version."""
+        return self.file.name
+
+    def rows(self) -> Iterator[Row]:
+        """The rows in order, without the columns that aifx adds. Raises DataError, also if the file has changed."""
+        yield from read_rows(self.file) if self.part is None else _rows_of(self.part)
+        for version in self.file_versions.values():
+            version.check_unchanged()
+
+    def places(self, numbers: np.ndarray) -> list[str]:
+        """The file and the line of rows by their numbers, from 0, in one more reading: places take no memory."""
+        if self.part is None and self.file.is_stream:
+            return [f"{self.name}: row {number + 1}" for number in numbers.tolist()]  # they were read
+        rows = islice(self.rows(), int(numbers.max(initial=-1)) + 1)
+        wanted = set(numbers.tolist())
+        places = {row.number - 1: row.place for row in rows if row.number - 1 in wanted}
+        return [places[number] for number in numbers.tolist()]
+
+
+def open_source(section: PathSection, project: Project) -> Source:
+    """The file or the version that `[data]` names. Raises UsageError, DataError."""
+    if (part := section.open_part(project)) is not None:
+        return Source(SourceFile(part.reference, part.reference, "dataset"), part)
+    file = named_file(section.path, project.root)
+    return Source(file, file_versions=version_of_path(file, project))
+
+
+def _rows_of(part: DatasetPart) -> Iterator[Row]:
+    batches = (batch for _, batch in part.batches(list(part.manifest.columns)))
+    for number, values in enumerate((values for batch in batches for values in batch.to_pylist()), 1):
+        kept = {name: value for name, value in values.items() if name not in RESERVED}
+        yield Row(part.reference, number, f"{part.reference}: row {values.get(ROW) or number}", kept)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a file or a version, their values by column."""
+
+    source: Source
+    values: Mapping[str, Sequence[Any]]
+    numbers: np.ndarray  # of the rows in the file, from 0 [rows]
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.numbers)
+
+    def column(self, name: str, key: str | None = None) -> Sequence[Any]:
+        """The values of a column. Raises DataError if there is none of this name, which `key` of aifx.toml has."""
+        if name in self.values:
+            return self.values[name]
+        what = f"{self.name}: no column {name!r}" + (f", which {key} names" if key else "")
+        hint = f"head -n 1 {shlex.quote(self.name)}" if self.source.file.format == "csv" else ""
+        raise DataError(what, did_you_mean(name, self.values), hint)
+
+    def rows_where(self, which: np.ndarray) -> Table:
+        values = {name: list(compress(values, which)) for name, values in self.values.items()}
+        return replace(self, values=values, numbers=self.numbers[which])
+
+    def known(self, name: str) -> Table:
+        """The rows with a value in this column. Logs how many have none; raises DataError if none has one."""
+        is_known = np.array([not is_missing(value) for value in self.column(name, "data.target")])
+        if is_known.all():
+            return self
+        if not is_known.any():
+            what = f"{self.name}: column {name!r} is empty"
+            raise DataError(what, "no row has a value to learn", f"head {self.name}")
+        missing = np.flatnonzero(~is_known)
+        first = self.place(int(missing[0]))
+        logger.warning(f"{self.name}: {len(missing):,} rows without {name!r} are left out, such as {first}")
+        return self.rows_where(is_known)
+
+    def convert(self, name: str, function: Callable[[Any], Any]) -> list[Any]:
+        """The function of each value of a column. Raises DataError with the line of one that it refuses."""
+        converted: list[Any] = []
+        try:
+            converted.extend(map(function, self.column(name)))  # keeps those before the one that fails
+        except ValueError as error:
+            what = f"{self.place(len(converted))}: column {name!r}"
+            hint = "correct the row, or give the column another kind in data.columns: aifx config keys data"
+            raise DataError(what, str(error), hint) from None
+        return converted
+
+    def place(self, row: int) -> str:
+        """The file and the line of a row."""
+        return self.source.places(self.numbers[[row]])[0]
+
+
+def read_table(path: Path, name: str) -> Table:
+    """The table at `path`, as `table_of` reads it. Raises DataError."""
+    return table_of(Source(local_file(path, name)))
+
+
+def table_of(source: Source) -> Table:
+    """The rows of a source. Raises DataError, also for a row that lacks a column of the first."""
+    if source.part is None and source.file.format not in FORMATS:
+        why = f"a table is a file of {', '.join(f'.{format}' for format in FORMATS)}"
+        raise DataError(f"{source.name} cannot be read as a table", why, f"ls -l {source.name}")
+    values: dict[str, list[Any]] = {}
+    numbers: list[int] = []
+    for row in source.rows():
+        if not numbers:
+            values = {column: [] for column in row.values}
+        if odd := sorted(row.values.keys() ^ values.keys()):
+            why = f"it differs from the first in {', '.join(odd[:3])}"
+            raise DataError(f"{row.place}: the row has other columns", why, "give each row the same fields")
+        for column, cells in values.items():
+            cells.append(row.values[column])
+        numbers.append(row.number - 1)
+    if not numbers:
+        raise DataError(f"{source.name}: no rows", "a table has a header and rows below it", f"head {source.name}")
+    return Table(source, values, np.array(numbers))

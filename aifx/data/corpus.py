@@ -4,9 +4,8 @@
 each document to a split by a hash of its content, so that copies of a document always stay together. Rows of a version
 go where its column `_split` says, if it has one; with `document`, those of a duplicate cluster stay together.
 
-The tokens of each split are one memory-mapped array of a token store, with an index of its documents.
-A store is a row cache (`aifx.data.row_cache`). That of files is in the cache, that of a data set beside it. Its
-manifest says of each split whether it is closed, and its bytes. For each split it holds
+The tokens are in a token store, a row cache (`aifx.data.row_cache`). That of files is in the cache, that of a data set
+beside it. Its manifest says of each split whether it is closed, and its bytes. For each split it holds
 
     <split>.tokens.npy      uint16 or uint32 [n]: eos, a document, eos, a document, ..., and eos if the last ends here
     <split>.documents.npy   int64 [documents + 1]: positions of the eos before each document, and of the end of the last

@@ -25,7 +25,7 @@ from aifx.core.plurals import counted, some_names
 from aifx.core.project import Project
 from aifx.data.arrays import WEIGHTS
 from aifx.data.base import Batch, DataFormat
-from aifx.data.columns import as_number, is_missing, scale_of
+from aifx.data.columns import Source, as_number, is_missing, open_source, scale_of
 from aifx.data.names import SPLIT
 from aifx.data.readers.rows import FORMATS, Row, field, input_file, unknown_format
 from aifx.data.readers.sources import SourceFile
@@ -33,7 +33,6 @@ from aifx.data.sections import SeriesSection
 from aifx.data.series_windows import SeriesData, SeriesFacts, series_baselines, series_spec, window_batch
 from aifx.data.spec import DataSpec
 from aifx.data.splits import SPLITS, Split
-from aifx.data.table_file import Source, open_source
 from aifx.data.time_grid import TimeGrid, calendar_of, infer_grid, parse_parts, parse_time, time_texts
 
 logger = logging.getLogger(__name__)

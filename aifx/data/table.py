@@ -36,25 +36,28 @@ from aifx.data.columns import (
     CALENDAR,
     CONVERSIONS,
     PARTS,
+    Table,
     as_number,
     as_text,
+    describe_columns,
     encoder,
     foreign_date,
+    format_value,
     infer_columns,
     infer_kind,
     is_missing,
     names_rows,
     odd_number,
+    open_source,
+    read_table,
     scale_of,
-    shown_columns,
-    shown_value,
+    table_of,
 )
 from aifx.data.names import CLUSTER, SPLIT
 from aifx.data.readers.rows import Row, field
 from aifx.data.sections import TableSection
 from aifx.data.spec import SPEC_FILE, Column, ColumnKind, DataSpec, need_spec
 from aifx.data.splits import SPLITS, Split
-from aifx.data.table_file import Table, open_source, read_table, table_of
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +156,7 @@ class TableFormat(ArrayFormat):
     def shown(self, example: Mapping[str, np.ndarray]) -> dict[str, str]:
         fields = {}
         for column, number in zip(self.spec.columns, example["inputs"].tolist(), strict=True):
-            fields[f"{column.name} ({column.part})" if column.part else column.name] = shown_value(column, number)
+            fields[f"{column.name} ({column.part})" if column.part else column.name] = format_value(column, number)
         spec, target = self.spec, example["targets"].item()
         value = spec.classes[target] if spec.classes else f"{target * spec.target_scale + spec.target_mean:.4g}"
         return {**fields, self.section.target: value}
@@ -261,7 +264,7 @@ def infer_spec(table: Table, is_train: np.ndarray, section: TableSection) -> tup
         why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "it has the target alone"
         raise DataError(f"{table.name}: no column to predict from", why, "aifx config keys data")
     spec, target = _infer_target(table, is_train, section)
-    rows = [*shown_columns(columns), *((name, "left out", why) for name, why in left_out.items())]
+    rows = [*describe_columns(columns), *((name, "left out", why) for name, why in left_out.items())]
     rows.append((section.target, "target", target))
     width = max(len(name) for name, _, _ in rows)
     head = f"columns of {table.name}, from {train.num_rows:,} training rows of {table.num_rows:,}:"

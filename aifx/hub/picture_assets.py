@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from aifx.config.sections import DataSection
 from aifx.core.errors import DataError
-from aifx.data.image_splits import pictures_spec
+from aifx.data.images import pictures_spec
 from aifx.data.picture_lists import Listing
 from aifx.data.sections import ImagesSection
 from aifx.data.spec import DataSpec

@@ -27,7 +27,7 @@ from aifx.curation.erasure import Erasure, plan_file_erasure, purge_caches
 from aifx.curation.named_files import named_rows
 from aifx.curation.reports import show_files, show_version, verify_files
 from aifx.curation.row_history import explain_row
-from aifx.data import corpus, file_index, table_file
+from aifx.data import columns, corpus, file_index
 from aifx.data.base import DataFormat
 from aifx.data.chat.format import ChatFormat
 from aifx.data.chat.section import ChatSection
@@ -135,14 +135,14 @@ def test_a_table_that_changes_while_it_is_read_is_refused(
     lines = "".join(f"2024-01-{day:02},{day}\n" for day in range(1, 29))
     path = project.root / "a.csv"
     path.write_text(f"time,value\n{lines}")
-    read_rows = table_file.read_rows
+    read_rows = columns.read_rows
 
     def edited(file: SourceFile) -> Iterator[Row]:
         for row in read_rows(file):
             yield row
             path.write_text(f"time,value\n{lines}2024-02-01,1\n")
 
-    monkeypatch.setattr(table_file, "read_rows", edited)
+    monkeypatch.setattr(columns, "read_rows", edited)
     with pytest.raises(DataError, match=r"^a\.csv changed"):
         form.open(section, project, made_folder(project.root / "assets"))
 

@@ -32,8 +32,7 @@ from aifx.core.file_states import FileState
 from aifx.core.project import Project
 from aifx.data import file_index, row_cache
 from aifx.data.arrays import ArrayDataset, array_source
-from aifx.data.image_splits import Picture, StoredImages, open_images
-from aifx.data.images import ImageFormat
+from aifx.data.images import ImageFormat, Picture, StoredImages, open_images
 from aifx.data.picture_lists import list_pictures
 from aifx.data.readers import decoding
 from aifx.data.readers.rows import input_file
@@ -468,7 +467,7 @@ def test_an_interrupt_while_decoding_leaves_nothing(tmp_path: Path) -> None:
     from pathlib import Path
     from aifx.core.digests import sha256_of_file
     from aifx.data.readers import decoding
-    from aifx.data.image_splits import Picture, open_images
+    from aifx.data.images import Picture, open_images
     from aifx.data.sections import ImagesSection
     start = decoding.Child.of_module
     decoding.Child.of_module = lambda module, *args, **keys: start("held", *args, **keys)

@@ -17,7 +17,7 @@ from scipy.special import softmax
 from aifx.core.errors import AifxError, DataError
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset
-from aifx.data.columns import encoder, infer_columns, infer_kind, shown_columns
+from aifx.data.columns import describe_columns, encoder, infer_columns, infer_kind
 from aifx.data.file_index import find_implicit
 from aifx.data.sections import TableSection
 from aifx.data.spec import DataSpec, keep_spec, need_spec
@@ -113,7 +113,7 @@ def test_a_number_that_training_did_not_vary_has_no_tiny_scale() -> None:
 
 def test_the_range_of_a_number_is_shown_as_people_write_it() -> None:
     columns = infer_columns("calls", "numeric", [str(n % 10) for n in range(100)], bins=8)
-    assert list(shown_columns(columns)) == [("calls", "numeric", "0 to 9, 8 bins")]
+    assert list(describe_columns(columns)) == [("calls", "numeric", "0 to 9, 8 bins")]
 
 
 def test_a_number_far_from_training_is_finite_in_float32() -> None:
@@ -130,7 +130,7 @@ def test_numbers_whose_squares_are_zero_have_a_scale(unit: float) -> None:
     found = [encoder(column)(value) for value in values]
     assert found == sorted(set(found))
     assert np.ptp(found) == pytest.approx(1)
-    assert next(shown_columns([column]))[2] == f"0 to {99 * unit:.5g}, 8 bins"
+    assert next(describe_columns([column]))[2] == f"0 to {99 * unit:.5g}, 8 bins"
 
 
 def test_the_project_probe_reads_the_columns_that_the_table_needs(tmp_path: Path) -> None:
