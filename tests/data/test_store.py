@@ -24,7 +24,8 @@ from aifx.core.code_digest import Code
 from aifx.core.errors import DataError, EnvironmentFault, ExitCode
 from aifx.core.files import remove_temporary
 from aifx.core.project import Project, cache_path
-from aifx.data import row_cache, store
+from aifx.data import corpus as corpora
+from aifx.data import row_cache
 from aifx.data.corpus import Corpus, open_corpora, stored_tokens
 from aifx.data.readers import documents, encodings
 from aifx.data.row_cache import VERSION
@@ -92,7 +93,7 @@ def test_pieces_and_batches_leave_no_trace(
     kept = {split: whole.store.splits[split].tokens[:].tobytes() for split in SPLITS}
     monkeypatch.setattr(documents, "PIECE_CHARACTERS", 50)
     monkeypatch.setattr(encodings, "BLOCK_BYTES", 70)
-    monkeypatch.setattr(store, "BATCH_CHARACTERS", 90)
+    monkeypatch.setattr(corpora, "BATCH_CHARACTERS", 90)
     again = stored_tokens(project.root / "again", whole.corpus, whole.tokenizer)
     assert {split: again.splits[split].tokens[:].tobytes() for split in SPLITS} == kept
 
