@@ -17,10 +17,8 @@ from aifx.data.spec import DataSpec
 from aifx.machine.cpu import usable_cpus
 
 FLIPS = Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM
-STRETCH = 4 / 3
-"""The most by which a crop's proportions differ from those of the image."""
-ERASED_STRETCH = 3
-"""The most by which those of what is erased do."""
+STRETCH = 4 / 3  # the most by which a crop's proportions differ from those of the image
+ERASED_STRETCH = 3  # the most by which those of the erased rectangle do
 
 
 def augmented(source: BatchSource, section: AugmentSection, data: DataSpec, seed: int) -> BatchSource:
@@ -139,7 +137,7 @@ def _erased(image: np.ndarray, largest: float, draw: np.random.Generator) -> np.
 
 
 def _mirrored(length: int, moved: int, is_flipped: bool) -> np.ndarray:
-    """Which of `length` places each shows that looks `moved` further. Those outside are mirrored at the edges."""
+    """The place that each of `length` places shows if it looks `moved` further. The edges mirror those outside."""
     places = (np.arange(length) + int(moved)) % (2 * length)
     within = np.minimum(places, 2 * length - 1 - places)
     return length - 1 - within if is_flipped else within
@@ -168,15 +166,13 @@ def _taken(image: np.ndarray, linear: np.ndarray, centre: np.ndarray) -> np.ndar
     if before.any() or after.any():
         image = np.pad(image, [(before[1], after[1]), (before[0], after[0]), (0, 0)], mode="symmetric")
     planes = [image] if channels == 3 else np.moveaxis(image, -1, 0)  # with opacity, Pillow would not mix each alone
-    taken = [
-        np.asarray(_sampled(Image.fromarray(np.ascontiguousarray(plane)), (width, height), linear, centre + before))
-        for plane in planes
-    ]
+    pictures = [Image.fromarray(np.ascontiguousarray(plane)) for plane in planes]
+    taken = [np.asarray(_sampled(picture, (width, height), linear, centre + before)) for picture in pictures]
     return taken[0] if channels == 3 else np.stack(taken, axis=-1)
 
 
 def _sampled(picture: Image.Image, size: tuple[int, int], linear: np.ndarray, centre: np.ndarray) -> Image.Image:
-    """What `_taken` returns, of a picture around which there is nothing to see."""
+    """The picture as `_taken` returns it; nothing lies outside of it."""
     half = np.array(size) / 2
     if linear[0, 1]:
         corner = centre - linear @ half

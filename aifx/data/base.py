@@ -1,4 +1,4 @@
-"""What programs read: batches that are a function of (seed, step, rows). Imports no jax."""
+"""Data sets, and the batches that programs read: a function of (seed, step, rows). Imports no jax."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Dataset(Protocol):
 
     @property
     def spec(self) -> DataSpec:
-        """What a model must know of it."""
+        """The facts about it that a model must know."""
 
     @property
     def digest(self) -> str:
@@ -74,13 +74,13 @@ class Dataset(Protocol):
         """Batches of `split`: shuffled without end, or without a seed in order, each example once. Raises DataError."""
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """What a batch holds by unit ("examples", "tokens", "bytes"), padding left out."""
+        """The contents of a batch by unit ("examples", "tokens", "bytes"), padding left out."""
 
 
 class DataFormat(ABC):
-    """How a kind of data is read. Except for `open`, it needs no training data."""
+    """The way to read a kind of data. Except for `open`, it needs no training data."""
 
-    spec: DataSpec  # what a model must know of the data
+    spec: DataSpec
 
     @property
     def media_types(self) -> tuple[str, ...]:
@@ -158,15 +158,17 @@ class DataFormat(ABC):
         raise undefined(type(self), "encode", "make predictions")
 
     def skip_reason(self, row: Mapping[str, Any]) -> str:
-        """Why this row gets no prediction although the rows around it do; "" by default.
+        """The reason why this row gets no prediction although the rows around it do; "" by default.
 
         Its prediction is what others have with null for each number, and this as `reason`.
         """
         return ""
 
     def records(self, row: Row, prediction: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """What `aifx predict` writes for a row. By default one record: its file, its number in it, its id in a data set
-        if it has one, and the prediction."""
+        """The records that `aifx predict` writes for a row.
+
+        By default there is one: its file, its number in it, its id in a data set if it has one, and the prediction.
+        """
         row_id = {ROW: row.values[ROW]} if isinstance(row.values.get(ROW), str) else {}
         return [{"file": row.file, "row": row.number, **row_id, **prediction}]
 

@@ -11,7 +11,7 @@ import numpy as np
 from aifx.core.errors import DataError, UsageError
 
 Rows: TypeAlias = "Iterable[Mapping[str, Any]] | Mapping[str, np.ndarray] | Any"
-"""What `rows_of` takes."""
+"""Rows as `rows_of` takes them."""
 
 ROWS = 256  # made of columns at a time
 EXAMPLE = 'predict([{"text": "Call me Ishmael."}])'
@@ -33,18 +33,16 @@ def rows_of(data: Rows) -> Iterator[Mapping[str, Any]]:
     if isinstance(data, Mapping):
         return _array_rows(data)
     if isinstance(data, (str, bytes, np.ndarray)) or not isinstance(data, Iterable):
-        raise UsageError(
-            f"rows are a {type(data).__name__}", "a row is a mapping by field", 'predict([{"text": "..."}])'
-        )
+        what = f"rows are a {type(data).__name__}"
+        raise UsageError(what, "a row is a mapping by field", 'predict([{"text": "..."}])')
     return _checked(data)
 
 
 def _arrow_rows(data: Any) -> Iterator[Mapping[str, Any]]:
     import pyarrow as pa
 
-    is_stream = hasattr(data, "__arrow_c_stream__")
     try:
-        if is_stream:
+        if hasattr(data, "__arrow_c_stream__"):
             batches = pa.RecordBatchReader.from_stream(data)
         else:
             batches = pa.Table.from_batches([pa.record_batch(data)]).to_reader()
@@ -61,13 +59,11 @@ def _arrow_rows(data: Any) -> Iterator[Mapping[str, Any]]:
 def _array_rows(data: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     arrays = dict(data)
     if not all(isinstance(values, np.ndarray) and values.ndim for values in arrays.values()):
-        raise UsageError(
-            "rows are one mapping", "its values are not NumPy arrays [rows, ...]", "for one row: predict([row])"
-        )
-    lengths = {name: len(values) for name, values in arrays.items()}
-    if len(set(lengths.values())) > 1:
-        shown = ", ".join(f"{name!r} {length:,}" for name, length in lengths.items())
-        raise UsageError("the arrays differ in their number of rows", shown, "each array is [rows, ...]")
+        why = "its values are not NumPy arrays [rows, ...]"
+        raise UsageError("rows are one mapping", why, "for one row: predict([row])")
+    if len(set(map(len, arrays.values()))) > 1:
+        why = ", ".join(f"{name!r} {len(values):,}" for name, values in arrays.items())
+        raise UsageError("the arrays differ in their number of rows", why, "each array is [rows, ...]")
     for values in zip(*arrays.values(), strict=True):
         yield {name: _plain(value) for name, value in zip(arrays, values, strict=True)}
 
@@ -82,6 +78,5 @@ def _plain(value: Any) -> Any:
 def _checked(rows: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
-            what = f"row {number}: a {type(row).__name__}"
-            raise DataError(what, "a row is a mapping by field", EXAMPLE)
+            raise DataError(f"row {number}: a {type(row).__name__}", "a row is a mapping by field", EXAMPLE)
         yield row

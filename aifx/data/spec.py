@@ -1,4 +1,4 @@
-"""What a model must know of its data: numbers, no examples. Imports no jax."""
+"""The DataSpec, all that a model must know of its data: numbers, no examples. Imports no jax."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Column:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """From the configuration, or inferred once from the data and kept in the run's assets."""
+    """The facts about its data that a model is made for: of the configuration, or inferred once and kept in the run."""
 
     fields: Mapping[str, Field]  # the arrays of a batch by name
     vocab_size: int | None = None  # tokens that inputs and targets may hold
@@ -77,7 +77,7 @@ def keep_spec(assets: Path, spec: DataSpec) -> None:
 
 
 def need_spec(assets: Path) -> DataSpec:
-    """What `keep_spec` kept. Raises DataError if it is missing or cannot be used."""
+    """The spec that `keep_spec` kept. Raises DataError if it is missing or cannot be used."""
     path = assets / SPEC_FILE
     try:
         document = parse_json(read_file(path))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, Literal
@@ -50,11 +50,11 @@ class TimeGrid:
         if self.unit == "microseconds":
             return origin + places.astype(np.int64) * np.timedelta64(self.step, "us")
         first = origin.astype("M8[M]")
-        day, _ = _days_of_month(first[None], origin.astype("M8[D]")[None])
+        day, length = _days_of_month(first, origin.astype("M8[D]"))
         months = first + places.astype(np.int64) * self.step * MONTH
-        last = (months + MONTH).astype("M8[D]") - months.astype("M8[D]") - np.timedelta64(1, "D")
-        days = last if _is_month_end(origin[None]).all() else np.minimum(last, np.timedelta64(int(day[0]), "D"))
-        times: np.ndarray = months.astype("M8[us]") + days + (origin - origin.astype("M8[D]"))
+        _, lengths = _days_of_month(months, months)
+        days = lengths - 1 if day == length - 1 else np.minimum(lengths - 1, day)
+        times: np.ndarray = months.astype("M8[us]") + days.astype("m8[D]") + (origin - origin.astype("M8[D]"))
         return times
 
     def __str__(self) -> str:
@@ -87,9 +87,8 @@ def infer_grid(series: Sequence[np.ndarray]) -> TimeGrid:
         raise ValueError("no series has two rows, so the time between rows is not known")
     everything = np.concatenate(series)
     origin = everything.min()
-    days, months = everything.astype("M8[D]"), everything.astype("M8[M]")
-    is_one_day = len(np.unique(days - months.astype("M8[D]"))) == 1
-    if np.min(gaps) >= 28 * DAY and (is_one_day or _is_month_end(everything).all()):
+    day, length = _days_of_month(everything.astype("M8[M]"), everything.astype("M8[D]"))
+    if np.min(gaps) >= 28 * DAY and (len(np.unique(day)) == 1 or (day == length - 1).all()):
         steps: np.ndarray = np.concatenate([np.diff(times.astype("M8[M]")) for times in series]).astype(np.int64)
         return TimeGrid(str(origin), math.gcd(*steps.tolist()), "months")
     sizes, counts = np.unique(gaps, return_counts=True)
@@ -109,32 +108,42 @@ class Calendar:
 
     def tokens(self, times: np.ndarray) -> np.ndarray:
         """int32 `[times, features]`."""
+        days, months = times.astype("M8[D]"), times.astype("M8[M]")
+        day, length = _days_of_month(months, days)
+        slot = (times - days).astype(np.int64) // self._slot
+        weekday = (days.astype(np.int64) + 3) % 7  # 0 is Monday: the epoch began on a Thursday
+        month = months.astype(np.int64) % 12
+        day_of_year = (days - times.astype("M8[Y]").astype("M8[D]")).astype(np.int64)
+        # The first to third of a weekday in a month, the fourth that is not the last, the fourth that is, the fifth:
+        # holidays such as "the last Monday of May" are one or two of these.
+        nth, is_last = day // 7, day + 7 >= length
+        which = np.where(nth == 3, nth + is_last, np.where(nth == 4, 5, nth))
+        numbers = {
+            "time_of_day": slot,
+            "time_of_week": weekday * (DAY // self._slot) + slot,
+            "weekday": weekday,
+            "month": month,
+            "week_of_year": day_of_year // 7,
+            "day_of_year": month * 31 + day,
+            "weekday_of_month": (month * 6 + which) * 7 + weekday,
+        }
         starts = np.cumsum([0, *self._sizes[:-1]])
-        parts = _parts(times)
-        columns = [self._feature(name, parts) + start for name, start in zip(self.features, starts, strict=False)]
+        columns = [numbers[name] + start for name, start in zip(self.features, starts, strict=False)]
         return np.stack(columns, axis=1).astype(np.int32) if columns else np.zeros((len(times), 0), np.int32)
 
     @property
     def _sizes(self) -> list[int]:
+        """The count of numbers of each feature."""
         slots = DAY // self._slot
-        sizes = {
-            "time_of_day": slots,
-            "time_of_week": 7 * slots,
-            **{name: size for name, (size, _) in _FEATURES.items()},
-        }
+        sizes = {"time_of_day": slots, "time_of_week": 7 * slots, "weekday": 7, "month": 12, "week_of_year": 53}
+        sizes |= {"day_of_year": 12 * 31, "weekday_of_month": 12 * 6 * 7}
         return [sizes[name] for name in self.features]
 
     @property
     def _slot(self) -> int:
-        """Into parts of this length a day is divided."""
+        """The length of the parts of a day, in microseconds."""
         step = self.grid.step
         return step if self.grid.unit == "microseconds" and step >= MINUTE and DAY % step == 0 else HOUR
-
-    def _feature(self, name: str, parts: dict[str, np.ndarray]) -> np.ndarray:
-        slot = parts["time"] // self._slot
-        if name == "time_of_day":
-            return slot
-        return parts["weekday"] * (DAY // self._slot) + slot if name == "time_of_week" else _FEATURES[name][1](parts)
 
 
 def calendar_of(grid: TimeGrid, steps: int) -> Calendar:
@@ -178,45 +187,7 @@ def parse_parts(values: Iterable[Any]) -> datetime:
     return datetime(*parts, *[1] * (3 - len(parts)))  # type: ignore[arg-type]
 
 
-def _parts(times: np.ndarray) -> dict[str, np.ndarray]:
-    days, months = times.astype("M8[D]"), times.astype("M8[M]")
-    day, length = _days_of_month(months, days)
-    return {
-        "time": (times - days).astype(np.int64),  # of the day
-        "weekday": (days.astype(np.int64) + 3) % 7,  # 0 is Monday: the epoch began on a Thursday
-        "month": months.astype(np.int64) % 12,
-        "day": day,
-        "length": length,
-        "day_of_year": (days - times.astype("M8[Y]").astype("M8[D]")).astype(np.int64),
-    }
-
-
 def _days_of_month(months: np.ndarray, days: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The day within each month, from 0, and the days of that month."""
     starts = months.astype("M8[D]")
     return (days - starts).astype(np.int64), ((months + MONTH).astype("M8[D]") - starts).astype(np.int64)
-
-
-def _is_month_end(times: np.ndarray) -> np.ndarray:
-    day, length = _days_of_month(times.astype("M8[M]"), times.astype("M8[D]"))
-    is_last: np.ndarray = day == length - 1
-    return is_last
-
-
-def _weekday_of_month(parts: dict[str, np.ndarray]) -> np.ndarray:
-    """The first to third of a weekday in a month, the fourth that is not the last, the fourth that is, the fifth:
-    holidays such as "the last Monday of May" are one or two of these."""
-    nth, is_last = parts["day"] // 7, parts["day"] + 7 >= parts["length"]
-    which = np.where(nth == 3, nth + is_last, np.where(nth == 4, 5, nth))
-    tokens: np.ndarray = (parts["month"] * 6 + which) * 7 + parts["weekday"]
-    return tokens
-
-
-_FEATURES: dict[str, tuple[int, Callable[[dict[str, np.ndarray]], np.ndarray]]] = {
-    "weekday": (7, lambda parts: parts["weekday"]),
-    "month": (12, lambda parts: parts["month"]),
-    "week_of_year": (53, lambda parts: parts["day_of_year"] // 7),
-    "day_of_year": (12 * 31, lambda parts: parts["month"] * 31 + parts["day"]),
-    "weekday_of_month": (12 * 6 * 7, _weekday_of_month),
-}
-"""By name: how many numbers there are, and the number of a time."""

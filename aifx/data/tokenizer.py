@@ -17,7 +17,7 @@ from aifx.data.readers.sources import check_regular
 from aifx.data.tokenizer_checks import check_description, check_vocabulary, library_errors, most_bytes_of_token
 
 END_OF_TEXT = "<|endoftext|>"
-# What ends a document in tokenizers that people bring: GPT-2 and kin, Llama 3, Llama 2 and Mistral, Gemma, BERT.
+# The ends of documents in tokenizers that people bring: GPT-2 and kin, Llama 3, Llama 2 and Mistral, Gemma, BERT.
 KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 # GPT-4's division of text (tiktoken, cl100k_base) without its rule for English contractions, which takes the first
 # letters of 'quoted words: a word takes the mark or space before it, digits go in threes, newlines are separate. On
@@ -41,7 +41,7 @@ class Tokenizer:
     """A tokenizer with a token that ends documents. Text that spells a special token is text."""
 
     def __init__(self, data: bytes, name: str, *, ends: Sequence[str] = (), begin: str | None = None) -> None:
-        """Raises DataError.
+        """Check and load a tokenizer. Raises DataError.
 
         Args:
             data: the content of a tokenizer.json, which messages call `name`.
@@ -91,7 +91,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path, *, ends: Sequence[str] = (), begin: str | None = None) -> Tokenizer:
-        """Raises DataError for a file that is missing or holds no tokenizer."""
+        """The tokenizer in a file. Raises DataError if it is missing or holds none."""
         hint = 'data.tokenizer is "bpe", "char", "byte" or the path of a tokenizer.json'
         check_regular(path, str(path), "a tokenizer is one file", hint)
         try:
@@ -106,11 +106,11 @@ class Tokenizer:
         return ids
 
     def encode_prompt(self, text: str) -> list[int]:
-        """What a model reads before it continues `text`: never empty."""
+        """The ids that a model reads before it continues `text`: never empty."""
         return self.as_prompt(self.encode(text))
 
     def as_prompt(self, ids: Sequence[int]) -> list[int]:
-        """What a model reads before it continues the text of `ids`: never empty."""
+        """The ids that a model reads before it continues the text of `ids`: never empty."""
         return [*self.begin_ids, *ids] or [self.eos_id]
 
     def encode_batch(self, texts: Sequence[str], *, offsets: bool = False) -> list[tokenizers.Encoding]:
@@ -223,21 +223,19 @@ def character_tokenizer(texts: Iterable[str], vocab_size: int | None, special: S
 def _is_byte_level(description: dict[str, Any]) -> bool:
     """Whether the tokens of any text are exactly its bytes: none is added, dropped, replaced or unknown."""
     model = description["model"]
-    if description.get("normalizer") or model.get("type") != "BPE":
-        return False
     added = description.get("added_tokens", ())
-    if any(token.get("lstrip") or token.get("rstrip") for token in added):
-        return False
     # An added token that the model also has covers two texts: "Ġthe" is also how the model spells " the".
     texts = [token["content"] for token in added if not token.get("special")]
-    if any(text in model["vocab"] and not text.isascii() for text in texts):
-        return False
-    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-        return False
     steps = description.get("pre_tokenizer") or {}
-    *splits, last = steps.get("pretokenizers", [steps])
+    *splits, last = steps.get("pretokenizers") or [steps]
     return (
-        last.get("type") == "ByteLevel"
+        model.get("type") == "BPE"
+        and not description.get("normalizer")
+        and not model.get("continuing_subword_prefix")
+        and not model.get("end_of_word_suffix")
+        and not any(token.get("lstrip") or token.get("rstrip") for token in added)
+        and not any(text in model["vocab"] and not text.isascii() for text in texts)
+        and last.get("type") == "ByteLevel"
         and not last.get("add_prefix_space")
         and all(part.get("type") == "Split" and part.get("behavior") == "Isolated" for part in splits)
         and model["vocab"].keys() >= set(pre_tokenizers.ByteLevel.alphabet())
