@@ -142,8 +142,8 @@ class DataFormat(ABC):
         """
         return []
 
-    def shown(self, example: Mapping[str, np.ndarray]) -> dict[str, str]:
-        """The fields of an example as people read them. By default empty, and its arrays are shown."""
+    def format_example(self, example: Mapping[str, np.ndarray]) -> dict[str, str]:
+        """The fields of an example as people read them. By default empty: its arrays are displayed."""
         return {}
 
     def read_rows(self, file: SourceFile) -> Iterator[Row]:

@@ -26,12 +26,12 @@ from aifx.core.errors import DataError, EnvironmentFault, UsageError
 from aifx.core.file_states import FileState
 from aifx.core.files import is_temporary, remove_temporary
 from aifx.core.project import Project, cache_path
-from aifx.data.checked_files import read_cached, read_checked, with_digest, write_checked
 from aifx.data.readers.documents import scan_file
 from aifx.data.readers.encodings import FileScan
 from aifx.data.readers.formats import PAGES
 from aifx.data.readers.sources import SourceFile, reading
 from aifx.data.readers.web import texts_version
+from aifx.data.row_cache import read_cached, read_checked, with_digest, write_checked
 
 if TYPE_CHECKING:
     from aifx.config.sections import DataSection

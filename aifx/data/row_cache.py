@@ -16,8 +16,8 @@ import logging
 import math
 import mmap
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -28,7 +28,7 @@ from aifx.core.artifact import BLOCKS, Artifact, DamagedArtifact, Files, cached,
 from aifx.core.code_digest import code_digest
 from aifx.core.digests import BLOCK_BYTES, DIGEST_BYTES, Sha256, sha256_of_json
 from aifx.core.errors import EnvironmentFault
-from aifx.core.files import UnsafeFile, open_file
+from aifx.core.files import UnsafeFile, open_file, replace_file, replacing
 from aifx.core.json_values import plain
 from aifx.core.os_errors import naming
 
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 SUFFIX = ".npy"
 
 VERSION = 1
-"""Of the content of all row caches: their keys say what they hold."""
+"""Version of the content of all row caches: their keys say what they hold."""
 
 UNCOUNTED = ("aifx.core", "aifx.config")
 """Modules that open files and read settings, and decide no row."""
@@ -253,3 +253,53 @@ def open_mapped(path: Path, open_it: Callable[[np.ndarray], T]) -> T:
     except (FileNotFoundError, UnsafeFile, ValueError) as e:
         why = e.what if isinstance(e, UnsafeFile) else f"{path.name}: {e}"
         raise DamagedArtifact(path.parent, why) from e
+
+
+# Caches of one file, such as a tokenizer or an index: it ends with the SHA-256 of its other bytes.
+
+
+def write_checked(path: Path, data: bytes) -> None:
+    """Write a file with the SHA-256 of its bytes behind them: whole or not at all, whatever stops the machine."""
+    replace_file(path, with_digest(data))
+
+
+@contextmanager
+def writing_checked(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """A function that appends to such a file, which is at `path` when the block ends."""
+    digest = Sha256()
+    with replacing(path) as file:
+
+        def write(data: bytes) -> None:
+            digest.update(data)
+            file.write(data)
+
+        yield write
+        file.write(digest.digest())
+
+
+def with_digest(data: bytes) -> bytes:
+    """The data with its SHA-256 at the end, as `read_checked` takes it."""
+    return data + Sha256(data).digest()
+
+
+def read_checked(path: Path) -> memoryview:
+    """The data that `write_checked` wrote, memory-mapped.
+
+    Raises OSError, UnsafeFile for a link or a FIFO, and ValueError if it is damaged.
+    """
+    with open(open_file(path), "rb") as file:
+        content = memoryview(np.memmap(file, np.uint8, "r"))
+    if Sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
+        raise ValueError(f"{path} is damaged")
+    return content[:-DIGEST_BYTES]
+
+
+def read_cached(read: Callable[[Path], T], path: Path, what: str) -> T | None:
+    """The result of `read` for a file of the cache. None if there is none, and with a warning if it is damaged."""
+    try:
+        return read(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError, UnsafeFile):
+        logger.warning(f"the {what} {path} is damaged; making it again")
+        return None

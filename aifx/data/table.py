@@ -153,7 +153,7 @@ class TableFormat(ArrayFormat):
             raise DataError(what, "aifx predict adds one of this name", "rename the column, or leave it out")
         return [{**row.values, **added}]
 
-    def shown(self, example: Mapping[str, np.ndarray]) -> dict[str, str]:
+    def format_example(self, example: Mapping[str, np.ndarray]) -> dict[str, str]:
         fields = {}
         for column, number in zip(self.spec.columns, example["inputs"].tolist(), strict=True):
             fields[f"{column.name} ({column.part})" if column.part else column.name] = format_value(column, number)
@@ -326,8 +326,8 @@ def _infer_target(table: Table, is_train: np.ndarray, section: TableSection) -> 
     if len(trained := {as_text(value) for value in compress(values, is_train)}) < 2:
         what = f"{table.name}: the training rows have one class only, {trained.pop()!r}"
         raise DataError(what, f"data.target = {name!r} has others in held-out rows", "hold out other rows, or fewer")
-    shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-    return DataSpec({}, classes=tuple(classes)), f"{len(classes)} classes: {shown}"
+    first = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+    return DataSpec({}, classes=tuple(classes)), f"{len(classes)} classes: {first}"
 
 
 def _same_value(kind: ColumnKind, texts: Sequence[str]) -> tuple[str, str] | None:

@@ -23,13 +23,12 @@ from aifx.core.os_errors import errno_of
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, cache_path
 from aifx.data.base import TEXT_BYTES, Batch, DataFormat, Dataset
-from aifx.data.checked_files import read_cached, read_checked, write_checked
 from aifx.data.corpus import Corpus, SplitTokens, TokenStore, corpus_of, open_corpora, stored_tokens
 from aifx.data.file_index import ImplicitVersion
 from aifx.data.order import Turns, part_at, shuffled
 from aifx.data.readers.rows import Row, field, read_rows
 from aifx.data.readers.sources import SourceFile, check_regular, local_file
-from aifx.data.row_cache import rows_key
+from aifx.data.row_cache import read_cached, read_checked, rows_key, write_checked
 from aifx.data.sections import OWN_TOKENIZERS, DocumentSection, TextSection, TokenSection
 from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import SPLITS, Split

@@ -14,7 +14,7 @@ from aifx.core.errors import CheckpointError
 from aifx.core.progress import report_progress
 from aifx.core.project import RunDirectory, cache_path
 from aifx.data.chat.format import PreferenceData, References
-from aifx.data.checked_files import read_cached
+from aifx.data.row_cache import read_cached
 from aifx.data.splits import SPLITS
 from aifx.loading.base_weights import with_base_params
 from aifx.models.adapted import AdaptedModel

@@ -29,8 +29,8 @@ from aifx.core.progress import Reporter, report_progress
 from aifx.core.results import Result
 from aifx.curation.step import Limits
 from aifx.curation.work_folders import WORK, holding_work
-from aifx.data.checked_files import read_checked, write_checked
 from aifx.data.readers.parquet import open_parquet
+from aifx.data.row_cache import read_checked, write_checked
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.lineage import record_index
 from aifx.data.versions.manifest import TEXT_TYPES, ShardFile, Version

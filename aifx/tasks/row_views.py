@@ -190,7 +190,7 @@ def _row_view(task: Task, batch: Batch, number: int, place: str) -> ShownRow | S
     if _has_tokens(task):
         return _token_row(task, batch, number, place)
     example = {name: values[0] for name, values in batch.items()}
-    fields = task.format.shown(example) if task.format else {}
+    fields = task.format.format_example(example) if task.format else {}
     return ShownValues(number, place, fields or {name: _in_short(value) for name, value in example.items()})
 
 

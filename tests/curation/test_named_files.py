@@ -31,13 +31,13 @@ from aifx.data import columns, corpus, file_index
 from aifx.data.base import DataFormat
 from aifx.data.chat.format import ChatFormat
 from aifx.data.chat.section import ChatSection
-from aifx.data.checked_files import read_checked, write_checked
 from aifx.data.file_index import find_implicit
 from aifx.data.images import ImageFormat
 from aifx.data.readers.documents import scan_file
 from aifx.data.readers.encodings import FileScan
 from aifx.data.readers.rows import Row
 from aifx.data.readers.sources import SourceFile
+from aifx.data.row_cache import read_checked, write_checked
 from aifx.data.sections import DatasetSection, ImagesSection, SeriesSection, TableSection, TextSection
 from aifx.data.series import SeriesFormat
 from aifx.data.table import TableFormat

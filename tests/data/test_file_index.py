@@ -17,10 +17,10 @@ from aifx.core.errors import DataError
 from aifx.core.file_states import FileState
 from aifx.core.project import Project, cache_path
 from aifx.data import file_index
-from aifx.data.checked_files import with_digest
 from aifx.data.corpus import Corpus, open_corpora
 from aifx.data.readers import documents
 from aifx.data.readers.documents import find_files, scan_file
+from aifx.data.row_cache import with_digest
 from aifx.data.sections import TextSection
 
 Write = Callable[..., Path]

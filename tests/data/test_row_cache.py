@@ -14,8 +14,17 @@ from aifx.core import code_digest as codes
 from aifx.core.digests import BLOCK_BYTES, Sha256
 from aifx.core.errors import EnvironmentFault
 from aifx.data import row_cache
-from aifx.data.checked_files import read_cached, read_checked, write_checked
-from aifx.data.row_cache import UNCOUNTED, ArrayWriter, FixedRows, cached_arrays, rows_key, write_array
+from aifx.data.row_cache import (
+    UNCOUNTED,
+    ArrayWriter,
+    FixedRows,
+    cached_arrays,
+    read_cached,
+    read_checked,
+    rows_key,
+    write_array,
+    write_checked,
+)
 
 VALUES = np.arange(BLOCK_BYTES, dtype=np.int32)
 

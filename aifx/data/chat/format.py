@@ -23,12 +23,12 @@ from aifx.data.chat.rendering import ChatRenderer
 from aifx.data.chat.rows import Preference, content_text, parse_row
 from aifx.data.chat.section import ChatSection
 from aifx.data.chat.store import ChatCorpus, ChatTokens, chats_of, open_chats, tokenize
-from aifx.data.checked_files import read_checked, with_digest
 from aifx.data.corpus import SplitTokens
 from aifx.data.file_index import ImplicitVersion
 from aifx.data.order import CYCLE, cycle_stops, part_at, shuffled
 from aifx.data.readers.rows import Row
 from aifx.data.readers.sources import SourceFile
+from aifx.data.row_cache import read_checked, with_digest
 from aifx.data.sections import OWN_TOKENIZERS
 from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import SPLITS, Split

@@ -19,11 +19,11 @@ from aifx.core.extras import install_command
 from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
-from aifx.data.checked_files import read_cached, read_checked, writing_checked
 from aifx.data.readers.base import TEXT, BadRow, Batch, DamagedFile, ReadOptions
 from aifx.data.readers.encodings import FileScan
 from aifx.data.readers.sources import SourceFile
 from aifx.data.readers.streams import open_bytes, read_whole
+from aifx.data.row_cache import read_cached, read_checked, writing_checked
 
 if TYPE_CHECKING:
     from pyarrow import Schema
