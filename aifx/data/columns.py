@@ -28,15 +28,12 @@ from aifx.data.versions.parts import DatasetPart
 
 logger = logging.getLogger(__name__)
 
-MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
-"""Texts that mean a missing value, in lower case."""
-
+MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})  # texts that mean a missing value, in lower case
 BOOLEANS = {"false": "false", "true": "true", "f": "false", "t": "true", "no": "false", "yes": "true"}
 
 UNKNOWN, MISSING_CATEGORY, FIRST_CATEGORY = range(3)
 
-RARE = 2
-"""A category with fewer training rows counts as unknown, so that what is unknown is learned, too."""
+RARE = 2  # a category with fewer training rows counts as unknown, so that what is unknown is learned, too
 
 MOST_DIFFERENT = 0.5
 """A text column with more different values, as a share of its rows, names rows rather than classes of them."""
@@ -46,8 +43,7 @@ FEW_ROWS = 100  # below this, any text column is categorical
 FARTHEST = 1e6
 """Most standard deviations from the mean of a column: a number farther off counts as one there. float32 holds it."""
 
-LARGEST = 1e36
-"""Largest number that a column takes: float32 holds it, and sums and differences of such."""
+LARGEST = 1e36  # largest number that a column takes: float32 holds it, and sums and differences of such
 
 _FOREIGN_DATE = re.compile(r"\d{1,2}([./-])\d{1,2}\1\d{2,4}(\s|$)")
 

@@ -48,8 +48,7 @@ _DIGITS = re.compile("[0-9a-f]{1,64}")
 Entries: TypeAlias = dict[tuple[str, str], list[Any]]
 """By path and way of reading: these two, then the fields of a `FileScan`, as JSON has them."""
 
-COLUMNS = 2 + len(fields(FileScan))
-"""Values of an entry."""
+COLUMNS = 2 + len(fields(FileScan))  # values of an entry
 
 
 @dataclass(frozen=True)

@@ -59,24 +59,17 @@ from aifx.data.row_cache import VERSION, FixedRows, open_mapped, rows_key
 from aifx.data.sections import ImagesSection
 from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import Split
-from aifx.data.versions.parts import DatasetPart
 from aifx.machine.cpu import usable_cpus
 
 logger = logging.getLogger(__name__)
 
 AXES = ("height", "width", "channels")
-DEFAULT_SIZE = (224, 224)
-"""Height and width of pictures if `data.image_size` is not set."""
-
+DEFAULT_SIZE = (224, 224)  # height and width of pictures if `data.image_size` is not set
 DIGESTS = "digests.npy"
 
-MOST_NAMED = 100
-"""Pictures that a message lists one by one."""
-
+MOST_NAMED = 100  # pictures that a message lists one by one
 SKIP = "correct or remove it, or leave it out: aifx train --set data.errors=skip"
-ORDER: tuple[Split, ...] = ("test", "validation", "train")
-"""Which split keeps a picture that is in several."""
-
+ORDER: tuple[Split, ...] = ("test", "validation", "train")  # which split keeps a picture that is in several
 FILE_FIELD = "file"
 PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 DAMAGED = "write it again, or leave it out"
@@ -97,8 +90,10 @@ class ImageFormat(ArrayFormat):
     def describe(cls, section: ImagesSection, project: Project) -> DataSpec:
         if section.is_archive:
             listing = Listing(section.path, [], "label", section.classes)
+        elif (part := section.open_part(project)) is not None:
+            listing = list_version(part, section.classes)
         else:
-            listing = _list(section, project, section.open_part(project))
+            listing = list_pictures(project.root / section.path, section.path, section.classes)
         for key in ("image_size", "channels", "classes") if section.is_archive else ("channels",):
             if not getattr(section, key):
                 why = f"without the images, aifx knows the {key} from it alone"
@@ -162,8 +157,7 @@ class ImageFormat(ArrayFormat):
     def _open_pictures(self, path: Path) -> ArrayDataset:
         geometry = self.geometry
         if geometry.channels not in MODES:
-            why = f"the model takes {geometry.channels} channels"
-            raise DataError(f"{path}: pictures cannot be used", why, HINT)
+            raise DataError(f"{path}: pictures cannot be used", f"the model takes {geometry.channels} channels", HINT)
         size = {"image_size": geometry.shape[:2], "channels": geometry.channels}
         listing = list_pictures(path, str(path), self.spec.classes, has_all=False)
         contents = _contents(scans_of(picture_files(listing, path), None))
@@ -180,9 +174,10 @@ def _open_listed(section: ImagesSection, project: Project) -> ArrayDataset:
     """The data set of the pictures that `[data]` names. Raises UsageError, DataError."""
     if (part := section.open_part(project)) is not None:
         shards = zip(part.version.shards, part.manifest.shards, strict=True)
-        return open_pictures(_list(section, project, part), {str(path): one.sha256 for path, one in shards}, section)
+        contents = {str(path): one.sha256 for path, one in shards}
+        return open_pictures(list_version(part, section.classes), contents, section)
     lists = version_of_path(local_file(project.root / section.path, section.path), project)  # none for a folder
-    listing = _list(section, project, None)
+    listing = list_pictures(project.root / section.path, section.path, section.classes)
     files = [*(file for version in lists.values() for file in version.files), *picture_files(listing, project.root)]
     version = version_of("data.path", files, None, project)
     for before in lists.values():
@@ -194,13 +189,6 @@ def _open_listed(section: ImagesSection, project: Project) -> ArrayDataset:
 def _contents(scans: Mapping[SourceFile, FileScan]) -> dict[str, str]:
     """SHA-256 of the bytes of each file that could be read, by its path."""
     return {file.location: scan.digest for file, scan in scans.items() if scan.digest}
-
-
-def _list(section: ImagesSection, project: Project, part: DatasetPart | None) -> Listing:
-    """The pictures that `[data]` names: those of a version, or of files. Raises UsageError, DataError."""
-    if part is not None:
-        return list_version(part, section.classes)
-    return list_pictures(project.root / section.path, section.path, section.classes)
 
 
 def _balanced(data: ArrayDataset, section: ImagesSection) -> ArrayDataset:

@@ -17,7 +17,7 @@ from aifx.core.errors import DataError
 from aifx.data.base import Batch, BatchSource
 
 READ_ENDS_S = 1.0
-"""How long closing a reader waits for the read under way, lest Python's exit cuts into a library of C++."""
+"""The time that closing a reader waits for the read under way, lest Python's exit cuts into a library of C++."""
 
 
 # A place counts the rows of a training from its first one, over all epochs: the batch of step s (from 0) holds places
@@ -208,10 +208,8 @@ class Turns:
 
     def _phase(self, start: int, before: tuple[int, ...], active: Sequence[int]) -> _Phase:
         """Each part evenly spread over a cycle: its row j of n is at (j + 1/2) / n of it."""
-        stops = cycle_stops([self.shares[part] for part in active], CYCLE)
-        quotas = {part: stop - first for part, stop, first in zip(active, stops, [0, *stops], strict=False)}
-        parts = np.repeat(active, list(quotas.values()))
-        turns = np.concatenate([np.arange(quota) for quota in quotas.values()])
-        ideal = np.concatenate([(np.arange(quota) + 0.5) / max(quota, 1) for quota in quotas.values()])
-        order = np.argsort(ideal, kind="stable")
-        return _Phase(start, before, parts[order], turns[order], quotas)
+        quotas = np.diff(cycle_stops([self.shares[part] for part in active], CYCLE), prepend=0)
+        turns = np.concatenate([np.arange(quota) for quota in quotas])
+        order = np.argsort((turns + 0.5) / np.repeat(quotas, quotas), kind="stable")
+        by_part = dict(zip(active, quotas.tolist(), strict=True))
+        return _Phase(start, before, np.repeat(active, quotas)[order], turns[order], by_part)

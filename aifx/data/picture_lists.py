@@ -24,8 +24,7 @@ from aifx.data.versions.parts import DatasetPart
 
 logger = logging.getLogger(__name__)
 
-SEPARATOR = ";"
-"""Between the names in a cell of the column `labels`."""
+SEPARATOR = ";"  # between the names in a cell of the column `labels`
 
 
 @dataclass(frozen=True)
@@ -156,8 +155,12 @@ def read_list(path: Path, name: str) -> tuple[TargetKind, list[Example]]:
         file = str(row.values["file"])
         if not file:
             raise DataError(f"{place}: no file", "the column file is empty", "name a picture")
-        split = _split(str(row.values.get("split", "")), place)
+        named = str(row.values.get("split", ""))
+        if named and named.lower() not in SPLIT_FOLDERS:
+            hint = "train, validation or test"
+            raise DataError(f"{place}: no split {named!r}", did_you_mean(named, SPLIT_FOLDERS), hint)
         found = _target(row.values[target], target, place)
+        split = SPLIT_FOLDERS[named.lower()] if named else None
         examples.append(Example(path.parent / file, f"{place}: {file}", found, split))
     if not examples:
         hint = "name the pictures below a header: docs/tasks.md"
@@ -173,14 +176,6 @@ def _target_column(columns: Collection[str], name: str, *, is_list: bool = False
         hint = "name the columns file and label, labels (such as a;b) or value: docs/tasks.md"
         raise DataError(f"{name} does not say what its pictures show", why, hint)
     return found[0]
-
-
-def _split(text: str, place: str) -> Split | None:
-    if not text:
-        return None
-    if text.lower() not in SPLIT_FOLDERS:
-        raise DataError(f"{place}: no split {text!r}", did_you_mean(text, SPLIT_FOLDERS), "train, validation or test")
-    return SPLIT_FOLDERS[text.lower()]
 
 
 def _target(value: object, target: TargetKind, place: str) -> Target:
@@ -207,7 +202,9 @@ def _classes(
     if target == "value":
         return ()
     found = Counter(label for example in examples for label in example.labels)
-    known = classes or tuple(sorted(found, key=_in_order))
+    # Numbers by value, names by letters.
+    in_order = sorted(found, key=lambda label: (int(label), label) if label.isdecimal() else (-1, label))
+    known = classes or tuple(in_order)
     if unknown := sorted(set(found) - set(known)):
         first = next(example for example in examples if unknown[0] in example.labels)
         what = f"{first.name}: the class {unknown[0]!r} is not one of data.classes"
@@ -216,8 +213,3 @@ def _classes(
         why = "data.classes names it"
         raise DataError(f"{name}: a class without images: {missing[0]!r}", why, "aifx config show")
     return known
-
-
-def _in_order(label: str) -> tuple[int, str]:
-    """Numbers by value, names by letters."""
-    return (int(label), label) if label.isdecimal() else (-1, label)

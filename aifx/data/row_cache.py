@@ -36,11 +36,8 @@ logger = logging.getLogger(__name__)
 
 SUFFIX = ".npy"
 
-VERSION = 1
-"""Version of the content of all row caches: their keys say what they hold."""
-
-UNCOUNTED = ("aifx.core", "aifx.config")
-"""Modules that open files and read settings, and decide no row."""
+VERSION = 1  # version of the content of all row caches: their keys say what they hold
+UNCOUNTED = ("aifx.core", "aifx.config")  # modules that open files and read settings, and decide no row
 
 T = TypeVar("T")
 
@@ -53,6 +50,13 @@ def rows_key(module: str, *depends_on: Any) -> str:
         depends_on: what they are made of, as JSON can hold it.
     """
     return sha256_of_json(plain([code_digest(module, UNCOUNTED), *depends_on]))
+
+
+# Each read looks up its blocks in `_checked`, a byte per block, and digests those that were not compared yet: a block
+# costs its SHA-256 once per process, and later reads a look at a byte. A damaged block is not an error, since all rows
+# can be made again: `repair` makes the artefact anew, checks that it has the same digests, and returns a map of it.
+# The lock keeps threads from repairing a file twice. A thread that reads `file` meanwhile may hold the old map, whose
+# other blocks were compared, so its values are right.
 
 
 class CheckedFile:
@@ -79,13 +83,13 @@ class CheckedFile:
     def _check(self, block: int) -> None:
         with self._lock:
             if not self._is_whole(block):
-                self._replace(block)
+                if self.repair is None:
+                    raise ValueError(f"block {block} is damaged")
+                self._map(self.repair(block))
             self._checked[block] = 1
 
-    def _replace(self, block: int) -> None:
-        if self.repair is None:
-            raise ValueError(f"block {block} is damaged")
-        self.file = self.repair(block)
+    def _map(self, file: np.ndarray) -> None:
+        self.file = file
 
     def _is_whole(self, block: int) -> bool:
         data = self.file[block * self._block_bytes : (block + 1) * self._block_bytes]
@@ -104,9 +108,9 @@ class BlockArray(CheckedFile):
             raise ValueError("the block of its header is damaged")
         header = io.BytesIO(file[:BLOCK_BYTES].tobytes())
         np.lib.format.read_magic(header)
-        _, _, dtype = np.lib.format.read_array_header_1_0(header)
+        _, _, self._dtype = np.lib.format.read_array_header_1_0(header)
         self._start = header.tell()
-        self._values: np.ndarray = file[self._start :].view(dtype)
+        self._map(file)
 
     def __len__(self) -> int:
         return len(self._values)
@@ -120,9 +124,9 @@ class BlockArray(CheckedFile):
                 self._check(block)
         return self._values[start:stop]
 
-    def _replace(self, block: int) -> None:
-        super()._replace(block)
-        self._values = self.file[self._start :].view(self._values.dtype)
+    def _map(self, file: np.ndarray) -> None:
+        self.file = file
+        self._values: np.ndarray = file[self._start :].view(self._dtype)
 
 
 class FixedRows(CheckedFile):
@@ -216,8 +220,11 @@ def cached_arrays(
     def open_all(folder: Path, artifact: Artifact) -> tuple[Artifact, dict[str, BlockArray]]:
         if whole and (damaged := damaged_files(folder, artifact)):
             raise DamagedArtifact(folder, damaged[0])
-        names = (name.removesuffix(SUFFIX) for name in artifact.files if name.endswith(SUFFIX))
-        return artifact, {name: _open_array(folder, artifact, name) for name in names}
+        arrays = {}
+        for file in (name for name in artifact.files if name.endswith(SUFFIX)):
+            digests = read_sealed(folder, artifact, beside := f"{file}{BLOCKS}", limit=artifact.files[beside].bytes)
+            arrays[file.removesuffix(SUFFIX)] = open_mapped(folder / file, partial(BlockArray, digests=digests))
+        return artifact, arrays
 
     def made_again(name: str, digests: bytes, _: int) -> np.ndarray:
         with lock:  # another thread, or another process, may have made it meanwhile
@@ -232,13 +239,6 @@ def cached_arrays(
     for name, values in arrays.items():
         values.repair = partial(made_again, name, values.digests)
     return artifact, arrays
-
-
-def _open_array(folder: Path, artifact: Artifact, name: str) -> BlockArray:
-    """An array of an artefact that was sealed with the digests of its blocks. Raises DamagedArtifact, OSError."""
-    path, beside = folder / f"{name}{SUFFIX}", f"{name}{SUFFIX}{BLOCKS}"
-    digests = read_sealed(folder, artifact, beside, limit=artifact.files[beside].bytes)
-    return open_mapped(path, lambda file: BlockArray(file, digests))
 
 
 def open_mapped(path: Path, open_it: Callable[[np.ndarray], T]) -> T:

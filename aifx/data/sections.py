@@ -36,11 +36,8 @@ if TYPE_CHECKING:
     from aifx.data.versions.parts import DatasetPart
 
 
-MOST_FILES = 64
-"""Files of a project's data that are opened to check them: the first megabyte of each."""
-
-OWN_TOKENIZERS = ("bpe", "char", "byte")
-"""Values of `data.tokenizer` that are no paths."""
+MOST_FILES = 64  # files of a project's data that are opened to check them: the first megabyte of each
+OWN_TOKENIZERS = ("bpe", "char", "byte")  # values of `data.tokenizer` that are no paths
 
 
 class DatasetSection(DataSection):

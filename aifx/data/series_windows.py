@@ -22,14 +22,9 @@ from aifx.data.time_grid import Calendar
 if TYPE_CHECKING:
     from aifx.data.file_index import ImplicitVersion
 
-SMALLEST_SCALE = 1e-6
-"""A window that varies by less than this share of its mean is taken as constant."""
-
-ROWS = 4096
-"""Windows that baselines read at a time."""
-
-MOST_EXAMPLES = 20_000
-"""Steps that the trees learn from, evenly spaced over the training split."""
+SMALLEST_SCALE = 1e-6  # a window that varies by less than this share of its mean is taken as constant
+ROWS = 4096  # windows that baselines read at a time
+MOST_EXAMPLES = 20_000  # steps that the trees learn from, evenly spaced over the training split
 
 
 @dataclass(frozen=True)

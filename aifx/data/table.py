@@ -61,15 +61,10 @@ from aifx.data.splits import SPLITS, Split
 
 logger = logging.getLogger(__name__)
 
-MOST_LABELS = 10
-"""A target with so many different whole numbers, or fewer, has classes."""
+MOST_LABELS = 10  # a target with so many different whole numbers, or fewer, has classes
+PREDICTION = "prediction"  # the column that `aifx predict` adds
 
-PREDICTION = "prediction"
-"""The column that `aifx predict` adds."""
-
-L2 = 1e-4
-"""Penalty on the squared weights of linear models, for each example."""
-
+L2 = 1e-4  # penalty on the squared weights of linear models, for each example
 MOST_ITERATIONS = 200
 
 MOST_TREE_CATEGORIES = 255
@@ -110,7 +105,11 @@ class TableFormat(ArrayFormat):
             splits["train"] = splits["validation"] = ~splits["test"]
         if (assets / SPEC_FILE).exists():
             spec = need_spec(assets)
-            _check_kept(spec, section)
+            wanted = section.columns | dict.fromkeys([*section.ignore, section.target])
+            if odd := [one.name for one in spec.columns if wanted.get(one.name, one.kind) != one.kind]:
+                what = f"data.columns, data.ignore or data.target changes column {odd[0]!r}"
+                why = "the columns of a run are fixed when it starts"
+                raise ConfigError(what, why, "begin another: aifx train --run NAME")
         else:
             part = table.source.part
             if part is not None and section.group_column is None and section.time_column is None:
@@ -315,7 +314,9 @@ def _infer_target(table: Table, is_train: np.ndarray, section: TableSection) -> 
         hint = f'data.columns = {{"{name}" = "categorical"}}' if odd is None else "leave such cells empty"
         raise DataError(what, why, hint)
     classes = sorted(set(map(as_text, values)))
-    if same := _same_value(kind, classes):
+    by_value: dict[Any, str] = {}
+    firsts = ((by_value.setdefault(CONVERSIONS[kind](text), text), text) for text in classes)
+    if same := next((pair for pair in firsts if pair[0] != pair[1]), None):  # such as "1" and "1.0", or "no" and "No"
         what = f"{table.name}: data.target = {name!r} has {same[0]!r} and {same[1]!r}, which are the same {kind} value"
         raise DataError(what, "they would be two classes", f'data.columns = {{"{name}" = "categorical"}} keeps both')
     with suppress(ValueError):
@@ -328,13 +329,6 @@ def _infer_target(table: Table, is_train: np.ndarray, section: TableSection) -> 
         raise DataError(what, f"data.target = {name!r} has others in held-out rows", "hold out other rows, or fewer")
     first = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
     return DataSpec({}, classes=tuple(classes)), f"{len(classes)} classes: {first}"
-
-
-def _same_value(kind: ColumnKind, texts: Sequence[str]) -> tuple[str, str] | None:
-    """The first two texts with one value, such as "1" and "1.0", or "no" and "No"."""
-    by_value: dict[Any, str] = {}
-    pairs = ((by_value.setdefault(CONVERSIONS[kind](text), text), text) for text in texts)
-    return next((pair for pair in pairs if pair[0] != pair[1]), None)
 
 
 def encode_table(table: Table, spec: DataSpec, target: str) -> Arrays:
@@ -354,16 +348,6 @@ def encode_table(table: Table, spec: DataSpec, target: str) -> Arrays:
         targets = ((values - spec.target_mean) / spec.target_scale).astype(np.float32)
     units = target_units(spec, len(targets))
     return {"inputs": np.array(inputs, np.float32).T.copy(), "targets": targets, **units}
-
-
-def _check_kept(spec: DataSpec, section: TableSection) -> None:
-    """Raise ConfigError if settings ask for other columns than the run has."""
-    kinds = {column.name: column.kind for column in spec.columns}
-    wanted = section.columns | dict.fromkeys([*section.ignore, section.target])
-    odd = [name for name, kind in kinds.items() if wanted.get(name, kind) != kind]
-    if odd:
-        what = f"data.columns, data.ignore or data.target changes column {odd[0]!r}"
-        raise ConfigError(what, "the columns of a run are fixed when it starts", "begin another: aifx train --run NAME")
 
 
 def table_baselines(spec: DataSpec, train: Arrays, inputs: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
