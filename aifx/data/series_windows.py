@@ -208,21 +208,12 @@ def window_batch(section: SeriesSection, values: np.ndarray, tokens: np.ndarray,
 
 def series_spec(section: SeriesSection, calendar: Calendar) -> DataSpec:
     """The spec of windows: the horizon is `target_size`, the calendar's tokens are `vocab_size`."""
-    context, whole = section.context, section.context + section.horizon
-    fields = {
-        "inputs": Field((context,), "float32", ("time",)),
-        "observed": Field((context,), "float32", ("time",)),
-        "targets": Field((section.horizon,), "float32", ("time",)),
-        WEIGHTS: Field((section.horizon,), "float32", ("time",)),
-        "location": Field((), "float32"),
-        "scale": Field((), "float32"),
-    }
-    optional = {
-        "calendar": Field((whole, len(calendar.features)), "int32", ("time", None)),
-        "known": Field((whole, len(section.known)), "float32", ("time", None)),
-        "past": Field((context, len(section.past)), "float32", ("time", None)),
-    }
-    fields |= {name: found for name, found in optional.items() if found.shape[-1]}
+    steps = section.context + section.horizon
+    tokens = np.zeros((1, steps, len(calendar.features)), np.int32)
+    covariates = np.zeros((1, steps, len(section.known) + len(section.past)))
+    arrays = window_batch(section, np.zeros((1, steps)), tokens, covariates)
+    axes = ("time", None)
+    fields = {name: Field(one.shape[1:], one.dtype.name, axes[: one.ndim - 1]) for name, one in arrays.items()}
     return DataSpec(fields, calendar.vocab_size or None, target_size=section.horizon)
 
 

@@ -1,4 +1,4 @@
-"""What transformers makes of chat templates, stored in stored_chats.json.
+"""Results of transformers for chat templates, stored in stored_chats.json.
 
 `tokenizer PATH` writes the tokenizer of the tests. With a Python that has transformers, `store PATH` writes the file
 again, and `check PATH` compares it with what this version makes.

@@ -37,7 +37,7 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def digests(project: Project) -> Callable[..., list[str]]:
     def digests(pattern: str = "data/*") -> list[str]:
-        """What training finds in the project's files."""
+        """The scans that training finds in the project's files."""
         scans = file_index.scans_of(find_files((pattern,), project, "data.train"), "text", project)
         return [scan.digest for scan in scans.values()]
 

@@ -274,7 +274,7 @@ def test_a_picture_that_kills_its_worker_is_named(
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How many pictures were decoded."""
+    """The number of pictures that were decoded."""
     counted = Counter[str]()
     real = decoding.decode
 

@@ -44,7 +44,7 @@ def stores() -> list[Path]:
 
 
 def check(folder: Path) -> None:
-    """Raises DamagedArtifact for a store that is not whole."""
+    """Raise DamagedArtifact for a store that is not whole."""
     if damaged := damaged_files(folder, read_artifact(folder, "token store", VERSION)):
         raise DamagedArtifact(folder, damaged[0])
 

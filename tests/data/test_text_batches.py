@@ -309,7 +309,7 @@ def test_processes_agree(project: Project, write: Write, tmp_path: Path) -> None
 
 
 def test_the_bytes_of_a_batch_are_fixed() -> None:
-    """What a run read yesterday it reads today: a change of these digests breaks the resumption of every run."""
+    """A run reads today what it read yesterday: a change of these digests breaks the resumption of every run."""
     split = split_of([40, 7, 90, 3, 55], closed=False)
     source = source_of(StreamSequences(split, 16, 7), 4, 16, documents=False, seed=7)
     assert [digest(source.read(step, ALL))[:16] for step in (0, 9)] == FIXED

@@ -124,7 +124,7 @@ def counted(data: TextData, split: Split) -> int:
 
 @pytest.mark.parametrize("made", MADE, indirect=True)
 def test_the_bytes_of_a_split_are_those_of_its_text(made: Tokenizer, project: Project, open_: Open) -> None:
-    """Of a file, of each split that is held out, and of the training split."""
+    """Sizes of a file, of each split that is held out, and of the training split."""
     text = TEXT + prose(400, 1)
     (project.root / "data/a.txt").write_bytes(text.encode())
     rows = [*(prose(20, seed) for seed in range(20)), " \n ", "鲸", "\t"]
