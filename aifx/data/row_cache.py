@@ -54,7 +54,7 @@ def rows_key(module: str, *depends_on: Any) -> str:
 
 # Each read looks up its blocks in `_checked`, a byte per block, and digests those that were not compared yet: a block
 # costs its SHA-256 once per process, and later reads a look at a byte. A damaged block is not an error, since all rows
-# can be made again: `repair` makes the artefact anew, checks that it has the same digests, and returns a map of it.
+# can be made again: `repair` does so, checks that they have the same digest as before, and returns a map of the file.
 # The lock keeps threads from repairing a file twice. A thread that reads `file` meanwhile may hold the old map, whose
 # other blocks were compared, so its values are right.
 

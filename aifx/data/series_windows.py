@@ -35,6 +35,13 @@ class SeriesFacts:
     covariates: tuple[tuple[float, float], ...]  # mean and standard deviation of `known` and `past` in training
 
 
+# A window is not stored: it is the number of its first target, and its arrays are read around it. All series lie behind
+# each other in one array, with room of NaN for the longest context and horizon between them, so that no window reaches
+# into another series. The windows of a split are numbered through the series. `last` has the running total of their
+# counts: a binary search in it gives the series of a number, and the rest times `stride` is the step in it. Targets
+# beyond the end of the split are NaN, and weigh 0.
+
+
 @dataclass(frozen=True)
 class Windows:
     """The windows of a split, by number: those of the first series, then those of the second, and so on."""

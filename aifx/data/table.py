@@ -88,11 +88,7 @@ class TableFormat(ArrayFormat):
         return infer_spec(table, splits["train"], section)[1]
 
     @classmethod
-    def open(cls, section: TableSection, project: Project, assets: Path) -> tuple[TableFormat, ArrayDataset]:
-        return cls.open_folds(section, project, assets)
-
-    @classmethod
-    def open_folds(
+    def open(
         cls, section: TableSection, project: Project, assets: Path, folds: int = 1
     ) -> tuple[TableFormat, ArrayDataset]:
         """The rows of `data.path`. Columns are inferred from the training split, unless `assets` has them.

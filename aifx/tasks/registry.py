@@ -43,10 +43,7 @@ def open_task(config: Config, project: Project, assets: Path) -> Task:
     with project_errors(config.parts, project):
         try:
             form, folds = _make(config.parts, "data", project), config.train.folds
-            if folds > 1:
-                opened = form.open_folds(config.data, project, assets, folds)
-            else:
-                opened = form.open(config.data, project, assets)
+            opened = form.open(config.data, project, assets, *([folds] if folds > 1 else []))
         except DataError as error:
             raise _missing_file(config.data, project) or error from None
         if not (isinstance(opened, tuple) and len(opened) == 2):

@@ -75,7 +75,7 @@ def test_the_column_of_splits_decides(project: Project) -> None:
 def test_folds_are_of_all_rows_that_the_column_of_splits_leaves(project: Project) -> None:
     named = [("train", "validation", "test")[index % 3] for index in range(80)]
     make_version(project, "points", {**columns(), "_split": named}, "table", shards=2)
-    _, data = TableFormat.open_folds(TableSection(dataset="points"), project, project.root / "assets", 3)
+    _, data = TableFormat.open(TableSection(dataset="points"), project, project.root / "assets", 3)
     folds = {split: set(arrays["fold"].tolist()) for split, arrays in data.splits.items()}
     assert folds == {"train": {0, 1, 2}, "validation": {0, 1, 2}, "test": {-1}}
     assert [len(arrays["fold"]) for arrays in data.splits.values()] == [54, 54, 26]

@@ -57,7 +57,7 @@ def command(project: Project, *args: str, code: int = 0) -> str:
 def open_folds(project: Project, **settings: Any) -> tuple[TableFormat, dict[str, dict[str, np.ndarray]]]:
     section = TableSection(path="rows.csv", target="label", **settings)
     (project.root / "assets").mkdir(exist_ok=True)
-    form, dataset = TableFormat.open_folds(section, project, project.root / "assets", FOLDS)
+    form, dataset = TableFormat.open(section, project, project.root / "assets", FOLDS)
     return form, {split: dict(arrays) for split, arrays in dataset.splits.items()}
 
 
@@ -80,7 +80,7 @@ def test_every_row_but_those_of_the_test_is_trained_on_and_validated_and_has_a_f
     assert set(splits["test"][FOLD].tolist()) == {-1}
     row = {"number": "1", "x": "0.5", "y": "0.5"}
     assert fields_of_spec(form.spec) == fields_of(form.encode(row)), "a server compiles for rows without a fold"
-    assert list(form.baselines(TableFormat.open_folds(form.section, project, tmp_path, 3)[1], "validation")) == []
+    assert list(form.baselines(TableFormat.open(form.section, project, tmp_path, 3)[1], "validation")) == []
 
 
 def test_a_hash_of_the_row_decides_its_fold_wherever_it_is(tmp_path: Path) -> None:
