@@ -20,7 +20,7 @@ from aifx.core.environment import environment
 from aifx.core.files import replacing
 from aifx.core.limits import limit_memory
 from aifx.core.results import Result
-from aifx.data.row_writers import WRITERS, escape_formula, flat, output_format
+from aifx.data.row_writers import RowWriter, escape_formula, flat, output_format
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.parts import check_own_rows
 from aifx.data.versions.shards import records_of, return_memory
@@ -101,7 +101,7 @@ def file_parts(version: Version, sql: str, format: str, memory_bytes: int) -> It
     with open_selection(version, sql, memory_bytes) as relation:
         reader = relation.to_arrow_reader(BATCH_ROWS)
         is_parquet = format == "parquet"
-        writer: Any = parquet.ParquetWriter(sink, reader.schema) if is_parquet else WRITERS[format](sink)
+        writer: Any = parquet.ParquetWriter(sink, reader.schema) if is_parquet else RowWriter(sink, format)
         for rows in _parts(reader, GROUP_BYTES if is_parquet else 0):
             writer.write(rows if is_parquet else _records(rows, format))
             yield len(rows), _taken(sink)

@@ -6,7 +6,6 @@ import csv
 import io
 import math
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +17,9 @@ from aifx.core.json_values import encode_json
 
 Record = Mapping[str, Any]
 
+FORMATS = ("jsonl", "csv", "parquet")
+AS_JSONL = "aifx predict INPUT --output FILE.jsonl"
+
 
 def output_format(path: Path, rows: str = "predictions") -> str:
     """The format that the file's extension names.
@@ -28,9 +30,9 @@ def output_format(path: Path, rows: str = "predictions") -> str:
     Raises UsageError for another extension or a place where no file can be.
     """
     format = path.suffix.lower().removeprefix(".")
-    if format not in WRITERS:
+    if format not in FORMATS:
         what = f"--output {path}: no writer for {path.suffix or 'a name without extension'}"
-        known = ", ".join(f".{known}" for known in WRITERS)
+        known = ", ".join(f".{known}" for known in FORMATS)
         raise UsageError(what, f"{rows} are written as {known}", f"--output {path.with_suffix('.jsonl')}")
     if path.is_dir():
         hint = f"--output {path}/{rows}.jsonl"
@@ -85,83 +87,59 @@ class CsvText(io.StringIO):
         return super().write(row.removesuffix("\r\n") + "\n")
 
 
-class RowWriter(ABC):
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+class RowWriter:
+    """Writes records to a stream in one of FORMATS. The columns of a table, .csv or .parquet, are those of the first."""
 
-    @abstractmethod
-    def write(self, records: Sequence[Record]) -> None: ...
-
-    def close(self) -> None:  # noqa: B027
-        """Write what ends the file. The caller closes the stream."""
-
-
-class JsonlWriter(RowWriter):
-    def write(self, records: Sequence[Record]) -> None:
-        self._stream.write("".join(map(json_line, records)).encode("utf-8", "backslashreplace"))
-
-
-class TableWriter(RowWriter):
-    """Writes a table, whose columns its first record decides."""
-
-    _names: Sequence[str] = ()
+    def __init__(self, stream: IO[bytes], format: str) -> None:
+        self._stream, self._format = stream, format
+        self._names: Sequence[str] = ()
+        self._parquet: Any = None  # pyarrow's writer, once there is a row
 
     def write(self, records: Sequence[Record]) -> None:
-        """Write records. Raises DataError for one whose columns differ from those of the first."""
-        rows = [flat(record) for record in records]
+        """Write records. Raises DataError for one whose columns, or their types, differ from those of the first."""
+        if self._format == "jsonl":
+            self._stream.write("".join(map(json_line, records)).encode("utf-8", "backslashreplace"))
+            return
+        rows, is_first = [flat(record) for record in records], not self._names
         for row in rows:
             self._names = self._names or list(row)
             if odd := sorted(row.keys() ^ set(self._names)):
                 place = ", row ".join(str(row[key]) for key in ("file", "row") if key in row)
                 what = f"{place}: its prediction has other columns than the first: {', '.join(odd[:3])}"
-                hint = "aifx predict INPUT --output FILE.jsonl"
-                raise DataError(what, "a table has the same columns in each row", hint)
-        if rows:
-            self._write_rows(rows)
+                raise DataError(what, "a table has the same columns in each row", AS_JSONL)
+        if rows and self._format == "parquet":
+            self._write_parquet(rows)
+        elif rows:
+            text = CsvText()
+            writer = csv.DictWriter(text, self._names)
+            if is_first:
+                writer.writeheader()
+            writer.writerows([{name: _cell(value) for name, value in row.items()} for row in rows])
+            self._stream.write(text.getvalue().encode("utf-8", "backslashreplace"))
 
-    @abstractmethod
-    def _write_rows(self, rows: list[dict[str, Any]]) -> None: ...
-
-
-class CsvWriter(TableWriter):
-    _has_header = False
-
-    def _write_rows(self, rows: list[dict[str, Any]]) -> None:
-        text = CsvText()
-        writer = csv.DictWriter(text, self._names)
-        if not self._has_header:
-            writer.writeheader()
-        self._has_header = True
-        writer.writerows([{name: _cell(value) for name, value in row.items()} for row in rows])
-        self._stream.write(text.getvalue().encode("utf-8", "backslashreplace"))
-
-
-class ParquetWriter(TableWriter):
-    _writer: Any = None
-
-    def _write_rows(self, rows: list[dict[str, Any]]) -> None:
+    def _write_parquet(self, rows: list[dict[str, Any]]) -> None:
         import pyarrow as pa
         from pyarrow import parquet
 
-        if self._writer is None:
+        if self._parquet is None:
             found = pa.Table.from_pylist(rows).schema
             # A column without a value is taken for numbers.
             schema = pa.schema([(f.name, pa.float64() if f.type == pa.null() else f.type) for f in found])
-            self._writer = parquet.ParquetWriter(self._stream, schema)
+            self._parquet = parquet.ParquetWriter(self._stream, schema)
         try:
-            self._writer.write_table(pa.Table.from_pylist(rows, schema=self._writer.schema))
+            self._parquet.write_table(pa.Table.from_pylist(rows, schema=self._parquet.schema))
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            what, hint = "a prediction has another type than the first", "aifx predict INPUT --output FILE.jsonl"
-            raise DataError(what, str(error).splitlines()[0], hint) from None
+            what = "a prediction has another type than the first"
+            raise DataError(what, str(error).splitlines()[0], AS_JSONL) from None
 
     def close(self) -> None:
-        import pyarrow as pa
-        from pyarrow import parquet
+        """Write what ends the file. The caller closes the stream."""
+        if self._format == "parquet":
+            import pyarrow as pa
+            from pyarrow import parquet
 
-        (self._writer or parquet.ParquetWriter(self._stream, pa.schema([]))).close()  # without a row there is no column
-
-
-WRITERS: dict[str, type[RowWriter]] = {"jsonl": JsonlWriter, "csv": CsvWriter, "parquet": ParquetWriter}
+            # Without a row there is no column.
+            (self._parquet or parquet.ParquetWriter(self._stream, pa.schema([]))).close()
 
 
 @contextmanager
@@ -169,7 +147,7 @@ def open_writer(path: Path) -> Iterator[RowWriter]:
     """Write records to `path` in the format of its extension: the file is there once all of them are, or not at all."""
     format = output_format(path)
     with replacing(path) as stream:
-        writer = WRITERS[format](stream)
+        writer = RowWriter(stream, format)
         try:
             yield writer
         except BaseException:

@@ -59,11 +59,8 @@ class DatasetSection(DataSection):
         yield from super().conflicts(config)
         for key in self.excluded if self.dataset is not None else ():
             if config.precedence(f"data.{key}"):
-                yield Conflict(
-                    (f"data.{key}", "data.dataset"),
-                    f"data.dataset and data.{key} cannot be used together",
-                    "each names the data to train on",
-                )
+                problem = f"data.dataset and data.{key} cannot be used together"
+                yield Conflict((f"data.{key}", "data.dataset"), problem, "each names the data to train on")
         yield from held_out_conflicts(config.train, *self.shares)
 
     if TYPE_CHECKING:  # each kind has these fields, in an order that is part of the digest of a run's data
@@ -180,11 +177,8 @@ class TokenSection(DataSection):
         yield from super().conflicts(config)
         if self.tokenizer in OWN_TOKENIZERS and (self.end_tokens or self.begin_token is not None):
             key = "data.end_tokens" if self.end_tokens else "data.begin_token"
-            yield Conflict(
-                (key, "data.tokenizer"),
-                f'{key} is set, and data.tokenizer = "{self.tokenizer}" has a token of its own',
-                "it names tokens of a tokenizer.json",
-            )
+            problem = f'{key} is set, and data.tokenizer = "{self.tokenizer}" has a token of its own'
+            yield Conflict((key, "data.tokenizer"), problem, "it names tokens of a tokenizer.json")
 
     def tokenizer_path(self, project: Project) -> Path:
         """The file of a tokenizer that is not one of OWN_TOKENIZERS. Raises UsageError if it is of a run to be made."""
@@ -304,11 +298,9 @@ class TextSection(DocumentSection):
         # Sequences cut short for a trial are read with the stride cut to them.
         is_asked = config.precedence("data.eval_stride") >= config.precedence("data.seq_len")
         if self.eval_stride > self.seq_len and is_asked:
-            yield Conflict(
-                ("data.eval_stride", "data.seq_len"),
-                f"data.eval_stride = {self.eval_stride} is more than data.seq_len = {self.seq_len}",
-                "windows would step over tokens that none of them scores",
-            )
+            problem = f"data.eval_stride = {self.eval_stride} is more than data.seq_len = {self.seq_len}"
+            reason = "windows would step over tokens that none of them scores"
+            yield Conflict(("data.eval_stride", "data.seq_len"), problem, reason)
 
     def read(self, file: SourceFile, *, whole: bool = False) -> Iterator[Piece]:
         from aifx.data.readers.documents import read_documents
@@ -499,18 +491,13 @@ def held_out_conflicts(train: TrainSection, validation: float | None, test: floa
     `validation` is None if it has files of its own.
     """
     if validation is not None and validation + test >= 1.0:
-        yield Conflict(
-            ("data.validation_fraction", "data.test_fraction"),
-            f"data.validation_fraction = {validation:g} and data.test_fraction = {test:g} leave no training data",
-            "together they must be below 1",
-        )
+        problem = f"data.validation_fraction = {validation:g} and data.test_fraction = {test:g} leave no training data"
+        yield Conflict(("data.validation_fraction", "data.test_fraction"), problem, "together they must be below 1")
     if train.early_stopping and validation == 0.0 and train.folds == 1:
-        yield Conflict(
-            ("train.early_stopping", "data.validation_fraction"),
-            f"train.early_stopping = {train.early_stopping} needs a validation split, "
-            "and data.validation_fraction = 0 holds nothing out",
-            "early stopping watches the validation loss",
-        )
+        problem = f"train.early_stopping = {train.early_stopping} needs a validation split, "
+        problem += "and data.validation_fraction = 0 holds nothing out"
+        keys = ("train.early_stopping", "data.validation_fraction")
+        yield Conflict(keys, problem, "early stopping watches the validation loss")
 
 
 def missing_file(project: Project, key: str, name: str) -> Iterator[tuple[str, AifxError]]:
