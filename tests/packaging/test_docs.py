@@ -49,7 +49,7 @@ def test_the_reference_of_an_interface_comes_from_the_code(site: ModuleType) -> 
     assert "aifx.training.loop" in called
     protocol = site.with_references("<!-- interface: Sequences -->\n")
     assert re.search(r"^\| `write\(.*\) -> None` \| .* \| yes \|$", protocol, re.M)
-    assert "`aifx.data.sequences.StreamSequences`" in protocol, "it has the method"
+    assert "`aifx.data.text.StreamSequences`" in protocol, "it has the method"
     with pytest.raises(KeyError):
         site.with_references("<!-- interface: Nothing -->")
 
