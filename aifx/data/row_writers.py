@@ -88,7 +88,7 @@ class CsvText(io.StringIO):
 
 
 class RowWriter:
-    """Writes records to a stream in one of FORMATS. The columns of a table, .csv or .parquet, are those of the first."""
+    """Writes records to a stream in one of FORMATS. The first has the columns of a table (.csv, .parquet)."""
 
     def __init__(self, stream: IO[bytes], format: str) -> None:
         self._stream, self._format = stream, format

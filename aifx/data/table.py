@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -56,7 +56,7 @@ from aifx.data.columns import (
 from aifx.data.names import CLUSTER, SPLIT
 from aifx.data.readers.rows import Row, field
 from aifx.data.sections import TableSection
-from aifx.data.spec import SPEC_FILE, Column, ColumnKind, DataSpec, need_spec
+from aifx.data.spec import SPEC_FILE, Column, DataSpec, need_spec
 from aifx.data.splits import SPLITS, Split
 
 logger = logging.getLogger(__name__)
