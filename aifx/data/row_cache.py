@@ -83,10 +83,13 @@ class CheckedFile:
     def _check(self, block: int) -> None:
         with self._lock:
             if not self._is_whole(block):
-                if self.repair is None:
-                    raise ValueError(f"block {block} is damaged")
-                self._map(self.repair(block))
+                self._make_again(block)
             self._checked[block] = 1
+
+    def _make_again(self, block: int) -> None:
+        if self.repair is None:
+            raise ValueError(f"block {block} is damaged")
+        self._map(self.repair(block))
 
     def _map(self, file: np.ndarray) -> None:
         self.file = file
