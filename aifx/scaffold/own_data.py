@@ -20,12 +20,11 @@ import numpy as np
 
 from aifx.core.errors import ConfigError, DataError, UsageError
 from aifx.core.project import Project
-from aifx.data.columns import as_text, infer_kind, is_missing
+from aifx.data.columns import Table, as_text, infer_kind, is_missing, read_table
 from aifx.data.sections import SeriesSection, TableSection
 from aifx.data.series import SeriesFormat
 from aifx.data.series_windows import SeriesData
 from aifx.data.table import TableFormat
-from aifx.data.table_file import Table, read_table
 from aifx.data.time_grid import infer_grid, parse_parts, parse_time
 
 if TYPE_CHECKING:
