@@ -65,7 +65,9 @@ if TYPE_CHECKING:
     from aifx.verbs.evaluation import evaluate, evaluate_benchmark
     from aifx.verbs.exchange import export_model, import_model
     from aifx.verbs.generation import generate
-    from aifx.verbs.health import doctor
+    from aifx.verbs.health import doctor, doctor_diff, doctor_rules, doctor_serve
+    from aifx.verbs.health_fleet import doctor_bisect, doctor_fleet
+    from aifx.verbs.health_slurm import doctor_slurm_health_check, doctor_slurm_prolog
     from aifx.verbs.kernels import kernels_clear, kernels_explain, kernels_ls, kernels_tune
     from aifx.verbs.launching import (
         launch_follow,
@@ -120,7 +122,9 @@ _NAMES = {
     "evaluation": "evaluate evaluate_benchmark",
     "prediction": "load predict predict_files",
     "generation": "generate",
-    "health": "doctor",
+    "health": "doctor doctor_diff doctor_rules doctor_serve",
+    "health_fleet": "doctor_fleet doctor_bisect",
+    "health_slurm": "doctor_slurm_health_check doctor_slurm_prolog",
     "exchange": "export_model import_model",
     "serving": "serve serve_replay",
     "sweeps": "sweep_plan sweep sweep_show",

@@ -209,21 +209,6 @@ def on_signals(act: Act, numbers: Collection[int] = SIGNALS) -> Iterator[None]:
 
 
 @contextmanager
-def on_signals_in_loop(act: Act, numbers: Collection[int] = SIGNALS) -> Iterator[None]:
-    """Call `act(number)` for each signal, as `on_signals` does, but in the event loop that runs here."""
-    import asyncio
-
-    loop = asyncio.get_running_loop()
-
-    def in_loop(number: int) -> None:
-        with suppress(RuntimeError):  # the loop has just closed
-            loop.call_soon_threadsafe(act, number)
-
-    with on_signals(in_loop, numbers):
-        yield
-
-
-@contextmanager
 def collect_signals(numbers: Collection[int] = STOPS) -> Iterator[list[int]]:
     """The signals that have come in the block, in order."""
     came: list[int] = []

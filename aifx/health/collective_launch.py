@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from aifx.cluster.hosts import srun_command, ssh_command
+from aifx.core.lifecycle import interrupt_of
 from aifx.core.parsing import parse_json
 from aifx.core.processes import Child, run_many
 from aifx.health.bisect import Verdict
@@ -29,14 +30,17 @@ GRACE_S = 1.0
 
 @dataclass(frozen=True)
 class Options:
-    """Attributes:
-    program: the command that runs aifx on a host.
-    over_slurm: whether srun starts the ranks, and not ssh.
-    over: what carries the collectives: the devices, or the hosts' network alone.
-    num_bytes: each device's buffer, or each host's over tcp.
-    repeats: timed calls per test, after an untimed one.
-    limit_s: a test that takes longer has failed.
-    faults: planted delays before each message of a node ("n3",) or over a link ("n1", "n5"), in seconds.
+    """How collective tests run.
+
+    Attributes:
+        program: the command that runs aifx on a host.
+        over_slurm: whether srun starts the ranks, and not ssh.
+        over: what carries the collectives: the devices, or the hosts' network alone.
+        num_bytes: each device's buffer, or each host's over tcp.
+        repeats: timed calls per test, after an untimed one.
+        limit_s: a test that takes longer has failed.
+        faults: planted delays before each message of a node ("n3",) or over a link ("n1", "n5"), in seconds.
+        stop: numbers of signals. As soon as it has one, a test raises KeyboardInterrupt.
     """
 
     program: Sequence[str] = ("aifx",)
@@ -46,6 +50,7 @@ class Options:
     repeats: int = 5
     limit_s: float = 120.0
     faults: Mapping[tuple[str, ...], float] = field(default_factory=dict)
+    stop: Sequence[int] = ()
 
 
 def run_test(group: Sequence[str], limit_s: float, options: Options) -> Verdict:
@@ -58,7 +63,7 @@ def run_test(group: Sequence[str], limit_s: float, options: Options) -> Verdict:
             commands = [srun_command(group, ranks[0], *SRUN)]
         else:
             commands = [ssh_command(host, rank, connect_s=CONNECT_S) for host, rank in zip(group, ranks, strict=True)]
-        verdict = _run(commands, group, limit_s)
+        verdict = _run(commands, group, limit_s, options.stop)
         if PORT_TAKEN not in verdict.why:
             break
     return verdict
@@ -90,7 +95,7 @@ def rank_command(rank: int, group: Sequence[str], port: int, word: str, limit_s:
     return [*options.program, "doctor", "collective-worker", json.dumps(request)]
 
 
-def _run(commands: list[list[str]], group: Sequence[str], limit_s: float) -> Verdict:
+def _run(commands: list[list[str]], group: Sequence[str], limit_s: float, stop: Sequence[int]) -> Verdict:
     """Run the commands until all have ended, or until one has failed and the others have had time to report it."""
     ranks, failed, until = list[Child](), None, math.inf
 
@@ -102,6 +107,8 @@ def _run(commands: list[list[str]], group: Sequence[str], limit_s: float) -> Ver
     # Ranks on other machines lose their connections if the command here ends, and end at their own limit at the latest.
     with closing(run_many(start(), len(commands))) as ended:
         for child in ended:
+            if stop:
+                raise interrupt_of(stop[0])
             if child and failed is None and child.wait().code != 0 and not child.wait().cut:
                 failed, until = child, time.monotonic() + GRACE_S
             if time.monotonic() > until:

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from aifx.core.errors import ConfigError, UsageError, did_you_mean, nearest
 from aifx.core.parsing import parse_toml
-from aifx.health.conditions import COMPARISONS
+from aifx.health.conditions import COMPARISONS, threshold_of
 from aifx.health.tables import across_ids, read_table
 
 Severity = Literal["critical", "warning", "info"]
@@ -96,6 +96,16 @@ class Rule(TomlTable):
     @property
     def family(self) -> str:
         return self.id.split(".", 1)[0]
+
+    @property
+    def failure(self) -> str:
+        """The signal and the condition for a finding, in words."""
+        return f"{self.signal} {threshold_of(self.fails_if)}"
+
+    @property
+    def precondition(self) -> str:
+        """The conditions under which the rule applies, in words; empty if it always does."""
+        return " and ".join(f"{signal} {threshold_of(condition)}" for signal, condition in self.applies_if.items())
 
     def paths(self) -> set[str]:
         """Return the facts that the rule reads, as paths from the node."""

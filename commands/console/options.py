@@ -69,9 +69,3 @@ def option_group(command: Callable[..., None]) -> Callable[..., None]:
     del with_options.__wrapped__
     with_options.__annotations__ = {p.name: p.annotation for p in parameters}
     return with_options
-
-
-def given_options(options: Any) -> dict[str, str]:
-    """Return the options of a dataclass that are not at their defaults, by field: `{"tls_ca": "--tls-ca"}`."""
-    given = (field.name for field in fields(options) if getattr(options, field.name) != field.default)
-    return {name: f"--{name.replace('_', '-')}" for name in given}

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from aifx.commands.console.options import JsonOption, option_group
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.doctor.options import HostsOption, RemoteOption, SlurmOption, exit_code, value_option
-from aifx.core.errors import ExitCode, UsageError
-from aifx.core.lifecycle import sigterm_as_ctrl_c
+from aifx.commands.doctor.options import HostsOption, RemoteOption, SlurmOption, value_option
+from aifx.core.lifecycle import SIGNALS, collect_signals
 
 if TYPE_CHECKING:
-    from aifx.health.bisect import BisectResult
-    from aifx.health.collective_launch import Options
-    from aifx.health.fleet.report import Node
+    from aifx.verbs.health_fleet import BisectResult
 
 BUDGET_S = 900.0
 REHEARSE = "Delay each message of a node, or over a link, to see that it is found. Can be repeated."
-FORM = "--rehearse n3=0.02, or n1,n5=0.02 for a link"
 
 
 @dataclass(frozen=True)
@@ -84,85 +78,37 @@ def bisect(*, options: BisectOptions) -> None:
         aifx doctor bisect --hosts nodes.txt --over tcp --rehearse n3=0.02
     """
     with terminal(options.json) as out:
-        from aifx.health.collective_launch import Options
-        from aifx.health.fleet.ask import check_testable, find_targets, split_remote
+        from aifx.verbs.health_fleet import doctor_bisect
 
-        targets = find_targets(options.hosts, slurm=options.slurm)
-        check_testable(targets)
-        faults = _faults(options.rehearse or (), targets.all, options.over)
-        program, size = split_remote(options.remote), options.num_bytes
-        tests = Options(program, options.slurm, options.over, size, limit_s=options.limit, faults=faults)
-        result, ended = _search(targets.all, tests, options.budget, options.expect, options.margin / 100)
-        _answer(out, result, len(targets.all), ended)
+        with collect_signals(SIGNALS) as stop:
+            found = doctor_bisect(
+                hosts=options.hosts,
+                slurm=options.slurm,
+                budget_s=options.budget,
+                limit_s=options.limit,
+                expected_gb_s=options.expect,
+                margin=options.margin / 100,
+                over=options.over,
+                num_bytes=options.num_bytes,
+                rehearse=options.rehearse or (),
+                remote=options.remote,
+                stop=stop,
+            )
+        out.result(found)
+        if not out.json:
+            from aifx.commands.doctor.report import show_findings
 
-
-def search_among(
-    nodes: Sequence[Node], over_slurm: bool, remote: str, budget_s: float
-) -> tuple[BisectResult, ExitCode]:
-    """Search among the nodes that sent a report. Return also the code of a signal that ended the search."""
-    from aifx.health.bisect import MARGIN, BisectResult
-    from aifx.health.collective_launch import Options
-    from aifx.health.fleet.ask import split_remote
-    from aifx.health.fleet.rank import gpus_of
-
-    names = [node.name for node in nodes if node.report is not None]
-    if len(names) < 2:
-        return BisectResult((), tuple(names), "unclear", "fewer than two nodes sent a report", (), 0.0), ExitCode.OK
-    tests = Options(split_remote(remote), over_slurm, "jax" if any(map(gpus_of, nodes)) else "tcp")
-    return _search(names, tests, budget_s, 0.0, MARGIN)
-
-
-def _search(
-    nodes: Sequence[str], tests: Options, budget_s: float, expected_gb_s: float, margin: float
-) -> tuple[BisectResult, ExitCode]:
-    """Search until Ctrl-C or SIGTERM at the latest. What it has found until then is kept."""
-    from aifx.health import bisect
-    from aifx.health.collective_launch import run_test
-
-    test = partial(run_test, options=tests)
-    with sigterm_as_ctrl_c() as stop:
-        result = bisect.bisect(nodes, test, budget_s, expected_gb_s=expected_gb_s, margin=margin)
-    return result, stop.code if result.why == "interrupted" else ExitCode.OK
+            show_search(out, found.result, found.num_nodes)
+            show_findings(out, found.report.findings)
+            if found.result.suspects:
+                out.print(f"not cleared: {', '.join(found.result.suspects)}")
 
 
 def collective_worker(request: str) -> None:
     """Run one rank of a collective test, which REQUEST describes. `aifx doctor bisect` starts this on each node."""
-    from aifx.health.collective_worker import main
+    from aifx.verbs.health_fleet import run_collective_rank
 
-    raise SystemExit(main(request))
-
-
-def _faults(asked: Sequence[str], nodes: Sequence[str], over: str) -> dict[tuple[str, ...], float]:
-    found = {}
-    for text in asked:
-        names, _, seconds = text.rpartition("=")
-        group = tuple(names.split(","))
-        if not names or len(group) > 2 or set(group) - set(nodes):
-            why = f"the nodes are {', '.join(nodes[:8])}{', ...' if nodes[8:] else ''}"
-            raise UsageError(f"--rehearse {text} does not name a node or link", why, FORM)
-        if len(group) == 2 and over == "jax":
-            raise UsageError(f"--rehearse {text} requires --over tcp", "through JAX only a node can be delayed", FORM)
-        try:
-            found[group] = float(seconds)
-        except ValueError:
-            raise UsageError(f"--rehearse {text} does not name a delay", f"{seconds!r} is not a number", FORM) from None
-    return found
-
-
-def _answer(out: Output, result: BisectResult, num_nodes: int, ended: ExitCode) -> NoReturn:
-    from aifx.health.report import Report
-
-    report = Report("", result.findings(), (), round(result.duration_s, 3))
-    findings = [asdict(finding) for finding in report.findings]
-    out.document({"status": report.status, "findings": findings, **result.document()})
-    if not out.json:
-        from aifx.commands.doctor.report import show_findings
-
-        show_search(out, result, num_nodes)
-        show_findings(out, report.findings)
-        if result.suspects:
-            out.print(f"not cleared: {', '.join(result.suspects)}")
-    raise SystemExit(int(ended) or exit_code(report.status, strict=False))
+    raise SystemExit(run_collective_rank(request))
 
 
 def show_search(out: Output, result: BisectResult, num_nodes: int) -> None:

@@ -16,8 +16,7 @@ from aifx.commands.doctor.options import SiteOption
 from aifx.core.sanitize import one_line
 
 if TYPE_CHECKING:
-    from aifx.health.diff import Difference
-    from aifx.health.report import Finding
+    from aifx.verbs.health import Difference, Finding
 
 MAX_CELL = 60
 
@@ -46,16 +45,12 @@ def diff(
         aifx doctor diff good-node.json bad-node.json --all
     """
     with terminal(json) as out:
-        from aifx.health import diff as library
-        from aifx.health.rules import load_rules, read_site
-        from aifx.health.snapshot import read
+        from aifx.verbs.health import doctor_diff
 
-        sites = read_site(site)
-        found = library.diff(read(before), read(after), load_rules(sites).values(), sites)
-        out.document(found)
+        compared = doctor_diff(before, after, strict=strict, site=site)
+        out.result(compared)
         if not out.json:
-            _show(out, found, all_)
-        raise SystemExit(int(found.worse if strict else found.new_critical))
+            _show(out, compared.difference, all_)
 
 
 def _show(out: Output, found: Difference, all_: bool) -> None:

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.console.options import JsonOption, given_options, option_group
+from aifx.commands.console.options import JsonOption, option_group
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.doctor.bisect import BUDGET_S, search_among, show_search
+from aifx.commands.doctor.bisect import BUDGET_S, show_search
 from aifx.commands.doctor.options import (
     CheckOptions,
     HostsOption,
     RemoteOption,
     SlurmOption,
     TokenFileOption,
-    exit_code,
     value_option,
 )
-from aifx.core.errors import EnvironmentFault, ExitCode, UsageError
-from aifx.core.lifecycle import exit_code_of
+from aifx.core.lifecycle import SIGNALS, collect_signals
 
 if TYPE_CHECKING:
-    from aifx.health.fleet.ask import Answers
-    from aifx.health.fleet.report import FleetReport
+    from aifx.commands.doctor.report import Row
+    from aifx.verbs.health_fleet import FleetReport, NodeGroup, Suspect
 
-ON_ANSWERS = {"only", "skip", "site", "strict", "replay", "html", "json"}
-"""Options for the answers. All other options determine how nodes are asked."""
+NUM_SUSPECTS, NUM_GROUPS, NUM_NAMES = 10, 12, 8
 
 
 @dataclass(frozen=True)
@@ -89,86 +87,102 @@ def fleet(*, options: FleetOptions) -> None:
         aifx doctor fleet --hosts nodes.txt --bisect --budget 600
     """
     with terminal(options.json) as out:
-        from aifx.commands.doctor.fleet_report import show_fleet
-        from aifx.health.fleet.assess import assess, check_patterns
-        from aifx.health.rules import read_site
+        from aifx.verbs.health_fleet import doctor_fleet
 
-        began, site = time.monotonic(), read_site(options.site)
-        only, skip = options.only or (), options.skip or ()
-        check_patterns([*only, *skip], site)
-        answers = _recorded(options) if options.replay is not None else _ask(out, options)
-        nodes, search, ended = answers.nodes, None, ExitCode.OK
-        if answers.ended_by is not None:
-            ended = exit_code_of(answers.ended_by)
-        elif options.bisect:
-            budget_s = BUDGET_S if options.budget is None else options.budget
-            search, ended = search_among(nodes, options.slurm, options.remote, budget_s)
-        report = assess(
-            nodes,
-            site,
-            only=only,
-            skip=skip,
-            not_heard=answers.not_heard,
-            tested=search.findings() if search else (),
-            duration_s=time.monotonic() - began,
-        )
-        faults = _save(report, options.html)
-        out.document(report.document() | ({"bisect": search.document()} if search else {}))
-        show_fleet(out, report)
-        if search:
+        with collect_signals(SIGNALS) as stop:
+            health = doctor_fleet(
+                hosts=options.hosts,
+                slurm=options.slurm,
+                agents=options.agents or (),
+                only=options.only or (),
+                skip=options.skip or (),
+                site=options.site,
+                strict=options.strict,
+                sample_s=options.sample,
+                stress=options.stress.value if options.stress else None,
+                bisect=options.bisect,
+                budget_s=options.budget,
+                timeout_s=options.timeout,
+                at_once=options.at_once,
+                remote=options.remote,
+                token_file=options.token_file,
+                insecure_token=options.insecure_token,
+                tls_ca=options.tls_ca,
+                record=options.record,
+                replay=options.replay,
+                html=options.html,
+                stop=stop,
+            )
+        out.result(health)
+        show_fleet(out, health.report)
+        if health.search:
             out.print("")
-            show_search(out, search, sum(node.report is not None for node in nodes))
-        out.report(faults)
-        raise SystemExit(int(ended) or exit_code(report.status, options.strict, faults))
+            show_search(out, health.search, sum(node.report is not None for node in health.report.nodes))
+        out.report(health.faults)
 
 
-def _recorded(options: FleetOptions) -> Answers:
-    from aifx.health.fleet.ask import Answers
-    from aifx.health.fleet.record import read_record
+def show_fleet(out: Output, report: FleetReport) -> None:
+    """Print a fleet's report on one screen: the suspects, and the most frequent findings. Nothing with --json."""
+    if out.json:
+        return
+    from aifx.commands.doctor.report import show_rows
+    from aifx.verbs.health_fleet import grouped
 
-    assert options.replay is not None
-    if wrong := next((option for name, option in given_options(options).items() if name not in ON_ANSWERS), None):
-        why = "a replay evaluates recorded answers and asks no node"
-        raise UsageError(f"{wrong} cannot be used with --replay", why, f"aifx doctor fleet --replay {options.replay}")
-    return Answers(*read_record(options.replay))
-
-
-def _ask(out: Output, options: FleetOptions) -> Answers:
-    from aifx.health.agent_token import read_authority, read_token
-    from aifx.health.fleet.ask import ask, check_testable, find_targets, split_remote
-    from aifx.health.fleet.transports import Inquiry
-
-    if options.budget is not None and not options.bisect:
-        raise UsageError("--budget requires --bisect", "", f"--bisect --budget {options.budget:g}")
-    targets = find_targets(options.hosts, slurm=options.slurm, agents=options.agents or ())
-    if options.bisect:
-        check_testable(targets)
-    inquiry = Inquiry(
-        only=options.only or (),
-        skip=options.skip or (),
-        sample_s=options.sample,
-        stress=options.stress.value if options.stress else None,
-        timeout_s=options.timeout,
-        at_once=options.at_once,
-        remote=split_remote(options.remote),
-        token=read_token(options.token_file),
-        insecure_token=options.insecure_token,
-        tls=read_authority(options.tls_ca),
-    )
-    count = len(targets.all)
-    out.log(f"asking {count:,} node{'s' * (count != 1)}")
-    return ask(targets, inquiry, options.record)
+    _headline(out, report)
+    if report.suspects:
+        out.print("")
+        first = report.suspects[:NUM_SUSPECTS]
+        columns = ["suspect", "GPU-hours", "chance", "because"]
+        out.table(columns, [_suspect(one) for one in first], right=["GPU-hours", "chance"], wrap=True)
+        _more(out, len(report.suspects) - len(first), "suspect")
+    groups = grouped(report)
+    for group in groups[:NUM_GROUPS]:
+        out.print("")
+        show_rows(out, _block(group))
+    _more(out, len(groups) - NUM_GROUPS, "finding")
+    if report.not_heard:
+        out.print("")
+        out.print(f"ended early: {len(report.not_heard):,} nodes did not answer yet: {listed(report.not_heard)}")
 
 
-def _save(report: FleetReport, html: Path | None) -> list[EnvironmentFault]:
-    """Write the page. Return the failure: the report is still printed if the page could not be written."""
-    if html is None:
-        return []
-    from aifx.core.pages import write_page
-    from aifx.health.page import fleet_page
+def listed(names: Sequence[str]) -> str:
+    """Return names as text, shortened."""
+    more = f" and {len(names) - NUM_NAMES:,} more" if len(names) > NUM_NAMES else ""
+    return ", ".join(names[:NUM_NAMES]) + more
 
-    try:
-        write_page(fleet_page(report, time.time()), html)
-    except EnvironmentFault as fault:
-        return [fault]
-    return []
+
+def _headline(out: Output, report: FleetReport) -> None:
+    from aifx.commands.doctor.report import show_status
+
+    found = Counter(node.status for node in report.nodes)
+    counts = ", ".join(f"{found[s]:,} {s}" for s in ("healthy", "warning", "unhealthy", "unknown") if found[s])
+    number = len(report.nodes)
+    details = f" ({counts or 'none answered'}; {report.duration_s:.1f} s)"
+    show_status(out, f"{number:,} node{'s' * (number != 1)}: ", report.status, details)
+
+
+def _suspect(suspect: Suspect) -> tuple[str, str, str, str]:
+    because = suspect.causes[0]
+    more = f" (+{len(suspect.causes) - 1})" if len(suspect.causes) > 1 else ""
+    lost, chance = f"{suspect.lost_gpu_hours:,.1f}", f"{suspect.probability:.0%}"
+    return suspect.node, lost, chance, f"{because.summary}{more}"
+
+
+def _block(group: NodeGroup) -> list[Row]:
+    from aifx.commands.doctor.report import STYLES, details
+
+    finding, count = group.finding, len(group.nodes)
+    nodes = f"{count:,} node{'s' * (count != 1)}: " if count else ""
+    summary = finding.summary if group.is_alike or count < 2 else f"{finding.summary} (or the like)"
+    rows = {
+        "nodes": listed(group.nodes),
+        "rule": finding.id,
+        "seen": "" if finding.severity == "unknown" else finding.evidence,
+        "do": finding.action,
+    }
+    return [(f"{finding.severity:10}", STYLES[finding.severity], nodes + summary, "bold"), *details(rows)]
+
+
+def _more(out: Output, count: int, what: str) -> None:
+    if count > 0:
+        out.print(f"and {count:,} more {what}{'s' * (count != 1)}: --json has them all")

@@ -19,6 +19,10 @@ NPD_LENGTH = 80
 """Bytes of a message of node-problem-detector: the default of max_output_length (docs/custom_plugin_monitor.md)."""
 
 
+LOG_LIMIT_S = 1.0
+"""A system's log that hangs must not block the check."""
+
+
 class ProtocolExit(SystemExit):
     """The end of a command that has printed its verdict, with the exit code of the calling program."""
 
@@ -69,12 +73,18 @@ def cut(text: str, num_bytes: int, end: str = "") -> str:
 def log(text: str, *, is_error: bool = False) -> None:
     """Write a line to the system's log, if there is one: Slurm normally drops the stdout of its scripts."""
     import syslog
-
-    from aifx.health.host import within
+    import threading
 
     priority = syslog.LOG_DAEMON | (syslog.LOG_ERR if is_error else syslog.LOG_NOTICE)
-    with suppress(Exception):  # a logger that hangs must not block the check
-        within(1.0, lambda: syslog.syslog(priority, text), "the system's log")
+
+    def write() -> None:
+        with suppress(Exception):
+            syslog.syslog(priority, text)
+
+    with suppress(Exception):
+        writing = threading.Thread(target=write, name="syslog", daemon=True)
+        writing.start()
+        writing.join(LOG_LIMIT_S)
 
 
 def _write_nagios(text: str) -> None:

@@ -1,29 +1,43 @@
-"""`aifx doctor node`: the health of this machine, with evidence and the next action."""
+"""`aifx doctor node`: the health of this machine, with evidence and the next action.
+
+Monitoring systems get one line and an exit code. Nagios: https://nagios-plugins.org/doc/guidelines.html;
+node-problem-detector: its docs/custom_plugin_monitor.md and pkg/custompluginmonitor/types (0 OK, 1 NonOK, everything
+else Unknown).
+"""
 
 from __future__ import annotations
 
-import time
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from aifx.commands.console.options import JsonOption, given_options, option_group
+from aifx.commands.console.options import JsonOption, option_group
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.doctor.formats import Format, write_for_monitor
-from aifx.commands.doctor.options import CheckOptions, RootOption, exit_code
-from aifx.core.errors import EnvironmentFault, ExitCode, UsageError
+from aifx.commands.doctor.monitor_protocols import NPD_LENGTH, ProtocolExit, cut
+from aifx.commands.doctor.options import CheckOptions, RootOption
+from aifx.core.errors import UsageError
 from aifx.core.lifecycle import sigterm_as_ctrl_c
+from aifx.core.sanitize import one_line
 
 if TYPE_CHECKING:
-    from aifx.health.report import Report
-    from aifx.health.rules import Rule
-    from aifx.health.snapshot import Snapshot
+    from aifx.verbs.health import Report
 
-OF_A_LIVE_MACHINE = ("root", "record", "sample", "stress", "project")
-"""Options that determine how a machine is read."""
+NAGIOS = {"healthy": ("OK", 0), "warning": ("WARNING", 1), "unhealthy": ("CRITICAL", 2), "unknown": ("UNKNOWN", 3)}
+
+
+class Format(StrEnum):
+    """The reader of the report."""
+
+    TEXT = "text"
+    NAGIOS = "nagios"
+    NPD = "npd"
 
 
 @dataclass(frozen=True)
@@ -68,81 +82,111 @@ def node(*, options: NodeOptions) -> None:
     # `main` reports failures in the way of the monitoring system.
     with terminal(options.json) if is_text else nullcontext(Output()) as out:
         from aifx.commands.doctor.report import show
-        from aifx.commands.doctor.stress import show_stress
-        from aifx.core.facts import to_document
-        from aifx.health.check import check
-        from aifx.health.rules import load_rules, read_site, select
+        from aifx.verbs.health import doctor
 
-        began, site = time.monotonic(), read_site(options.site)
-        rules = select(load_rules(site).values(), options.only or (), options.skip or ())
-        ended, snapshot = _snapshot(out, options, rules)
-        report = check(snapshot, rules, site, began)
-        ids = [rule.id for rule in rules]
-        faults = _save(options, snapshot, report, ids)
+        # During a stress test, SIGTERM is handled as Ctrl-C: what was measured until then is reported.
+        with sigterm_as_ctrl_c() if options.stress else nullcontext() as stop:
+            health = doctor(
+                only=options.only or (),
+                skip=options.skip or (),
+                site=options.site,
+                strict=options.strict,
+                sample_s=options.sample,
+                stress=options.stress.value if options.stress else None,
+                imports_project=options.project,
+                root=options.root,
+                record=options.record,
+                replay=options.replay,
+                html=options.html,
+                with_snapshot=options.with_snapshot,
+            )
         if not is_text:
-            out.report(faults)
-            write_for_monitor(report, options.format, options.strict)
-        measured = {"stress": to_document(snapshot.facts["stress"])} if options.stress else {}
-        read = {"snapshot": snapshot.document()} if options.with_snapshot else {}
-        out.document(report.document() | measured | read)
-        show(out, report, ids, options.list_skipped)
-        if options.stress:
-            show_stress(out, snapshot.facts["stress"])
-        out.report(faults)
-        raise SystemExit(int(ended) or exit_code(report.status, options.strict, faults))
+            out.report(health.faults)
+            write_for_monitor(health.report, options.format, options.strict)
+        out.result(health)
+        show(out, health.report, health.rules, options.list_skipped)
+        show_stress(out, health.stress)
+        out.report(health.faults)
+        if stop is not None and health.is_interrupted:
+            out.exit_code = stop.code
 
 
-def _snapshot(out: Output, options: NodeOptions, rules: list[Rule]) -> tuple[ExitCode, Snapshot]:
-    """Return what the rules are evaluated on, and the exit code of a stress test that a signal ended."""
-    from aifx.health.check import collect
-    from aifx.health.host import Host, open_copy
-    from aifx.health.snapshot import read
+def nagios(report: Report) -> tuple[str, int]:
+    """Return `AIFX STATUS - text | figures` and the exit code. A limit of `0` alerts on any finding."""
+    from aifx.verbs.health import SEVERITIES, counts
 
-    given = given_options(options)
-    if options.replay is not None:
-        from aifx.health.fleet.record import is_record
-
-        if is_record(options.replay):
-            hint = f"aifx doctor fleet --replay {options.replay}"
-            raise UsageError(f"{options.replay} is the record of a fleet", "this command checks one node", hint)
-        if wrong := next((given[name] for name in OF_A_LIVE_MACHINE if name in given), None):
-            why = "a replay reads the file alone, and nothing of a machine"
-            raise UsageError(f"{wrong} cannot be used with --replay", why, f"aifx doctor --replay {options.replay}")
-        return ExitCode.OK, read(options.replay)
-    if options.root is None:
-        host = Host(imports_project=options.project)
-    else:
-        if wrong := next((given[name] for name in ("stress", "project") if name in given), None):
-            why = f"{options.root} holds a copy of files, and {wrong} needs the machine itself"
-            raise UsageError(f"{wrong} cannot be used with --root", why, f"aifx doctor --root {options.root}")
-        host = open_copy(options.root)
-    if options.stress is None:
-        return ExitCode.OK, collect(host, rules, options.sample)
-    with sigterm_as_ctrl_c() as stop:
-        snapshot = collect(host, rules, options.sample, options.stress.value)
-    is_ended = snapshot.scope().look_up("stress.ended") == "interrupted"
-    return stop.code if is_ended else ExitCode.OK, snapshot
+    word, code = NAGIOS[report.status]
+    summary = f"{report.host or 'this machine'}: {counts(report)}"
+    if report.findings:
+        summary += f": {report.findings[0].headline}"
+    found = Counter(finding.severity for finding in report.findings)
+    limits = {"critical": ";0", "warning": "0;"}
+    figures = [f"{severity}={found[severity]};{limits.get(severity, ';')};0" for severity in SEVERITIES]
+    text = cut(one_line(summary).replace("|", "/"), 400)
+    return f"AIFX {word} - {text} | {' '.join(figures)} duration={report.duration_s:.3f}s;;;0", code
 
 
-def _save(options: NodeOptions, snapshot: Snapshot, report: Report, ids: list[str]) -> list[EnvironmentFault]:
-    """Write the requested files. Return the failures: the report is still printed if a file could not be written."""
-    faults = []
-    if options.record is not None:
-        from aifx.health.snapshot import write
+def npd(report: Report, strict: bool = False) -> tuple[str, int]:
+    """Return a message as long as a node condition may be, and the exit code. Warnings are OK, unless `strict`."""
+    from aifx.verbs.health import code_of_status
 
-        try:
-            write(snapshot, options.record)
-        except EnvironmentFault as fault:
-            faults.append(fault)
-        except OSError as error:
-            what, why = f"{options.record} cannot be written", error.strerror or str(error)
-            faults.append(EnvironmentFault(what, why, "aifx doctor --record ANOTHER_FILE"))
-    if options.html is not None:
-        from aifx.core.pages import write_page
-        from aifx.health.page import node_page
+    code = int(code_of_status(report.status, strict))
+    if not report.findings:
+        return "healthy", code
+    more = len(report.findings) - 1
+    return cut(one_line(report.findings[0].headline), NPD_LENGTH, f" (+{more})" if more else ""), code
 
-        try:
-            write_page(node_page(report, ids, snapshot.time), options.html)
-        except EnvironmentFault as fault:
-            faults.append(fault)
-    return faults
+
+def write_for_monitor(report: Report, format: Format, strict: bool) -> NoReturn:
+    """Print the line and end the command. Raises ProtocolExit."""
+    line, code = nagios(report) if format is Format.NAGIOS else npd(report, strict)
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()  # a line that cannot be written is not a verdict
+    raise ProtocolExit(code)
+
+
+def show_stress(out: Output, stress: Any) -> None:
+    """Print a row per measurement, and why the test ended if that was early. Without a stress test, print nothing."""
+    if not isinstance(stress, Mapping):
+        return
+    out.print("")
+    out.table(["device", "what", "rate", "of what it should be"], list(_rows(stress)), right=["rate"], wrap=True)
+    if stress["ended"] != "finished":
+        out.print(f"the stress test ended early: {stress['ended']}{': ' * bool(stress['why'])}{stress['why']}")
+
+
+def _rows(stress: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str | None]]:
+    for device in stress["devices"]:
+        name = device["device"]
+        for one in _list(device["matmul"]):
+            yield name, f"products in {one['dtype']}", _rate(one["tflops"], "TFLOP/s"), _of_peak(one)
+        for one in _list(device["memory"]):
+            yield name, "memory", _rate(one["gb_s"], "GB/s"), _of_peak(one)
+        for one in _list(device["copies"]):
+            yield name, f"copies {one['device']}", _rate(one["gb_s"], "GB/s"), _share(one["of_usual"], "what is usual")
+        for one in _list(device["sustained"]):
+            rate = _rate(one["tflops_last"], "TFLOP/s")
+            yield name, f"after {one['seconds']:.0f} s of load", rate, _share(one["kept"], "the first")
+    for one in _list(stress["collectives"]):
+        yield "all", str(one["device"]), _rate(one["bus_gb_s"], "GB/s"), None
+    for one in _list(stress["consistency"]):
+        same = "alike" if not one["num_odd"] + one["num_unsteady"] + one["num_inexact"] else "not alike"
+        yield one["device"], f"consistency check of {one['programs']} programs", f"{one['runs']} runs", same
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _rate(value: Any, unit: str) -> str:
+    return f"{value:.3g} {unit}" if isinstance(value, int | float) else "?"
+
+
+def _of_peak(one: Mapping[str, Any]) -> str | None:
+    """Return the share of the peak, and of the rate that `aifx bench hardware` measured here."""
+    shares = (_share(one["of_peak"], "peak"), _share(one["of_own"], "its own ceiling"))
+    return ", ".join(filter(None, shares)) or None
+
+
+def _share(value: Any, of: str) -> str | None:
+    return f"{value:.0%} of {of}" if isinstance(value, int | float) else None

@@ -1,16 +1,13 @@
-"""Options and exit codes that all commands of the doctor share."""
+"""Options that commands of the doctor share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-from aifx.core.errors import AifxError
 
 
 class StressLevel(Enum):
@@ -73,9 +70,3 @@ class CheckOptions:
     record: Annotated[Path | None, value_option("--record", "Also save all that was read to FILE.")] = None
     replay: ReplayOption = None
     html: Annotated[Path | None, value_option("--html", "Also write the report to FILE as one web page.")] = None
-
-
-def exit_code(status: str, strict: bool, faults: Sequence[AifxError] = ()) -> int:
-    """Return the exit code of a report. A requested file that could not be written counts as unknown."""
-    code = {"unhealthy": 1, "unknown": 2, "warning": int(strict)}.get(status, 0)
-    return 1 if status == "unhealthy" else max(code, 2 * bool(faults))

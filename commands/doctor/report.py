@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from aifx.commands.console.output import Output
 from aifx.core.sanitize import one_line
-from aifx.health.report import Finding, Group, Report, by_reason, counts, grouped, skipped_rules
+from aifx.verbs.health import Finding, Group, Report, by_reason, counts, grouped, skipped_rules
 
 Row: TypeAlias = tuple[str, str, str, str]
 MANY = 3

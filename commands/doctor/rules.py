@@ -12,7 +12,7 @@ from aifx.commands.console.terminal import terminal
 from aifx.commands.doctor.options import SiteOption
 
 if TYPE_CHECKING:
-    from aifx.health.rules import Rule, Site
+    from aifx.verbs.health import Rule
 
 
 def rules(
@@ -30,41 +30,31 @@ def rules(
         aifx doctor rules nvidia.rows.pending
     """
     with terminal(json) as out:
-        from aifx.health.rules import load_rules, read_site, select
+        from aifx.verbs.health import doctor_rules
 
-        sites = read_site(site)
-        chosen = select(load_rules(sites).values(), [name] if name else [], [])
-        out.document({"rules": [rule.model_dump(mode="json") for rule in chosen]})
-        if len(chosen) == 1:
-            _explain(out, chosen[0], sites)
+        found = doctor_rules(name, site=site)
+        out.result(found)
+        if len(found.rules) == 1:
+            _explain(out, found.rules[0], is_changed=found.rules[0].id in found.changed)
         else:
-            rows = [(rule.id, rule.severity, _fails_if(rule)) for rule in chosen]
+            rows = [(rule.id, rule.severity, rule.failure) for rule in found.rules]
             out.table(["rule", "severity", "fails if"], rows, wrap=True)
 
 
-def _fails_if(rule: Rule) -> str:
-    from aifx.health.conditions import threshold_of
-
-    return f"{rule.signal} {threshold_of(rule.fails_if)}"
-
-
-def _explain(out: Output, rule: Rule, site: Site) -> None:
+def _explain(out: Output, rule: Rule, *, is_changed: bool) -> None:
     from aifx.commands.doctor.report import details, show_rows
-    from aifx.health.conditions import threshold_of
 
-    applies = [f"{signal} {threshold_of(condition)}" for signal, condition in rule.applies_if.items()]
-    changed = {*site.rules, *(own.get("id") for own in site.rule)}
     rows = {
         "severity": rule.severity,
         "looks at": f"each of {rule.for_each}" if rule.for_each else "the node",
-        "applies if": " and ".join(applies),
-        "fails if": _fails_if(rule),
+        "applies if": rule.precondition,
+        "fails if": rule.failure,
         "says": rule.summary,
         "do": rule.action,
         "why": rule.detail,
         "source": rule.source,
         "yields to": ", ".join(rule.yields_to),
-        "changed": "by the site's file" if rule.id in changed else "",
+        "changed": "by the site's file" if is_changed else "",
     }
     out.print(rule.id)
     show_rows(out, details(rows, indent=2, width=11))

@@ -11,7 +11,6 @@ import typer
 from aifx.commands.console.options import option_group
 from aifx.commands.console.terminal import terminal
 from aifx.commands.doctor.options import OnlyOption, SiteOption, SkipOption, TokenFileOption, value_option
-from aifx.core.errors import UsageError
 
 PORT = 9470
 
@@ -50,26 +49,19 @@ def serve(*, options: ServeOptions) -> None:
         aifx doctor serve --skip jax
     """
     with terminal() as out:
-        from aifx.core.web.policy import is_loopback
-        from aifx.core.web.server import bind, url_of
-        from aifx.health.agent import Checks, open_agent
-        from aifx.health.agent_token import read_token, server_tls
-        from aifx.health.check import repeatable_check
+        from aifx.verbs.health import doctor_serve
 
-        token = read_token(options.token_file)
-        if not (token or options.insecure or is_loopback(options.bind)):
-            why = "other machines can reach this address, and could read this node's report"
-            hint = "aifx doctor serve --token-file FILE, or --insecure"
-            raise UsageError(f"--bind {options.bind} requires a token", why, hint)
-        checks = Checks(repeatable_check(options.only or (), options.skip or (), options.site), options.interval)
-        tls = server_tls(options.tls_cert, options.tls_key)
-        bound = bind(
-            options.bind,
-            options.port,
-            port_hint="aifx doctor serve --port 0",
-            host_hint="aifx doctor serve --bind 127.0.0.1",
-            listen=True,
+        agent = doctor_serve(
+            bind=options.bind,
+            port=options.port,
+            interval_s=options.interval,
+            token_file=options.token_file,
+            tls_cert=options.tls_cert,
+            tls_key=options.tls_key,
+            insecure=options.insecure,
+            only=options.only or (),
+            skip=options.skip or (),
+            site=options.site,
         )
-        url = url_of(bound, "http" if tls is None else "https")
-        agent = open_agent(checks, bound, token, tls)
-        agent.run(lambda: out.log(f"listening at {url}{'' if token else ', without a token'}; Ctrl-C ends it"))
+        open_to_all = "" if agent.listening.has_token else ", without a token"
+        agent.wait(lambda: out.log(f"listening at {agent.url}{open_to_all}; Ctrl-C ends it"))

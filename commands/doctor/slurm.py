@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,9 +13,6 @@ from aifx.commands.console.typer_internals import Command, Group
 from aifx.commands.doctor.monitor_protocols import ProtocolExit, log
 from aifx.commands.doctor.options import OnlyOption, ReplayOption, RootOption, SiteOption, SkipOption
 from aifx.core.sanitize import one_line
-
-if TYPE_CHECKING:
-    from aifx.health.slurm import Verdict
 
 PROLOG_UNHEALTHY = 10
 """No exit code of Python or of a shell, so that a script can distinguish a verdict of aifx from a failure of aifx."""
@@ -66,14 +62,22 @@ def health_check(
         aifx doctor slurm health-check --dry-run
         aifx doctor slurm health-check --only nvidia --resume
     """
-    verdict = _check(limit, options, reserve_slurm=True)
-    from aifx.health.slurm import act, node_name
+    from aifx.verbs.health_slurm import doctor_slurm_health_check
 
-    name = node or node_name()
-    step = act(verdict, name, may_resume=resume, dry_run=options.dry_run)
-    changes = bool(step.change)
-    text = one_line(f"{name}: {'would be: ' if options.dry_run and changes else ''}{step.action}: {step.why}")
-    if changes and not options.dry_run:
+    step = doctor_slurm_health_check(
+        node=node,
+        resume=resume,
+        limit_s=limit,
+        only=options.only or (),
+        skip=options.skip or (),
+        site=options.site,
+        root=options.root,
+        replay=options.replay,
+        dry_run=options.dry_run,
+    )
+    would_be = "would be: " if options.dry_run and step.changes else ""
+    text = one_line(f"{step.node}: {would_be}{step.action}: {step.why}")
+    if step.changes and not options.dry_run:
         log(f"aifx doctor slurm: {text}")
     Output().print(text)
 
@@ -95,28 +99,23 @@ def prolog(
         aifx doctor slurm prolog --only nvidia
         aifx doctor slurm prolog --dry-run
     """
-    verdict = _check(limit, options)
-    from aifx.health.slurm import node_name
+    from aifx.verbs.health_slurm import doctor_slurm_prolog
 
-    out, name = Output(), node_name()
-    if verdict.status != "unhealthy":
-        out.print(f"{name}: {verdict.status}")
+    admission = doctor_slurm_prolog(
+        limit_s=limit,
+        only=options.only or (),
+        skip=options.skip or (),
+        site=options.site,
+        root=options.root,
+        replay=options.replay,
+    )
+    out, name = Output(), admission.node
+    if not admission.exit_code:
+        out.print(f"{name}: {admission.status}")
         return
-    text = one_line(f"{name}: {'would be kept off: ' if options.dry_run else ''}{verdict.reason}")
+    text = one_line(f"{name}: {'would be kept off: ' if options.dry_run else ''}{admission.reason}")
     out.print(text)
     if options.dry_run:
         return
     log(f"aifx doctor slurm: {text}", is_error=True)
     raise ProtocolExit(PROLOG_UNHEALTHY)
-
-
-def _check(limit_s: float, options: SlurmOptions, *, reserve_slurm: bool = False) -> Verdict:
-    """Return the verdict. The limit holds for imports too, and for what Slurm may then take to answer twice."""
-    began = time.monotonic()
-    from aifx.health.isolated_check import Asked, run_isolated_check
-    from aifx.health.slurm import LEFT_OUT, SCONTROL_LIMIT_S, verdict_of
-
-    paths = [str(path) if path else None for path in (options.site, options.root, options.replay)]
-    asked = Asked(options.only or (), options.skip or (), LEFT_OUT, *paths)
-    spent_s = time.monotonic() - began + (2 * SCONTROL_LIMIT_S if reserve_slurm else 0.0)
-    return verdict_of(*run_isolated_check(asked, limit_s - spent_s))

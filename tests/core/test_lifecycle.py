@@ -133,26 +133,6 @@ def test_an_act_that_fails_is_reported_and_the_next_signal_is_acted_on():
     assert (done.returncode, done.stderr) == (7, "reported")
 
 
-def test_in_an_event_loop_a_signal_cancels():
-    body = """
-        import asyncio
-        came = []
-        async def work():
-            task = asyncio.current_task()
-            with lifecycle.on_signals_in_loop(lambda number: (came.append(number), task.cancel())):
-                ready()
-                await asyncio.sleep(600)
-        try:
-            asyncio.run(work())
-        except asyncio.CancelledError:
-            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-            assert signal.set_wakeup_fd(-1) == -1
-            sys.exit(lifecycle.exit_code_of(came[0]))
-        """
-    done = ended(body, signal.SIGINT)
-    assert done.returncode == 130, done.stderr
-
-
 def test_what_was_there_before_is_there_again():
     before = {number: signal.getsignal(number) for number in lifecycle.STOPS}
     with lifecycle.collect_signals() as came, lifecycle.collect_signals() as inner:

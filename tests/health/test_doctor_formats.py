@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from health_trees import changed, machines, snapshot_of
 
-from aifx.commands.doctor.formats import nagios, npd
 from aifx.commands.doctor.monitor_protocols import FORMATS, SLURM, caller_of
+from aifx.commands.doctor.node import nagios, npd
 from aifx.commands.main import run
 from aifx.health.report import Finding, Report
 from aifx.health.snapshot import write

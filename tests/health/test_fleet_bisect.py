@@ -18,11 +18,11 @@ import rank_clock
 from fleets import AIFX, environ, node
 from published_schemas import check_document
 
-from aifx.commands.doctor.bisect import search_among
 from aifx.commands.main import run
 from aifx.health import bisect, collective_launch
 from aifx.health.bisect import Verdict
 from aifx.health.fleet.report import Node
+from aifx.verbs.health_fleet import search_among
 
 REPORT = {"schema_version": 1, "host": "n", "status": "healthy", "findings": [], "skipped": [], "duration_s": 0.1}
 NODE_9 = "127.0.0.9"

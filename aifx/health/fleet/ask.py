@@ -13,11 +13,10 @@ from typing import Any
 
 from aifx.cluster.hosts import is_address, read_hosts, slurm_hosts
 from aifx.core.errors import EnvironmentFault, Terminated, UsageError
-from aifx.core.lifecycle import on_signals_in_loop
 from aifx.core.progress import report_progress
 from aifx.health.fleet.record import Recorder
 from aifx.health.fleet.report import Node
-from aifx.health.fleet.transports import Heard, Inquiry, ask_agents, ask_slurm, ask_ssh
+from aifx.health.fleet.transports import POLL_S, Heard, Inquiry, ask_agents, ask_slurm, ask_ssh
 
 logger = logging.getLogger(__name__)
 
@@ -77,10 +76,12 @@ def check_testable(targets: Targets) -> None:
 
 @dataclass(frozen=True)
 class Answers:
-    """Attributes:
-    nodes: those that were heard, in the order in which they were named.
-    not_heard: those that a signal left unheard.
-    ended_by: the signal that ended the asking; None if it ended by itself.
+    """The answers of a fleet.
+
+    Attributes:
+        nodes: those that answered, in the order in which they were named.
+        not_heard: those that had not answered when a signal came.
+        ended_by: the signal that ended the asking; None if it ended by itself.
     """
 
     nodes: Sequence[Node]
@@ -88,8 +89,8 @@ class Answers:
     ended_by: int | None = None
 
 
-def ask(targets: Targets, inquiry: Inquiry, record: Path | None) -> Answers:
-    """Ask all nodes, and return what has arrived, also if Ctrl-C or SIGTERM ends it.
+def ask(targets: Targets, inquiry: Inquiry, record: Path | None, stop: Sequence[int] = ()) -> Answers:
+    """Ask all nodes, and return what has arrived, also if Ctrl-C or a signal in `stop` ends it.
 
     Each answer is written to `record` as it comes. Raises EnvironmentFault if that file cannot be written.
     """
@@ -113,32 +114,36 @@ def ask(targets: Targets, inquiry: Inquiry, record: Path | None) -> Answers:
                 logger.warning("%s is not complete: %s", record, error.strerror or error)
                 recorder = None
 
-    came: list[int] = []
+    ended_by: int | None = None
     try:
         with report_progress("asking", len(names), "nodes") as progress:
-            asyncio.run(_ask(targets, inquiry, take, came))
+            asyncio.run(_ask(targets, inquiry, take, stop))
     except asyncio.CancelledError:
-        pass  # by a signal that came
-    except KeyboardInterrupt as error:  # before `_ask` began
-        came.append(signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+        ended_by = stop[0]
+    except KeyboardInterrupt as error:
+        ended_by = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
     if recorder is not None:
         recorder.close()
     return Answers(
         [found[name] for name in names if name in found],
         [n for n in names if n not in found],
-        came[0] if came else None,
+        ended_by,
     )
 
 
-async def _ask(targets: Targets, inquiry: Inquiry, heard: Heard, came: list[int]) -> None:
-    """Ask, until all have answered or a signal comes, which cancels this."""
+async def _ask(targets: Targets, inquiry: Inquiry, heard: Heard, stop: Sequence[int]) -> None:
+    """Ask until all have answered, or until `stop` has a signal, which cancels this."""
     task = asyncio.current_task()
     assert task is not None
 
-    def end(number: int) -> None:
-        came.append(number)
+    async def cancel_at_signal() -> None:
+        while not stop:
+            await asyncio.sleep(POLL_S)
         task.cancel()
 
     ways = (ask_ssh, targets.ssh), (ask_slurm, targets.slurm), (ask_agents, targets.agents)
-    with on_signals_in_loop(end):
+    watch = asyncio.create_task(cancel_at_signal())
+    try:
         await asyncio.gather(*(way(nodes, inquiry, heard) for way, nodes in ways if nodes))
+    finally:
+        watch.cancel()

@@ -79,11 +79,13 @@ class Suspect:
 
 @dataclass(frozen=True)
 class FleetReport:
-    """Attributes:
-    nodes: in the order in which they were named.
-    findings: findings across nodes, worst first; `device` is the node.
-    suspects: the most expensive first.
-    not_heard: nodes without an answer when a signal ended the check.
+    """The health of a fleet.
+
+    Attributes:
+        nodes: in the order in which they were named.
+        findings: findings across nodes, worst first; `device` is the node.
+        suspects: the most expensive first.
+        not_heard: nodes without an answer when a signal ended the check.
     """
 
     nodes: tuple[Node, ...]
@@ -115,7 +117,7 @@ class FleetReport:
 
 
 @dataclass(frozen=True)
-class Group:
+class NodeGroup:
     """A finding that several nodes have.
 
     Attributes:
@@ -128,7 +130,7 @@ class Group:
     is_alike: bool
 
 
-def grouped(report: FleetReport) -> list[Group]:
+def grouped(report: FleetReport) -> list[NodeGroup]:
     """Return the findings of nodes and across nodes, grouped by rule; the most frequent first."""
     kept: dict[tuple[str, str], list[tuple[str, Finding]]] = {}
     own = ((node.name, finding) for node in report.nodes if node.report for finding in node.report.findings)
@@ -140,7 +142,7 @@ def grouped(report: FleetReport) -> list[Group]:
     groups = []
     for found in kept.values():
         names = tuple(dict.fromkeys(name for name, _ in found if name))
-        groups.append(Group(found[0][1], names, len({finding.summary for _, finding in found}) == 1))
+        groups.append(NodeGroup(found[0][1], names, len({finding.summary for _, finding in found}) == 1))
     return sorted(groups, key=lambda g: (SEVERITIES.index(g.finding.severity), -len(g.nodes)))
 
 
