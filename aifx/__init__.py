@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 from aifx.core.version import __version__
 
 if TYPE_CHECKING:
-    from aifx.verbs.benchmarks import bench
+    from aifx.verbs.benchmarks import (
+        bench,
+        bench_compare,
+        bench_gate,
+        bench_history,
+        bench_ls,
+        bench_serve,
+        bench_show,
+    )
     from aifx.verbs.checkpoints import (
         ckpt_average,
         ckpt_cp,
@@ -133,7 +141,7 @@ _NAMES = {
     "launch_k8s_manifest launch_k8s_check launch_ls launch_logs launch_follow launch_stop",
     "planning": "plan plan_hardware",
     "kernels": "kernels_explain kernels_tune kernels_ls kernels_clear",
-    "benchmarks": "bench",
+    "benchmarks": "bench bench_serve bench_show bench_compare bench_gate bench_ls bench_history",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 

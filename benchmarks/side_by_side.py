@@ -103,7 +103,7 @@ class Work:
     unit: str = ""
 
     def speed(self, seconds: float) -> str:
-        from aifx.benchmarking.units import duration
+        from aifx.core.units import duration
 
         if self.amount is None:
             return duration(seconds)

@@ -15,6 +15,7 @@ from typing import Literal, TypedDict
 
 from aifx.benchmarking.estimate import LEAST_LAUNCHES, SIGNIFICANCE, Change
 from aifx.benchmarking.results import Param, Report, Request, Result
+from aifx.core.units import listed
 
 Verdict = Literal["slower", "faster", "same", "unsure"]
 
@@ -127,6 +128,16 @@ class Compared:
 
     def document(self, a: Side, b: Side) -> ComparedReports:
         return {"a": a, "b": b, "results": [found.document() for found in self.results], **self.missing()}
+
+    @property
+    def one_sided(self) -> str:
+        """The results that only one of the reports has, in words."""
+        return "; ".join(self.one_sided_lines)
+
+    @property
+    def one_sided_lines(self) -> list[str]:
+        sides = (("A", self.only_before), ("B", self.only_after))
+        return [f"only in {mark}: {listed([r.title for r in results], 6)}" for mark, results in sides if results]
 
     def missing(self) -> Missing:
         before, after = (

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from aifx.benchmarking import units
 from aifx.benchmarking.results import Measured
 from aifx.benchmarking.suites import Bench
 from aifx.benchmarking.timing import sample, sample_in_turn
 from aifx.benchmarking.views import TIMES_CACHE
+from aifx.core import units
 from aifx.core.errors import AifxError, ExitCode
 from aifx.machine import microbenchmarks
 from aifx.machine.catalogue import find_accelerator, peak_of

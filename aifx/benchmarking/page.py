@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from aifx.benchmarking import units
 from aifx.benchmarking.compare import Comparison, compare
 from aifx.benchmarking.plots import pictures
 from aifx.benchmarking.plots.trend import trend
 from aifx.benchmarking.results import Report, Result
 from aifx.benchmarking.views import headlines, machine
+from aifx.core import units
 from aifx.core.pages import date, render
 from aifx.core.plurals import counted
 

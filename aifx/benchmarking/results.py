@@ -11,12 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aifx.benchmarking.estimate import UNDISTURBED, Change, change, estimate
 from aifx.benchmarking.fingerprint import Fingerprint
-from aifx.benchmarking.units import named
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode, UsageError
 from aifx.core.files import RECORDS_LIMIT, read_input, write_output
 from aifx.core.json_files import encode
 from aifx.core.json_values import encode_json
 from aifx.core.parsing import fault_in
+from aifx.core.results import Result as VerbResult
+from aifx.core.units import named
 
 Param = str | int | float | bool
 
@@ -175,7 +176,7 @@ class Request(_Document):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class Report(_Document):
+class Report(_Document, VerbResult):
     """A bench, whole or as far as it came (`failure`).
 
     Attributes:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aifx.benchmarking import units
 from aifx.benchmarking.fingerprint import Fingerprint
 from aifx.benchmarking.results import Failure, Measured, Report, Request, Result
 from aifx.benchmarking.suites import SUITES
+from aifx.core import units
 from aifx.core.errors import ExitCode, Terminated, UsageError
 from aifx.core.processes import Child
 from aifx.core.progress import Progress, publish

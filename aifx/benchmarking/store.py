@@ -14,11 +14,11 @@ from pathlib import Path
 
 from aifx.benchmarking.estimate import LEAST_LAUNCHES
 from aifx.benchmarking.results import Report, Result, read_report, write_report
-from aifx.benchmarking.units import listed
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
 from aifx.core.files import make_private
 from aifx.core.plurals import counted
 from aifx.core.project import RUN_NAME, cache_path, find_project
+from aifx.core.units import listed
 
 MAX_NOISE = 0.04
 """Half the interval of the launches' lower deciles, over their median. Of five launches that scatter by 2.5 % most lie
@@ -136,22 +136,22 @@ def describe_noisy(noisy: list[Result]) -> str:
     return listed([f"{result.title} ±{result.scatter:.1%}" for result in noisy])
 
 
-def to_save(name: str) -> str:
-    """The command that keeps a baseline here."""
-    return f"aifx bench {'train' if is_in_project() else 'hardware'} --save {name}"  # hardware needs no project
+def to_save(name: str, folder: Path | None = None) -> str:
+    """Return the command that saves a baseline here, or in `folder`."""
+    return f"aifx bench {'train' if is_in_project(folder) else 'hardware'} --save {name}"  # hardware needs no project
 
 
-def is_in_project() -> bool:
+def is_in_project(folder: Path | None = None) -> bool:
     try:
-        find_project()
+        find_project(folder)
     except AifxError:
         return False
     return True
 
 
-def open_store() -> Store:
-    """The project's, or the user's outside of a project."""
-    if is_in_project():
-        return Store(find_project().root / "bench")
+def open_store(folder: Path | None = None) -> Store:
+    """Open the store of the project around `folder`, or the user's outside of a project."""
+    if is_in_project(folder):
+        return Store(find_project(folder).root / "bench")
     data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Store(Path(data) / "aifx" / "bench")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from aifx.benchmarking import units
 from aifx.benchmarking.results import Param, Report, Result
+from aifx.core import units
 from aifx.machine.device_memory import BEYOND
 
 PARTS = ("forward", "backward", "optimizer")

@@ -1,23 +1,40 @@
-"""`aifx bench show`, `compare`: what was measured, by itself and beside what was measured before."""
+"""`aifx bench show`, `compare`, `gate`, `ls` and `history`: saved reports, and comparisons of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.benchmarking import units
-from aifx.commands.bench.measuring import OnlyOption
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.core.errors import UsageError, did_you_mean
+from aifx.core import units
+from aifx.core.errors import UsageError
+from aifx.core.lifecycle import sigterm_as_ctrl_c
 from aifx.core.plurals import counted
 
 if TYPE_CHECKING:
-    from aifx.benchmarking.compare import Compared, Comparison
-    from aifx.benchmarking.results import Report
+    from aifx.verbs.benchmarks import BenchResult, Compared, Comparison, Gated, Report
+
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="RESULT", help="Compare only results of this name. Can be repeated."),
+]
+
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", metavar="FILE", help="Also write the report to FILE, as JSON.")
+]
+
+CHART = (72, 7)
+"""Columns and lines."""
+
+MARGIN = 0.1
+"""Of the median, which a picture shows at the least below it and above it."""
 
 
 def show(
@@ -36,12 +53,11 @@ def show(
         aifx bench show main
     """
     with terminal(json) as out:
-        from aifx.benchmarking.results import read_report
-        from aifx.benchmarking.store import last_path, open_store
-        from aifx.commands.bench.report import show as show_report
+        from aifx.commands.bench.report import show_report
+        from aifx.verbs.benchmarks import bench_show
 
-        report = open_store().find(what) if what else read_report(last_path())
-        out.document(report.document())
+        report = bench_show(what)
+        out.result(report)
         out.print(_made(report))
         show_report(out, report)
 
@@ -61,38 +77,107 @@ def compare(
         aifx bench compare main@3f2a9c1d main
     """
     with terminal(json) as out:
-        from aifx.benchmarking import compare as library
-        from aifx.benchmarking.store import open_store
+        from aifx.verbs.benchmarks import bench_compare
 
-        store = open_store()
-        before, after = store.find(a), store.find(b)
-        refuse(a, b, before.fingerprint.obstacles(after.fingerprint))
-        names = only_known(only or [], b, before, after)
-        compared = library.compare(before, after, names)
-        if not compared.results:
-            raise UsageError(f"{a} and {b} have no result in common", in_short(compared), f"aifx bench show {a}")
-        out.document(compared.document(library.side(before, a), library.side(after, b)))
-        show_compared(out, before, after, a, b, compared)
+        pair = bench_compare(a, b, only=only or ())
+        out.result(pair)
+        _show_compared(out, pair.before, pair.after, a, b, pair.compared)
 
 
-def only_known(only: list[str], source: str, *reports: Report) -> tuple[str, ...]:
-    """Names of results, each of which one of the reports has. Raises UsageError for one that none of them has, with a
-    hint to the source of the last report."""
-    known = {result.name for report in reports for result in report.results}
-    known |= {name.partition(".")[0] for name in known}
-    for name in only:
-        if name not in known:
-            raise UsageError(f"no result {name!r}", did_you_mean(name, known), f"aifx bench show {source}")
-    return tuple(only)
+def gate(
+    baseline: Annotated[str, typer.Option("--baseline", metavar="NAME", help="Baseline: NAME, NAME@COMMIT or a file.")],
+    max_regression: Annotated[
+        str, typer.Option("--max-regression", metavar="SHARE", help="Maximum slowdown of a result.")
+    ] = "5%",
+    max_launches: Annotated[
+        int, typer.Option("--max-launches", min=5, max=100, metavar="N", help="Maximum number of launches per suite.")
+    ] = 20,
+    only: OnlyOption = None,
+    results: Annotated[
+        Path | None, typer.Option("--results", metavar="FILE", help="Check this report instead of measuring.")
+    ] = None,
+    output: OutputOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure again what a baseline measured, and fail if a result is slower.
+
+    A result has regressed if its slowdown exceeds both --max-regression and the noise. Exit 0: no regression; 1: a
+    regression; 2: the reports cannot be compared, or aifx could not measure.
+
+    Examples:
+        aifx bench gate --baseline main --max-regression 5%
+        aifx bench gate --baseline main --only train.step
+        aifx bench train --output now.json --launches 5
+        aifx bench gate --baseline main --results now.json
+    """
+    with terminal(json) as out, sigterm_as_ctrl_c():
+        from aifx.commands.bench.report import line_of
+        from aifx.verbs.benchmarks import bench_gate
+
+        bound = read_share(max_regression, "--max-regression")
+        verdict = bench_gate(
+            baseline,
+            max_regression=bound,
+            max_launches=max_launches,
+            only=only or (),
+            results=results,
+            output=output,
+            on_measured=lambda measured: out.log(f"  {line_of(measured)}"),
+        )
+        out.result(verdict)
+        before, after, gated = verdict.before, verdict.after, verdict.gated
+        _show_compared(out, before, after, baseline, verdict.source, gated.compared)
+        if gated.regressed:  # what may be why; the verdict comes last
+            for name, report in ((baseline, before), (verdict.source, after)):
+                for note in report.notes:
+                    out.print(f"note ({name}): {note}")
+        _show_verdict(out, gated)
 
 
-def refuse(a: str, b: str, obstacles: list[str]) -> None:
-    """Raises UsageError where there is an obstacle to holding b against a."""
-    if obstacles:
-        from aifx.benchmarking.store import to_save
+def ls(json: JsonOption = False) -> None:
+    """List the saved baselines.
 
-        what, hint = "were measured on different hardware and do not compare", "keeps a baseline of this machine"
-        raise UsageError(f"{a} and {b} {what}", "; ".join(obstacles), f"{to_save('NAME')} {hint}")
+    Examples:
+        aifx bench ls
+    """
+    with terminal(json) as out:
+        from aifx.verbs.benchmarks import bench_ls
+
+        saved = bench_ls(on_fault=lambda error: out.report([error]))
+        out.result(saved)
+        rows = []
+        for one, newest in zip(saved.baselines, saved.newest, strict=True):
+            hardware = newest.fingerprint.hardware
+            device = f"{hardware.get('num_devices', '?')} x {hardware.get('device_kind', '?')}"
+            rows.append((one.name, one.reports, local_time(newest), one.commit, device, " ".join(one.suites)))
+        if rows:
+            out.table(["baseline", "reports", "newest", "commit", "device", "suites"], rows, right=["reports"])
+        else:
+            out.print(f"no baselines in {saved.folder}: {saved.to_save} keeps one")
+
+
+def history(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the baseline.")],
+    result: Annotated[
+        str | None, typer.Option("--result", metavar="RESULT", help="Result to show, as tables name it.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write all results to FILE, as a page with plots.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show one result of a baseline, commit by commit.
+
+    Examples:
+        aifx bench history main
+        aifx bench history main --result train.forward --html trend.html
+    """
+    with terminal(json) as out:
+        from aifx.verbs.benchmarks import bench_history
+
+        found = bench_history(name, result=result, html=html, on_fault=lambda error: out.report([error]))
+        out.result(found)
+        _show_history(out, found.reports, found.main)
 
 
 def _made(report: Report) -> str:
@@ -105,9 +190,9 @@ def local_time(report: Report) -> str:
     return f"{datetime.fromtimestamp(report.time):%Y-%m-%d %H:%M}"
 
 
-def show_compared(out: Output, before: Report, after: Report, a: str, b: str, compared: Compared) -> None:
+def _show_compared(out: Output, before: Report, after: Report, a: str, b: str, compared: Compared) -> None:
     """The two reports, the table, then what is to be known of it."""
-    from aifx.benchmarking.estimate import SIGNIFICANCE
+    from aifx.verbs.benchmarks import SIGNIFICANCE
 
     for mark, name, report in (("A", a, before), ("B", b, after)):
         out.print(f"{mark}  {name}: {_made(report)}")
@@ -117,8 +202,8 @@ def show_compared(out: Output, before: Report, after: Report, a: str, b: str, co
     _table(out, compared.results)
     out.print("")
     out.print(f"A and B are medians; change and p go by {_basis(compared)}")
-    for words in _missing(compared):
-        out.print(words)
+    for line in compared.one_sided_lines:
+        out.print(line)
     if compared.differences:
         out.print(f"differs: {'; '.join(compared.differences)}")
     judged = sum(found.change.p is not None for found in compared.results)
@@ -129,7 +214,7 @@ def show_compared(out: Output, before: Report, after: Report, a: str, b: str, co
 
 def _basis(compared: Compared) -> str:
     """What represents a launch."""
-    from aifx.benchmarking.estimate import MIDDLE
+    from aifx.verbs.benchmarks import MIDDLE
 
     if all(found.after.compared_at == MIDDLE for found in compared.results):
         return "medians of the requests"
@@ -161,11 +246,73 @@ def _table(out: Output, results: list[Comparison]) -> None:
         out.row(Text("  "), Text(text))
 
 
-def in_short(compared: Compared) -> str:
-    """What each has alone."""
-    return "; ".join(_missing(compared))
+def _show_verdict(out: Output, gated: Gated) -> None:
+    for found in gated.suspected:
+        p, count = found.change.p or 0.0, len(gated.compared.results)
+        out.print(f"not counted: {found.after.title} seems slower (p {p:.4f}), as one of {count} may by chance")
+    for found in gated.inconclusive:
+        if found not in gated.suspected:
+            out.print(f"inconclusive: {found.after.title} seems slower by {_reach(found)}, and may be so by chance")
+    if unsure := sum(found.verdict == "unsure" for found in gated.compared.results):
+        out.print(f"too noisy to say: {unsure} of {len(gated.compared.results)}")
+    for found in gated.regressed:
+        out.print(f"regression: {found.after.title} is slower by {_reach(found)}")
+    if not gated.regressed:
+        out.print(f"passed: nothing is slower by more than {gated.max_regression:.1%}, as far as these launches show")
 
 
-def _missing(compared: Compared) -> list[str]:
-    sides = (("A", compared.only_before), ("B", compared.only_after))
-    return [f"only in {mark}: {units.listed([r.title for r in results], 6)}" for mark, results in sides if results]
+def _reach(found: Comparison) -> str:
+    change = found.change
+    p = "" if change.p is None else f"; p {change.p:.4f}"
+    return f"{change.ratio - 1:.1%} (95 %: {units.change(change.low)} to {units.change(change.high)}{p})"
+
+
+def _show_history(out: Output, reports: Sequence[Report], chosen: BenchResult) -> None:
+    """One line per report, compared with the one before on the same hardware; then the picture."""
+    from aifx.commands.bench.report import ascii_only
+    from aifx.commands.console.chart import line_chart
+
+    newest = reports[-1].fingerprint
+    rows: list[tuple[object, ...]] = []
+    medians: list[float] = []
+    before: BenchResult | None = None
+    for report in reports:
+        result = next((r for r in report.results if r.key == chosen.key), None)
+        if result is None:
+            rows.append((local_time(report), report.fingerprint.commit, None, None, "not measured"))
+            continue
+        difference = ""
+        if obstacles := report.fingerprint.obstacles(newest):
+            difference = f"not comparable: {obstacles[0]}"
+        else:
+            if before is not None:
+                found = result.change_since(before)
+                difference = f"{units.change(found.ratio)}{'' if found.is_significant else ' (not significant)'}"
+            before = result
+            medians.append(result.median_s)
+        noise = None if result.noise is None else f"{result.noise:.1%}"
+        rows.append((local_time(report), report.fingerprint.commit, units.duration(result.median_s), noise, difference))
+    out.print(chosen.title)
+    out.table(["time", "commit", "median", "±", "against the one before"], rows, right=["median", "±"])
+    if len(medians) < 2 or out.json:
+        return
+    out.print("reports are compared by their lower deciles, which little disturbs")
+    out.print("")
+    scale, unit = next((one for one in units.TIMES if max(medians) >= one[0]), units.TIMES[-1])
+    middle = median(medians) / scale
+    reach = (1 - MARGIN) * middle, (1 + MARGIN) * middle  # so that noise does not fill the picture
+    for line in line_chart([value / scale for value in medians], *CHART, ascii_only=ascii_only(out), reach=reach):
+        out.print(line)
+    out.print(f"{chosen.title} [{unit}], the oldest at the left")
+
+
+def read_share(text: str, option: str) -> float:
+    """Return "5%" or "0.05" as 0.05. Raises UsageError for 5, which means 5 % and not 500 %."""
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        number = -1.0
+    if not 0 < number < (1000 if text.endswith("%") else 1):
+        hint = f"{option} {text}%" if text.isdigit() and number else f"{option} 5%"
+        raise UsageError(f"{option} {text} is not a share", "a share is above 0, such as 5% or 0.05", hint)
+    return number / 100 if text.endswith("%") else number

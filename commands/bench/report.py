@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from aifx.benchmarking.units import duration, named, rate, share, size
-from aifx.commands.bench.serving_table import show_serving
 from aifx.commands.console.chart import bar, shares, sparkline
 from aifx.commands.console.output import Output
 from aifx.core.plurals import counted
+from aifx.core.units import duration, figure, named, param, rate, share, size
 
 if TYPE_CHECKING:
-    from aifx.benchmarking.results import Measured, Report, Result
-    from aifx.benchmarking.views import Part, Point, Step
+    from aifx.verbs.benchmarks import BenchResult, Measured, Part, Point, Report, Step
 
 BAR = 8
 """Characters of a roofline's share."""
@@ -30,18 +28,25 @@ PARTS = (("blue", "█"), ("yellow", "▓"), ("green", "▒"), ("bright_black", 
 ASCII = "#=-."
 """The device's parts of a step, and the rest: with colours, without, and without Unicode."""
 
+LATENCIES = ("ttft", "tpot", "itl", "latency")
+FIGURES = (
+    "units_per_s", "total_units_per_s", "requests_per_s", "goodput_requests_per_s", "goodput_fraction",
+    "units_per_joule", "cost_per_million_units", "failed_requests",
+)  # fmt: skip
+"""Of `serve.throughput`, in the order in which they are shown."""
+
 GAP = "   "
 
 PLUS_MINUS = ("±", "+-")
 """With Unicode, and without."""
 
 
-def show(out: Output, report: Report) -> None:
+def show_report(out: Output, report: Report) -> None:
     """The report on stdout. Nothing with --json.
 
     A terminal has bars, and a line for all sizes of a thing; a file or a pipe has a line a result and its figures.
     """
-    from aifx.benchmarking.views import SPLIT_BY, by_size, headlines, machine, step_of
+    from aifx.verbs.benchmarks import SPLIT_BY, by_size, headlines, machine, step_of
 
     if out.json:
         return
@@ -78,6 +83,52 @@ def show(out: Output, report: Report) -> None:
         out.print(f"not whole: {': '.join(filter(None, (failure.what, failure.why)))}")
 
 
+def show_serving(out: Output, results: Sequence[BenchResult], plus_minus: str) -> None:
+    """The latencies of each load by their quantiles, and below them what the server wrote in all."""
+    loads: dict[str, list[BenchResult]] = {}
+    for result in results:
+        loads.setdefault(" ".join(f"{name} {param(name, value)}" for name, value in result.params.items()), []).append(
+            result
+        )
+    for load, alike in loads.items():
+        found = {result.name.partition(".")[2]: result for result in alike}
+        if "start" in found:
+            out.print(f"start: {duration(found['start'].median_s)} until the server took requests")
+        rows = [_row(name, found[name]) for name in LATENCIES if name in found]
+        if rows:
+            out.table([load, "p50", plus_minus, "p90", "p99"], rows, right=["p50", plus_minus, "p90", "p99"])
+        if (throughput := found.get("throughput")) is not None:
+            for line in _wrapped(_figures(throughput), out.out.width if out.out.is_terminal else 80):
+                out.print(line)
+
+
+def _row(name: str, result: BenchResult) -> tuple[str, ...]:
+    tails = (result.figures.get(f"{quantile}_s") for quantile in ("p90", "p99"))
+    noise = "-" if result.noise is None else f"{result.noise:.1%}"
+    return name, duration(result.median_s), noise, *("-" if tail is None else duration(tail) for tail in tails)
+
+
+def _figures(throughput: BenchResult) -> list[str]:
+    found = []
+    for name in FIGURES:
+        if (value := throughput.figures.get(name)) is not None and not (name == "failed_requests" and not value):
+            words, text = figure(name, value, throughput.unit)
+            source = throughput.sources.get(name)
+            found.append(f"{words} {text}{f' ({source})' if source else ''}")
+    return found
+
+
+def _wrapped(words: Sequence[str], width: int) -> list[str]:
+    """Lines of these, none of them broken."""
+    lines: list[str] = []
+    for word in words:
+        if lines and len(lines[-1]) + len(word) + 2 <= width:
+            lines[-1] += f", {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
 def line_of(found: Measured) -> str:
     """What a launch has seen, while it goes on."""
     from statistics import median
@@ -85,15 +136,15 @@ def line_of(found: Measured) -> str:
     return f"{found.title}: {duration(median(found.samples_s))}, {counted(len(found.samples_s), 'sample')}"
 
 
-def _table(out: Output, suite: str, results: Sequence[Result]) -> None:
+def _table(out: Output, suite: str, results: Sequence[BenchResult]) -> None:
     """One line per result. On a terminal, results of one name are under it, and under what all of them share. Empty
     columns are left out."""
-    from aifx.benchmarking.views import shared_params
+    from aifx.verbs.benchmarks import shared_params
 
     if not results:
         return
     rows: list[tuple[str, ...]] = []
-    groups: dict[str, list[Result]] = {}
+    groups: dict[str, list[BenchResult]] = {}
     for result in results:
         groups.setdefault(result.name.partition(".")[2], []).append(result)
     for name, alike in groups.items():
@@ -129,13 +180,13 @@ def _two_lines(out: Output, heading: str, rows: Sequence[Sequence[str]]) -> None
             out.print(f"{indent}{middle}{spread}{', ' * bool(rates)}{rates}")
 
 
-def _rate(result: Result) -> str:
+def _rate(result: BenchResult) -> str:
     if result.flops_per_s:
         return rate(result.flops_per_s, "FLOP/s")
     return rate(result.bytes_per_s, "B/s") if result.bytes_per_s else ""
 
 
-def _roofline(out: Output, result: Result) -> str:
+def _roofline(out: Output, result: BenchResult) -> str:
     """The share of it, on a terminal with a bar."""
     if result.roofline_fraction is None:
         return ""

@@ -9,9 +9,9 @@ import bench_reports as made
 import pytest
 
 from aifx.benchmarking.results import Measured, Result, write_report
-from aifx.benchmarking.units import share
 from aifx.commands.console.chart import bar, shares, sparkline
 from aifx.commands.main import run
+from aifx.core.units import share
 
 
 @pytest.fixture(scope="module")

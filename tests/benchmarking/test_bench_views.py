@@ -5,9 +5,9 @@ import re
 import bench_reports as made
 import pytest
 
-from aifx.benchmarking import units
 from aifx.benchmarking.page import RUG_WIDTH, rug_plot
 from aifx.benchmarking.views import by_size, headlines, memory_rate, of_name, step_of
+from aifx.core import units
 
 
 def test_parts_and_the_rest_are_the_whole():

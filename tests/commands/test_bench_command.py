@@ -15,8 +15,7 @@ from published_schemas import check_document
 
 from aifx.benchmarking.fingerprint import fingerprint
 from aifx.benchmarking.results import Failure, Measured, Report, Request, Result, read_report, write_report
-from aifx.commands.bench import gate
-from aifx.commands.console.output import Output
+from aifx.verbs import benchmarks
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarking"))
 fake_suite = importlib.import_module("fake_suite")
@@ -287,8 +286,8 @@ def test_what_seems_slower_among_many_is_launched_again_alone(here, monkeypatch)
             for case in range(50)
         ]
 
-    class Running:
-        def __init__(self, out, request, accept):
+    class Measurement:
+        def __init__(self, request, folder, on_measured, accept):
             self.have = dict.fromkeys(request.suites, 0)
 
         def launch(self, counts):
@@ -296,9 +295,9 @@ def test_what_seems_slower_among_many_is_launched_again_alone(here, monkeypatch)
             self.have.update({suite: self.have[suite] + count for suite, count in counts.items()})
             return report(here, *many(self.have, 1.2))
 
-    monkeypatch.setattr("aifx.commands.bench.measuring.Running", Running)
+    monkeypatch.setattr(benchmarks, "Measurement", Measurement)
     before = report(here, *many({"hardware": 7, "kernels": 5}, 1.0))
-    _, _, gated = gate._measure(Output(json=True), "main", before, 0.05, (), 20)
+    _, _, gated = benchmarks._measure_for_gate("main", before, 0.05, (), 20, Path(), lambda measured: None)
     assert asked == [{"hardware": 7, "kernels": 5}, {"kernels": 5}]
     assert [found.after.title for found in gated.regressed] == ["kernels.x 7"]
     assert not gated.undecided

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from aifx.benchmarking import units
 from aifx.benchmarking.plots.roofline import catalogue_roofs
 from aifx.benchmarking.plots.ticks import rate_ticks, size_ticks
 from aifx.benchmarking.results import Report
 from aifx.benchmarking.views import Point, by_size
+from aifx.core import units
 from aifx.core.pages.canvas import FAINT, HEIGHT, Canvas, Picture, canvas
 
 ROW = 24

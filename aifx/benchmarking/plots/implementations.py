@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from matplotlib.ticker import LogLocator
 
-from aifx.benchmarking import units
 from aifx.benchmarking.results import Report, Result
 from aifx.benchmarking.views import shared_params
+from aifx.core import units
 from aifx.core.pages.canvas import FAINT, INK, LINE, Picture, canvas, ticks
 
 ROW = 15

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from aifx.benchmarking import units
 from aifx.benchmarking.plots.ticks import rate_ticks
 from aifx.benchmarking.results import Report, Result
 from aifx.benchmarking.views import best_products, memory_rate, of_name
+from aifx.core import units
 from aifx.core.pages.canvas import CARD, FAINT, INK, Canvas, Picture, canvas
 from aifx.machine.catalogue import find_accelerator, peak_of
 

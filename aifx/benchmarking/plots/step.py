@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.ticker import LogLocator
 
-from aifx.benchmarking import units
 from aifx.benchmarking.plots.ticks import duration_ticks
 from aifx.benchmarking.results import Report, Result
 from aifx.benchmarking.views import PARTS, Part, of_name, step_of
+from aifx.core import units
 from aifx.core.pages.canvas import FAINT, Picture, canvas, ticks
 
 ROW = 24

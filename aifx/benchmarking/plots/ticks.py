@@ -7,7 +7,7 @@ from collections.abc import Callable
 from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from aifx.benchmarking import units
+from aifx.core import units
 from aifx.core.pages.canvas import ticks
 
 

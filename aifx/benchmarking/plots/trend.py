@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from aifx.benchmarking import units
 from aifx.benchmarking.plots.ticks import duration_ticks
 from aifx.benchmarking.results import Report
+from aifx.core import units
 from aifx.core.pages import date
 from aifx.core.pages.canvas import FAINT, Picture, canvas
 

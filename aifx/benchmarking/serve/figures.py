@@ -14,8 +14,8 @@ from aifx.benchmarking.estimate import MIDDLE
 from aifx.benchmarking.results import Measured
 from aifx.benchmarking.serve.client import Answered, Api, Load
 from aifx.benchmarking.serve.load import Level
-from aifx.benchmarking.units import duration
 from aifx.core.plurals import counted
+from aifx.core.units import duration
 
 MOST_SAMPLES = 1000
 """Of one result in one launch: more are represented by as many of their quantiles, so that reports stay small."""
