@@ -13,6 +13,7 @@ from contextlib import suppress
 from aifx.commands.console.interrupted import write_interrupted
 from aifx.core import lifecycle
 from aifx.core.errors import ExitCode, Terminated
+from aifx.verbs.process import ignore_compilers, restart_for_large_programs
 
 TYPE_CHECKING = False  # importing typing takes as long as all else here
 if TYPE_CHECKING:
@@ -33,21 +34,10 @@ def main() -> None:
     """Entry point of the console script."""
     args = sys.argv[1:]
     lifecycle.enter(lambda: answer_of_signals(args))
-    _ignore_compilers()
+    ignore_compilers()
     if next((arg for arg in args if not arg.startswith("-")), None) in COMPUTE:
-        from aifx.machine.huge_pages import restart_with_huge_pages
-
-        with lifecycle.blocked():
-            restart_with_huge_pages()
+        restart_for_large_programs()
     sys.exit(run(args))
-
-
-def _ignore_compilers() -> None:
-    """Keep JAX, which is not imported yet, from opening the devices of compilers that `aifx plan` uses."""
-    from aifx.machine.present import platforms_here
-
-    if (platforms := platforms_here(os.environ)) is not None:
-        os.environ["JAX_PLATFORMS"] = platforms
 
 
 def run(args: list[str]) -> int:

@@ -79,7 +79,7 @@ def test_a_command_starts_as_without_compilers(compilers: Path) -> None:
     """The real JAX in a process of its own finds the CPU and prints nothing; without help it complains."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith("JAX_PLATFORM")}
     outputs = []
-    for before in ("", "from aifx.commands import main; main._ignore_compilers(); "):
+    for before in ("", "from aifx.verbs.process import ignore_compilers; ignore_compilers(); "):
         done = subprocess.run(
             [sys.executable, "-c", f"{before}import jax; print(jax.devices()[0].platform)"],
             env={**environ, "PYTHONPATH": str(compilers)},
