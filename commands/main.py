@@ -132,7 +132,7 @@ def _prepare_streams() -> None:
 
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:
-    """What a stream's encoding lacks, in letters that it has: without UTF-8 a time is "4 us", not "4 \\xb5s"."""
+    """Replace characters that a stream's encoding lacks by others: without UTF-8 a time is "4 us", not "4 \\xb5s"."""
     assert isinstance(error, UnicodeEncodeError)
     letters = error.object[error.start : error.end]
     plain = "".join(SPELT.get(c) or c.encode("ascii", "backslashreplace").decode() for c in letters)

@@ -13,7 +13,8 @@ from aifx.benchmarking.results import Report, Result
 from aifx.benchmarking.store import too_noisy
 
 MOST_LAUNCHES = 20
-"""Of one side. Of launches that scatter by 5 % so many still find a slowdown of 10 % (benchmarks/gate_trials.py)."""
+"""Most launches of one side. With launches that scatter by 5 %, so many still find a slowdown of 10 %
+(benchmarks/gate_trials.py)."""
 
 More = Callable[[list[Result], dict[str, int]], Report]
 """Launches suites so many times more, for the sake of these results; returns all that was measured until then."""

@@ -20,14 +20,14 @@ from aifx.core.units import listed
 Verdict = Literal["slower", "faster", "same", "unsure"]
 
 FAMILY = 0.1
-"""How probable it may be that among results of which none changed any is significant. A false alarm has to pass the
-bound as well, and is far less probable."""
+"""Largest probability that any result is significant if none has changed (the family-wise error rate). A false alarm
+must also exceed the threshold, and is far less probable."""
 
 DOUBT = 0.5
-"""Of the bound: what seems slower by less is let pass, so that not all that scatters is measured for long."""
+"""Share of the threshold below which an estimated slowdown passes without more launches."""
 
 ALIKE = 0.05
-"""Two medians are called the same where their ratio's interval stays within that of 1."""
+"""Two results are the same if the interval of their ratio is within this distance of 1."""
 
 
 class ResultName(TypedDict):
@@ -71,7 +71,7 @@ class Missing(TypedDict):
 
 
 class ComparedReports(Missing):
-    """What `aifx bench compare --json` prints."""
+    """Document of `aifx bench compare --json`."""
 
     a: Side
     b: Side
@@ -79,7 +79,7 @@ class ComparedReports(Missing):
 
 
 class GatedReports(Missing):
-    """What `aifx bench gate --json` prints."""
+    """Document of `aifx bench gate --json`."""
 
     baseline: Side
     now: Side
@@ -230,12 +230,12 @@ def least_p(first: int, second: int) -> float:
 
 
 def launches_for(others: int, level: float) -> int:
-    """Of one side, so that `level` can be reached against `others` of the other side."""
+    """The least launches of one side whose p can reach `level` against `others` of the other side."""
     return next(count for count in itertools.count(LEAST_LAUNCHES) if least_p(count, others) <= level)
 
 
 def asked(before: Request, after: Request) -> list[str]:
-    """What two reports were asked for that makes the same name mean another thing: "set: [] -> ['train.seed=1']"."""
+    """List differences of two requests that give names another meaning: "set: [] -> ['train.seed=1']"."""
     old, new = ({"quick": request.quick, **request.options} for request in (before, after))
     return [
         f"{name}: {old.get(name)} -> {new.get(name)}"

@@ -1,4 +1,4 @@
-"""How fast the project's batches are made, and whether a step would wait for them."""
+"""Suite "data": the rate of the project's batches, and whether a step would wait for them."""
 
 from __future__ import annotations
 

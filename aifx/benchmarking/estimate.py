@@ -19,7 +19,7 @@ import numpy as np
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 LEAST_LAUNCHES = 5
-"""Of each side, for a test: with five and five the smallest p of Mann-Whitney, one-sided, is 1/252."""
+"""Least launches of each side for a test: with five and five the smallest one-sided p of Mann-Whitney is 1/252."""
 
 SIGNIFICANCE = 0.01
 
@@ -41,7 +41,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Change:
-    """How the second of two things compares with the first, as a ratio: above 1 is slower.
+    """The ratio of the second of two results to the first: above 1 is slower.
 
     Attributes:
         p: of the one-sided Mann-Whitney test over the launches in the direction seen; None with too few launches.
@@ -102,7 +102,7 @@ def _resampled(launches: Launches, share: float, random: np.random.Generator) ->
 
 
 def _quantiles(samples: Sequence[float], share: float, random: np.random.Generator) -> np.ndarray:
-    """Of RESAMPLES resamples, without making them.
+    """Draw the quantiles of RESAMPLES resamples, without making the resamples.
 
     A resample of n takes the samples at floor(n u) for n uniform u; its k-th is that of the k-th u, which is
     distributed as Beta(k, n + 1 - k) (David and Nagaraja, Order Statistics, 2.3). Of the two in the middle of an even

@@ -1,4 +1,4 @@
-"""What a measurement was made on: what has to be equal for two to be compared, and what is reported if it differs."""
+"""The machine and software of a measurement: parts that must be equal for a comparison, and parts that are reported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from aifx.core.errors import EnvironmentFault
 
 SAME = ("platform", "device_kind", "num_devices", "cpu", "cores")
-"""Of the hardware, what has to be equal."""
+"""Parts of the hardware that must be equal."""
 
 
 class Fingerprint(BaseModel):
@@ -34,7 +34,7 @@ class Fingerprint(BaseModel):
     git: dict[str, Any] | None = None
 
     def obstacles(self, other: Fingerprint) -> list[str]:
-        """Why what was measured on one cannot be compared with the other: "cores: 2 and 16"."""
+        """List the reasons why measurements on the two cannot be compared: "cores: 2 and 16"."""
         return [
             f"{name}: {self.hardware.get(name)} and {other.hardware.get(name)}"
             for name in SAME
@@ -42,7 +42,7 @@ class Fingerprint(BaseModel):
         ]
 
     def differences(self, other: Fingerprint) -> list[str]:
-        """What else differs, and may be why: versions, flags, driver, host, clocks, commit."""
+        """List other differences, which may explain a change: versions, flags, driver, host, clocks, commit."""
         changes = []
         for part in ("hardware", "versions", "flags", "clocks"):
             mine, others = getattr(self, part), getattr(other, part)
@@ -65,7 +65,7 @@ class Fingerprint(BaseModel):
 
 
 def fingerprint(folder: Path) -> Fingerprint:
-    """Of this process's devices and the folder's commit; imports JAX. Raises EnvironmentFault if JAX has no device."""
+    """Describe this process's devices and the folder's commit. Imports JAX. Raises EnvironmentFault if it has none."""
     from aifx.machine.host import hardware, versions
     from aifx.runs.provenance import flags, git_state
 
@@ -90,7 +90,7 @@ def _devices() -> list[Any]:
 
 
 def _clocks() -> dict[str, Any]:
-    """What cpufreq allows; empty if the system does not report it, as virtual machines do not."""
+    """Read the limits of cpufreq; empty if the system does not report them, as virtual machines do not."""
     names = {"governor": "scaling_governor", "max_khz": "scaling_max_freq", "min_khz": "scaling_min_freq"}
     texts = {key: _read(f"/sys/devices/system/cpu/cpu0/cpufreq/{name}") for key, name in names.items()}
     return {key: int(text) if text.isdigit() else text for key, text in texts.items() if text is not None}

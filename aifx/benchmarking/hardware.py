@@ -1,4 +1,4 @@
-"""What this machine's silicon reaches: products, memory, copies, collectives, dispatch."""
+"""Suite "hardware": rates that this machine reaches in products, memory, copies, collectives and dispatch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PRODUCT_ROWS = {"cpu": (512, 1024, 2048), "accelerator": (2048, 4096, 8192, 1638
 """On the largest accelerators products rise up to there (stas00/ml-engineering, maximum achievable matmul)."""
 
 CHAINED_ROWS = 8192 * 4
-"""Of all products of a call on an accelerator: smaller ones are more of them, so that calls cost nothing."""
+"""Rows of all products of a call on an accelerator: a call has more of smaller ones, so that calls cost nothing."""
 
 BY_EIGEN = ("float32", "float16")
 """Types whose products YNNPACK does no better."""
@@ -144,7 +144,7 @@ def _stream(bench: Bench, device: Any, op: str, num_bytes: int) -> Measured:
 
 
 def memory_sizes(platform: str, *, quick: bool = False) -> list[int]:
-    """From within the first cache to what the last one cannot hold, each STEP times the one before."""
+    """Sizes from within the first cache to beyond the last one, each STEP times the one before."""
     smallest = largest = SMALLEST[_kind(platform)]
     while largest < max(BEYOND * 2 * cache_bytes(platform), LEAST_LARGEST[_kind(platform)]):
         largest *= 2

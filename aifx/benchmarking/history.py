@@ -26,7 +26,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class BaselineList:
-    """What `aifx bench ls --json` prints."""
+    """Document of `aifx bench ls --json`."""
 
     folder: str
     baselines: list[Baseline]
@@ -53,7 +53,7 @@ class ResultHistory:
 
 @dataclass(frozen=True)
 class History:
-    """What `aifx bench history --json` prints."""
+    """Document of `aifx bench history --json`."""
 
     name: str
     results: list[ResultHistory]

@@ -51,7 +51,7 @@ def decode_attention_peers(call: Any) -> dict[str, Callable[..., Any]]:
 
 
 def norm_peers(call: Any) -> dict[str, Callable[..., Any]]:
-    """What one writes with jax.nn (which has no RMS norm), and tokamax's."""
+    """RMS norm as one writes it with jax.nn, which has none, and tokamax's."""
 
     def added(x: Any, residual: Any) -> tuple[Any, Any]:
         return (x, None) if residual is None else (x + residual, x + residual)

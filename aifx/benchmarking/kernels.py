@@ -75,7 +75,7 @@ def _size(bench: Bench, op: Op, case: Case, device: Device) -> tuple[int, int]:
 
 
 def _dtype(bench: Bench, op: Op, device: Device) -> str:
-    """Raises UsageError for a type that the op has no kernels for, where that was asked for."""
+    """Choose the type to measure an op in. Raises UsageError for a requested type without kernels."""
     asked: str | None = bench.options.get("dtype")
     known = dtypes(op)
     if asked and asked not in known:

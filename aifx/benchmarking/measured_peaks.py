@@ -1,4 +1,4 @@
-"""From a report of `aifx bench hardware` to the ceilings of this machine (`aifx.machine.measured_peaks`)."""
+"""Ceilings of this machine (`aifx.machine.measured_peaks`), from a report of `aifx bench hardware`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ BELOW = 0.85
 
 
 def rates_of(report: Report) -> dict[str, float]:
-    """What the report would have as ceilings, by their names there. Products and collectives: the best size; memory
-    (the triad, as `aifx doctor --stress` does it) and copies: the largest, since smaller ones lie in caches."""
+    """The ceilings that a report gives, by their names.
+
+    Products and collectives count at their best size. Memory (the triad, as in `aifx doctor --stress`) and copies count
+    at their largest, since smaller ones lie in caches.
+    """
     found: dict[str, float | None] = {f"matmul.{dtype}": flops for dtype, flops in best_products(report).items()}
     for result in of_name(report, "hardware.collective"):
         name = f"{result.params.get('kind')}.{report.fingerprint.hardware['num_devices']}"

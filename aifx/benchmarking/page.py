@@ -31,7 +31,8 @@ RUG_WIDTH, RUG_LINE, RUG_LONE = 120, 7, 12
 """In CSS pixels: of the rug, the height of a launch's line, and that of a launch that is the only one."""
 
 REACH = 1.5
-"""Of the slowest tenth's edge over the fastest sample: what lies beyond is drawn at the right end, and counted."""
+"""Length of a rug, relative to the distance from the fastest sample to the 0.9 quantile. Samples beyond it are drawn at
+its right end, and counted."""
 
 
 def report_page(report: Report) -> str:
@@ -58,7 +59,7 @@ def report_page(report: Report) -> str:
 
 
 def history_page(name: str, reports: Sequence[Report]) -> str:
-    """How the results of a name moved from report to report."""
+    """Render the history of a baseline's results, from report to report."""
     reports = sorted(reports, key=lambda report: report.time)
     last = reports[-1]
     like = [report for report in reports if not report.fingerprint.obstacles(last.fingerprint)]
@@ -84,7 +85,7 @@ def history_page(name: str, reports: Sequence[Report]) -> str:
 
 
 def _urgency(found: Comparison) -> tuple[int, float]:
-    """What got slower first, the most first; then what got faster; then the rest as it was measured."""
+    """Sort key: slower results first, the worst first; then faster ones; then the rest in the order of measurement."""
     if found.verdict in ("slower", "faster"):
         ratio = found.change.ratio
         return found.verdict == "faster", -abs(log(ratio)) if ratio > 0 else -inf

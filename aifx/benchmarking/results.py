@@ -1,4 +1,4 @@
-"""What was measured, and of what: the document that `--json` prints, baselines keep and comparisons read."""
+"""Reports of measurements: the document that `--json` prints, baselines keep and comparisons read."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Param = str | int | float | bool
 
 
 class _Document(BaseModel):
-    """What a later version adds is passed over."""
+    """A frozen document that ignores fields of later versions."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class _Named(_Document):
-    """What was measured, by its name and what else distinguishes it from others of the name.
+    """A measured thing: its name, and the params that distinguish it from others of the name.
 
     Attributes:
         same_as: the key of the result whose samples these are, repeated in their place among others. They are compared
@@ -45,7 +45,7 @@ class _Named(_Document):
 
     @property
     def key(self) -> str:
-        """What the same thing has in each launch and each report."""
+        """The key that a thing has in each launch and each report."""
         return f"{self.name} {json.dumps(self.params, sort_keys=True)}" if self.params else self.name
 
     @property
@@ -59,7 +59,7 @@ class _Named(_Document):
 
 
 class Measured(_Named):
-    """What one launch saw of one thing, as a suite yields it.
+    """The result of one launch for one thing, as a suite yields it.
 
     Attributes:
         name: the suite's and the thing's: "hardware.matmul", "train.forward".
@@ -107,7 +107,7 @@ class Result(_Named):
 
     @classmethod
     def of(cls, launches: list[Measured]) -> Self:
-        """What the launches saw of one thing, put together."""
+        """Combine the results of launches for one thing."""
         last = launches[-1]
         samples = [launch.samples_s for launch in launches]
         found = estimate(samples)
@@ -136,7 +136,7 @@ class Result(_Named):
         )
 
     def change_since(self, before: Result) -> Change:
-        """How it compares with an earlier one."""
+        """Compare this result with an earlier one."""
         return change(before.samples_s, self.samples_s, self.compared_at)
 
     @property
@@ -154,7 +154,7 @@ class Result(_Named):
 
 
 class Failure(_Document):
-    """What ended a bench before its end: the three lines of an error, and its exit code."""
+    """The failure that ended a bench early: the three lines of an error, and its exit code."""
 
     what: str
     why: str = ""
@@ -163,7 +163,7 @@ class Failure(_Document):
 
 
 class Request(_Document):
-    """What is measured: enough to measure the same again.
+    """The request of a bench: enough to measure the same again.
 
     Attributes:
         suites: in the order in which they are measured.
@@ -197,12 +197,12 @@ class Report(_Document, VerbResult):
         return self.model_dump(mode="json")
 
     def raise_failure(self) -> None:
-        """Raises AifxError with what ended the bench before its end, if anything did."""
+        """Raise AifxError with the failure that ended the bench early, if there is one."""
         if found := self.failure:
             raise AifxError(found.what, found.why, found.hint, exit_code=ExitCode(found.exit_code))
 
     def launches_of(self, suite: str) -> int:
-        """Of what was seen of a suite most often."""
+        """The most launches that a result of the suite has."""
         return max((len(result.samples_s) for result in self.results if result.suite == suite), default=0)
 
     def find(self, name: str) -> Result | None:
@@ -211,7 +211,7 @@ class Report(_Document, VerbResult):
 
 
 def read_report(path: Path) -> Report:
-    """Raises UsageError where there is no such file or it is no report."""
+    """Read a report. Raises UsageError if there is no such file or it is no report."""
     try:
         return Report.model_validate_json(read_input(path, limit=RECORDS_LIMIT))
     except FileNotFoundError:

@@ -44,8 +44,10 @@ raises, that ends the bench."""
 
 
 def check_configuration(request: Request, folder: Path | None = None) -> None:
-    """Raises UsageError for an unknown suite, ConfigError for mistakes in the project's configuration, before anything
-    starts."""
+    """Check a request before anything starts.
+
+    Raises UsageError for an unknown suite, and ConfigError for mistakes in the project's configuration.
+    """
     if unknown := [suite for suite in request.suites if suite not in SUITES]:
         raise UsageError(f"there is no suite {unknown[0]!r}", "the report is of another version of aifx", "aifx bench")
     if any(SUITES[suite].needs_project for suite in request.suites):

@@ -1,4 +1,4 @@
-"""From the command to the first step, seen from outside: from the start of the process to step 1 in metrics.jsonl.
+"""Suite "startup": the time from the start of a process to step 1 in metrics.jsonl, measured from outside.
 
 The runs are those of a copy of the project (its configuration copied, its other files linked) with caches of its own,
 so that nothing of the operator's is touched.
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 REPEATS, QUICK_REPEATS = 3, 1
 LIMIT_S = 540.0
-"""Of one start: less than a launch may be silent (`runner.SILENCE_S`), so that the error has the start's last lines."""
+"""Limit of one start: less than a launch may be silent (`runner.SILENCE_S`), so that the error has its last lines."""
 
 POLL_S = 0.002
 

@@ -26,7 +26,7 @@ within that, and the gate then finds a slowdown of 10 % in 98 of 100 cases; with
 with normal launches)."""
 
 NOISY_SHARE = 0.25
-"""Of the results may be noisier: a machine that is too noisy makes most of them so, a thing of a microsecond itself."""
+"""Share of results that may be noisier. A noisy machine affects most results; one of a microsecond is noisy itself."""
 
 
 def last_path() -> Path:
@@ -84,7 +84,7 @@ class Store:
 
 
 def check_name(name: str) -> None:
-    """Raises UsageError for what cannot name a baseline."""
+    """Check the name of a baseline. Raises UsageError."""
     if not RUN_NAME.fullmatch(name):
         rule = "letters, digits, '.', '_' and '-', 100 at most, the first a letter or digit"
         raise UsageError(f"{name!r} cannot name a baseline", rule, to_save("main"))
@@ -110,7 +110,7 @@ def keep_last(report: Report) -> str:
 
 
 def unfit(report: Report, max_noise: float) -> str:
-    """Why a report can be no baseline; empty where it can."""
+    """The reason why a report cannot be a baseline; empty if it can."""
     if report.failure:
         return f"it did not come to its end: {report.failure.what}"
     few = [result for result in report.results if len(result.samples_s) < LEAST_LAUNCHES]

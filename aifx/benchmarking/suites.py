@@ -1,4 +1,4 @@
-"""What can be measured: the suites by name, and what each is given."""
+"""The suites by name, and the context that each gets."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ SUITES = {
 
 @dataclass
 class Bench:
-    """What a suite works with, within a launch.
+    """The context of a suite within a launch.
 
     A suite logs what it does. Its warnings become notes of the report. Parts that take long report their progress: a
     launch that is silent for long is ended.
@@ -75,7 +75,7 @@ class Bench:
 
     @cached_property
     def project(self) -> Project:
-        """Raises UsageError outside of one."""
+        """The project around the folder. Raises UsageError outside of one."""
         from aifx.core.project import find_project
 
         return find_project(self.folder)
@@ -94,7 +94,7 @@ class Bench:
             yield Path(folder)
 
     def build(self, config: Config, folder: Path) -> tuple[RunDirectory, Programs]:
-        """What `aifx train` has before its first step, for a run in this folder. Raises ConfigError, DataError."""
+        """Build the run and the programs of `aifx train`, before its first step. Raises ConfigError, DataError."""
         from aifx.core.project import RunDirectory
         from aifx.kernels.choice import run_choices
         from aifx.parallel.checks import check_batch

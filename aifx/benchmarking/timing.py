@@ -25,7 +25,7 @@ WINDOW = 3
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is spent on one result.
+    """The time and precision to spend on one result.
 
     Attributes:
         slice_s: seconds for its samples at the most; as much as WARM_UP_SHARE of it before them for the warm-up. At
@@ -41,7 +41,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Samples:
-    """What was timed.
+    """The timed samples of one thing.
 
     Attributes:
         seconds: of one call each, in order: the mean over `calls` in a row where one alone is too short to time.
@@ -128,7 +128,7 @@ def until_steady(timed: Callable[[], float], limit_s: float) -> tuple[int, bool]
 
 
 def _half_width(samples: list[float]) -> float:
-    """Of the 95 % interval of the median, from order statistics, as a share of the median."""
+    """Half the 95 % interval of the median, from order statistics, as a share of the median."""
     ordered = np.sort(samples)
     reach = 0.98 * len(ordered) ** 0.5  # 1.96 standard deviations of the binomial of n and one half
     low = ordered[max(int(np.floor(len(ordered) / 2 - reach)), 0)]

@@ -1,4 +1,4 @@
-"""What of a report a picture shows, on a page or in a terminal: series of points, parts of a whole."""
+"""Views of a report for plots and tables: series of points, parts of a step, headlines."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from aifx.core import units
 from aifx.machine.device_memory import BEYOND
 
 PARTS = ("forward", "backward", "optimizer")
-"""Of a training step, in the order in which the device does them."""
+"""Parts of a training step, in the order in which the device runs them."""
 
 BESIDE = ("data_wait", "dispatch")
-"""What the host does while the device works: it is longer than the device's work, or costs nothing."""
+"""Work of the host while the device works: it is longer than the device's work, or costs nothing."""
 
 TIMES = {
     "checkpoint.stall": "save stall",
@@ -33,7 +33,7 @@ SPLIT_BY = {
     "hardware.copy": ("direction", "memory"),
     "hardware.collective": ("kind",),
 }
-"""What is measured by size, and the params that distinguish one series from another."""
+"""Results that are measured by size, and the params that distinguish one series from another."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Step:
 
 
 def machine(report: Report) -> str | None:
-    """What it was measured on, in a line; None where that is not known."""
+    """The machine of a report, in a line; None if it is not known."""
     hardware = report.fingerprint.hardware
     if not {"num_devices", "device_kind", "cpu", "cores"} <= hardware.keys():
         return None
@@ -82,7 +82,7 @@ def machine(report: Report) -> str | None:
 
 
 def headlines(report: Report) -> list[tuple[str, str]]:
-    """What an operator asks first, of what was measured: how long a step, what the silicon reaches. (label, value)."""
+    """The most important figures of a report as (label, value): the time of a step, rates of the devices."""
     found = []
     if whole := _whole(report):
         found.append(("training step", units.duration(whole.median_s)))
@@ -123,8 +123,10 @@ def largest_rate(results: Iterable[Result]) -> float | None:
 
 
 def beyond_caches(report: Report) -> list[Result]:
-    """Of the memory, sizes that the caches cannot hold; none where a bench that was ended, or had no room, came to
-    none."""
+    """Memory results of sizes that the caches cannot hold.
+
+    None if a bench was ended before it measured such sizes, or had no room for them.
+    """
     return [r for r in of_name(report, "hardware.memory") if (r.figures.get(TIMES_CACHE) or BEYOND) >= BEYOND]
 
 

@@ -1,4 +1,4 @@
-"""What else the machine did while it was measured: other load, a quota that was hit, other clocks, throttling."""
+"""Disturbances of a measurement: other load, a quota that was hit, other clocks, throttling."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _own_s() -> float:
 
 
 def _throttled_s() -> float:
-    """Of the control group (cgroup v2, cpu.stat); 0 where there is none or no quota."""
+    """Seconds for which the control group was throttled (cgroup v2, cpu.stat); 0 without a group or a quota."""
     try:
         text = Path("/sys/fs/cgroup/cpu.stat").read_text()
     except OSError:
@@ -85,7 +85,7 @@ def _clock_mhz() -> float | None:
 
 
 def _gpu_clocks() -> dict[str, tuple[int, list[str]]]:
-    """Of each NVIDIA GPU its clock now, and what slows it; empty without a driver."""
+    """The clock of each NVIDIA GPU, and the reasons that slow it; empty without a driver."""
     found = {}
     for name, ask in open_gpus().items():
         now = read_clocks(ask)

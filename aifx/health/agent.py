@@ -157,7 +157,7 @@ def registry_of(checks: Checks, last: CheckResult) -> CollectorRegistry:
 
 
 class _Metrics:
-    """What `/metrics` shows of the checks, as prometheus_client collects it."""
+    """Metrics of the checks, as prometheus_client collects them for `/metrics`."""
 
     def __init__(self, checks: Checks, last: CheckResult) -> None:
         self._checks, self._last = checks, last

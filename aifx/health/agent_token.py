@@ -1,4 +1,4 @@
-"""How an agent and its clients know each other: a token, and certificates."""
+"""Authentication between an agent and its clients: a token, and certificates."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ GRACE_S = 1.0
 
 @dataclass(frozen=True)
 class Options:
-    """How collective tests run.
+    """Settings of collective tests.
 
     Attributes:
         program: the command that runs aifx on a host.

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aifx.core.facts import Absent, Unknown
-from aifx.health.scope import Scope, is_number, shown
+from aifx.health.scope import Scope, formatted, is_number
 
 ORDERINGS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
 COMPARISONS = {
@@ -44,7 +44,7 @@ def holds(condition: Mapping[str, Any], value: Any, scope: Scope, least: float =
     if isinstance(value, (Absent, Unknown)):
         return value
     if "known" in condition and value not in condition["known"]:
-        return Unknown(f"{shown(value)} is unknown to this version of aifx")
+        return Unknown(f"{formatted(value)} is unknown to this version of aifx")
     for name, asked in condition.items():
         limit = limit_of(asked, scope)
         if isinstance(limit, (Absent, Unknown)):
@@ -66,7 +66,7 @@ def limit_of(asked: Any, scope: Scope) -> Any:
     if isinstance(value, (Absent, Unknown)) or not asked.keys() - {"signal"}:
         return value
     if not is_number(value):
-        return Unknown(f"{asked['signal']} is not a number but {shown(value)}")
+        return Unknown(f"{asked['signal']} is not a number but {formatted(value)}")
     return value * asked.get("times", 1) + asked.get("plus", 0)
 
 
@@ -83,24 +83,23 @@ def threshold_of(condition: Mapping[str, Any], scope: Scope | None = None) -> st
 def _is_met(name: str, value: Any, limit: Any) -> bool | Unknown:
     if name in ORDERINGS:
         others = [one for one in (value, limit) if not is_number(one)]
-        return Unknown(f"{shown(others[0])} is not a number") if others else bool(ORDERINGS[name](value, limit))
+        return Unknown(f"{formatted(others[0])} is not a number") if others else bool(ORDERINGS[name](value, limit))
     limits = limit if isinstance(limit, list) else [limit]
     if name in ("contains", "lacks", "not_empty"):
         if not isinstance(value, (list, str)):
-            return Unknown(f"{shown(value)} is neither a list nor a text")
+            return Unknown(f"{formatted(value)} is neither a list nor a text")
         if name == "not_empty":
             return bool(value)
         if name == "lacks" and isinstance(value, str):  # almost every text lacks a given word
-            return Unknown(f"{shown(value)} is not a list")
+            return Unknown(f"{formatted(value)} is not a list")
         return any(item in value for item in limits) == (name == "contains")
     if name == "matches":
-        return (
-            re.search(limit, value) is not None if isinstance(value, str) else Unknown(f"{shown(value)} is not a text")
-        )
+        is_text = isinstance(value, str)
+        return re.search(limit, value) is not None if is_text else Unknown(f"{formatted(value)} is not a text")
     if name == "known":
         return True
     if not any(type(value) is type(item) or (is_number(value) and is_number(item)) for item in limits):
-        return Unknown(f"{shown(value)} has not the type of {shown(limits[0] if limits else None)}")
+        return Unknown(f"{formatted(value)} has not the type of {formatted(limits[0] if limits else None)}")
     return (value in limits) == (name in ("equals", "any_of"))
 
 

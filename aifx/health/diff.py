@@ -89,7 +89,7 @@ class FactChange:
 
 @dataclass(frozen=True)
 class Difference:
-    """What `aifx doctor diff --json` prints.
+    """Document of `aifx doctor diff --json`.
 
     Attributes:
         came: findings only in the second, worst first.

@@ -22,7 +22,7 @@ class Reading(TypedDict):
 
 
 class SnapshotDocument(Reading):
-    """What was read of a machine. `before` is the reading that rates refer to."""
+    """Facts that were read of a machine. `before` is the reading that rates refer to."""
 
     schema_version: Literal[1]
     aifx: str
@@ -49,7 +49,7 @@ class ReportDocument(TypedDict):
 
 
 class NodeReport(ReportDocument):
-    """What `aifx doctor --json` prints. `stress` comes with --stress, `snapshot` with --with-snapshot."""
+    """Document of `aifx doctor --json`. `stress` comes with --stress, `snapshot` with --with-snapshot."""
 
     stress: NotRequired[dict[str, Any]]
     snapshot: NotRequired[SnapshotDocument]
@@ -74,7 +74,7 @@ class SearchDocument(TypedDict):
 
 
 class FleetDocument(TypedDict):
-    """What `aifx doctor fleet --json` prints.
+    """Document of `aifx doctor fleet --json`.
 
     Attributes:
         status: the worst status of a node or of a finding across nodes; unknown if a node was not heard.
@@ -95,14 +95,14 @@ class FleetDocument(TypedDict):
 
 
 class BisectDocument(SearchDocument):
-    """What `aifx doctor bisect --json` prints."""
+    """Document of `aifx doctor bisect --json`."""
 
     status: Status
     findings: list[Finding]
 
 
 class RuleList(TypedDict):
-    """What `aifx doctor rules --json` prints."""
+    """Document of `aifx doctor rules --json`."""
 
     rules: list[Rule]
 

@@ -14,7 +14,7 @@ from aifx.core.facts import Absent, Unknown
 from aifx.health.conditions import holds, threshold_of
 from aifx.health.report import SEVERITIES, Finding, Report, Skipped
 from aifx.health.rules import Rule, Site, expected_names, fits
-from aifx.health.scope import Scope, is_number, shown
+from aifx.health.scope import Scope, formatted, is_number
 from aifx.health.snapshot import Snapshot
 
 NAME = re.compile(r"\{([\w.^]+)\}")
@@ -129,12 +129,12 @@ def _strange(rule: Rule, value: Any) -> str:
         return f"{rule.signal} is empty"
     verb = "contains" if isinstance(value, list) else "is"
     others = [one for one in (value if isinstance(value, list) else [value]) if one not in rule.known]
-    return f"{rule.signal} {verb} {shown(others[0])}, which this version of aifx does not know" if others else ""
+    return f"{rule.signal} {verb} {formatted(others[0])}, which this version of aifx does not know" if others else ""
 
 
 def _finding(rule: Rule, scope: Scope) -> Finding:
     limits = [limit["signal"] for limit in rule.fails_if.values() if isinstance(limit, dict)]
-    seen = {name: _shown(name, scope.look_up(name)) for name in (rule.signal, *limits, *rule.evidence)}
+    seen = {name: _formatted_signal(name, scope.look_up(name)) for name in (rule.signal, *limits, *rule.evidence)}
     return Finding(
         rule.id,
         rule.severity,
@@ -160,12 +160,12 @@ def filled(text: str, scope: Scope, to_type: bool = False) -> str:
         if match[1] == "device":
             return scope.device
         found = scope.look_up(match[1])
-        return f"{found:.12g}" if to_type and is_number(found) else _shown(match[1], found)
+        return f"{found:.12g}" if to_type and is_number(found) else _formatted_signal(match[1], found)
 
     return ONE.sub(r"1 \1", NAME.sub(value, text))
 
 
-def _shown(name: str, value: Any) -> str:
+def _formatted_signal(name: str, value: Any) -> str:
     if isinstance(value, (Absent, Unknown)):
         return "?"
     unit = UNIT.search(name)

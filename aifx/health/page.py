@@ -40,7 +40,7 @@ def fleet_page(report: FleetReport, time: float) -> str:
     """Return the page of a fleet, with the Unix time of the report."""
     nodes = sorted(report.nodes, key=_badness)
     with_findings = [node for node in nodes if node.why or (node.report is not None and node.report.findings)]
-    shown = with_findings[:MAX_NODES]
+    listed = with_findings[:MAX_NODES]
     found = Counter(node.status for node in nodes)
     return render(
         "aifx.health",
@@ -52,10 +52,10 @@ def fleet_page(report: FleetReport, time: float) -> str:
         time=date(time),
         report=report,
         nodes=nodes,
-        shown=[(node, folded(node.report.findings) if node.report else []) for node in shown],
-        anchors={node.name: f"node-{number}" for number, node in enumerate(shown)},
+        listed=[(node, folded(node.report.findings) if node.report else []) for node in listed],
+        anchors={node.name: f"node-{number}" for number, node in enumerate(listed)},
         count_words=counts,
-        num_hidden=len(with_findings) - len(shown),
+        num_hidden=len(with_findings) - len(listed),
         num_open=NUM_OPEN,
         max_suspects=MAX_SUSPECTS,
         skipped=by_reason(node.report.skipped for node in nodes if node.report),

@@ -1,4 +1,4 @@
-"""What was found, worst first. `aifx.health.documents` has the types of the JSON."""
+"""Findings about a machine, worst first. `aifx.health.documents` has the types of the JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule found.
+    """The finding of a rule.
 
     Attributes:
         id: that of the rule.

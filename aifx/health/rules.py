@@ -207,7 +207,7 @@ def expected_names(rules: Iterable[Rule]) -> set[str]:
 
 
 def _check_used(site: Site, rules: list[Rule]) -> None:
-    """Raises ConfigError for an expected value or a skip that fits no rule, which would have no effect."""
+    """Check that each expected value and each skip has an effect: that it fits a rule. Raises ConfigError."""
     asked = expected_names(rules)
     for name in site.expected.keys() - asked:
         what = f"the site's file expects {name!r}, which no rule uses"

@@ -62,13 +62,13 @@ class Scope:
         elif isinstance(value, (Absent, Unknown)):
             yield value
         elif not isinstance(value, list):
-            yield Unknown(f"{path} is not a list but {shown(value)}")
+            yield Unknown(f"{path} is not a list but {formatted(value)}")
         else:
             for index, item in enumerate(value):
                 if isinstance(item, (Absent, Unknown)):
                     yield item
                 elif not isinstance(item, Mapping):
-                    yield Unknown(f"{head}[{index}] is not a table but {shown(item)}")
+                    yield Unknown(f"{head}[{index}] is not a table but {formatted(item)}")
                 else:
                     name = str(item.get("device", index))
                     scope = Scope(item, _same(before, name), self.minutes, parents, f"{self.device} {name}".strip())
@@ -79,7 +79,7 @@ class Scope:
         if isinstance(now, (Absent, Unknown)):
             return now
         if not is_number(now) or not 0 <= now < math.inf:
-            return Unknown(f"{path} is not a counter but {shown(now)}")
+            return Unknown(f"{path} is not a counter but {formatted(now)}")
         if self.before is None or self.minutes <= 0:
             return Absent("a rate needs an earlier reading: run the check again later, or with --sample 10")
         before = _walk(self.before, path)
@@ -90,7 +90,7 @@ class Scope:
         return (now - before) / self.minutes
 
 
-def shown(value: Any) -> str:
+def formatted(value: Any) -> str:
     """Return a value for a message, shortened."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
@@ -103,7 +103,7 @@ def _walk(value: Any, path: str) -> Any:
             return value
         gone = f"{gone}.{key}" if gone else key
         if not isinstance(value, Mapping):
-            return Unknown(f"{gone} cannot be read: {shown(value)} is not a table")
+            return Unknown(f"{gone} cannot be read: {formatted(value)} is not a table")
         if key not in value:
             return Unknown(f"the snapshot has no {gone}")
         value = value[key]

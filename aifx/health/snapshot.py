@@ -28,7 +28,7 @@ LATEST_S = 1 << 37  # beyond it, Unix time is no date
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was read of a machine at a Unix time, and at an earlier one of the same boot, if any, to compute rates."""
+    """Facts read of a machine at a Unix time, and at an earlier one of the same boot, if any, to compute rates."""
 
     host: str
     time: float

@@ -169,7 +169,7 @@ def opened_rows(reference: str, root: str | None, folder: StrPath) -> Iterator[t
 
 
 def limits_of(memory: str, workers: int | None) -> Limits:
-    """Raises UsageError for a size that cannot be read or is too small."""
+    """Parse a size. Raises UsageError if it cannot be read or is too small."""
     from aifx.curation.step import Limits
 
     size = memory_of(memory)
@@ -179,7 +179,7 @@ def limits_of(memory: str, workers: int | None) -> Limits:
 
 
 def memory_of(memory: str) -> int:
-    """The bytes of --memory. Raises UsageError for a size that cannot be read or is too small."""
+    """The bytes of --memory. Parse a size. Raises UsageError if it cannot be read or is too small."""
     try:
         size = parsing.parse_size(memory)
     except ValueError:

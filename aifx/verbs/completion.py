@@ -1,4 +1,4 @@
-"""What a shell offers when Tab is pressed. A completion that fails offers nothing."""
+"""Completions of a shell when Tab is pressed. One that fails offers nothing."""
 
 from __future__ import annotations
 

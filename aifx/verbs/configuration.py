@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ShownConfig(Result):
-    """What `aifx config show --json` prints: values and, with --origin, who set them, by section and key."""
+    """Document of `aifx config show --json`: values by section and key, with their origins if --origin is given."""
 
     config: dict[str, dict[str, Any]]
     origins: dict[str, dict[str, str]] | None
@@ -29,7 +29,7 @@ class ShownConfig(Result):
 
 @dataclass(frozen=True)
 class CheckedConfig(Result):
-    """What `aifx config check --json` prints if there is no mistake."""
+    """Document of `aifx config check --json` if there is no mistake."""
 
     valid: Literal[True]
     path: str

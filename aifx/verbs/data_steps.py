@@ -75,7 +75,7 @@ def data_clean(
 
 
 def _known_languages(codes: Sequence[str]) -> tuple[str, ...]:
-    """Raises UsageError for a code that is not known."""
+    """Check codes of languages. Raises UsageError for an unknown one."""
     if not codes:
         return ()
     from aifx.curation.languages import code_of, known_languages
@@ -166,7 +166,7 @@ def _delete_sketches(place: StepPlace, version: Version) -> None:
 
 
 def _check_similarity(near: float | None) -> None:
-    """Raises UsageError if it is no Jaccard similarity that can be searched for."""
+    """Check a Jaccard similarity to search for. Raises UsageError."""
     if near is not None and not 0.2 <= near <= 1:
         why = "a Jaccard similarity below 0.2 makes almost every row a candidate, and none exceeds 1"
         raise UsageError(f"--near {near:g} is not between 0.2 and 1", why, f"--near {DEFAULT_NEAR}")

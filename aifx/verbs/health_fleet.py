@@ -169,7 +169,7 @@ def doctor_fleet(
         sites,
         only=only,
         skip=skip,
-        not_heard=answers.not_heard,
+        unanswered=answers.unanswered,
         tested=search.findings() if search else (),
         duration_s=time.monotonic() - began,
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NodeStep(Result):
-    """What a health check changed in Slurm, or would change.
+    """The change of a node in Slurm that a health check made, or would make.
 
     Attributes:
         node: its name in Slurm.

@@ -40,7 +40,7 @@ def is_first_of_job() -> bool:
 
 
 def started_by() -> list[str]:
-    """How a person starts what this process runs: `aifx`, or `aifx launch local -n N`."""
+    """The start of the command line that started this process: `aifx`, or `aifx launch local -n N`."""
     from aifx.parallel import processes
 
     return processes.started_by(os.environ)

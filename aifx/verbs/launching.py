@@ -63,7 +63,7 @@ class _Command(NamedTuple):
 
 
 def _command(given: Sequence[str], example: str) -> _Command:
-    """Raises UsageError for a command that does not run as several processes, or an option that cannot be launched."""
+    """Parse the command to launch. Raises UsageError for one that does not run as several processes."""
     arguments = tuple(given[1:] if given and given[0] == "--" else given)
     if not arguments or arguments[0] not in COMMANDS:
         why = f"{' and '.join(COMMANDS)} run as several processes; other commands run as one, on all devices"
@@ -242,8 +242,8 @@ def _begin(command: _Command, launch: str) -> int | None:
     project = find_project()
     folder = make_folder(project, launch)  # Kubernetes makes none
     events = read_events(folder)
-    begun = max((i for i, event in enumerate(events) if event.get("event") == "begin"), default=0)
-    signals = [event.get("signal") for event in events[begun:] if event.get("event") == "signal"]
+    last_begin = max((i for i, event in enumerate(events) if event.get("event") == "begin"), default=0)
+    signals = [event.get("signal") for event in events[last_begin:] if event.get("event") == "signal"]
     if signals:
         return int(ExitCode.INTERRUPTED if signals[-1] == "INT" else ExitCode.PREEMPTED)
     step = 0

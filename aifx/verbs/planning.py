@@ -1,4 +1,4 @@
-"""What a run needs before it starts."""
+"""Needs of a run, before it starts."""
 
 from __future__ import annotations
 

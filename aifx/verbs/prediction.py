@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Predictions(Result):
-    """What `aifx predict --json` prints.
+    """Document of `aifx predict --json`.
 
     Attributes:
         predictions: how many there are.

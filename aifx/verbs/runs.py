@@ -197,7 +197,7 @@ class RemovedRun:
 
 @dataclass(frozen=True)
 class RemovedRuns(Result):
-    """What `aifx runs rm --json` prints."""
+    """Document of `aifx runs rm --json`."""
 
     removed: list[RemovedRun]
     dry_run: bool
@@ -205,7 +205,7 @@ class RemovedRuns(Result):
 
 @dataclass(frozen=True)
 class RenamedRun(Result):
-    """What `aifx runs rename --json` prints."""
+    """Document of `aifx runs rename --json`."""
 
     run: str
     renamed_from: str
@@ -213,7 +213,7 @@ class RenamedRun(Result):
 
 @dataclass(frozen=True)
 class TaggedRun(Result):
-    """What `aifx runs tag --json` prints: the tags that the run has now."""
+    """Document of `aifx runs tag --json`: the tags that the run has now."""
 
     run: str
     tags: tuple[str, ...]

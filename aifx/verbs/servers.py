@@ -49,10 +49,10 @@ class RunningServer(Generic[Listening]):
     def url(self) -> str:
         return self.listening.url
 
-    def wait(self, on_heard: Callable[[], None] = lambda: None) -> None:
+    def wait(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Wait for its end, and stop it at a signal: `HttpServer.wait`. Raises what ended it."""
         with self._held:
-            self._check(self._server.wait(on_heard))
+            self._check(self._server.wait(on_ready))
 
     def close(self) -> None:
         """Take no more requests, finish those that run, and wait for the end."""

@@ -34,7 +34,7 @@ CHART = (72, 7)
 """Columns and lines."""
 
 MARGIN = 0.1
-"""Of the median, which a picture shows at the least below it and above it."""
+"""Share of the median that a chart shows below it and above it, or more."""
 
 
 def show(
@@ -213,7 +213,7 @@ def _show_compared(out: Output, before: Report, after: Report, a: str, b: str, c
 
 
 def _basis(compared: Compared) -> str:
-    """What represents a launch."""
+    """Name the quantiles by which launches are compared."""
     from aifx.verbs.benchmarks import MIDDLE
 
     if all(found.after.compared_at == MIDDLE for found in compared.results):

@@ -33,7 +33,7 @@ app = typer.Typer(
 
 @dataclass(frozen=True)
 class Measuring:
-    """How a suite is measured and where its report goes: one attribute per option."""
+    """Options of a measurement and of its report: one attribute per option."""
 
     quick: Annotated[
         bool, typer.Option("--quick", help="Measure only the most important sizes, each for a short time.")
@@ -263,7 +263,7 @@ def serve(
 
 
 def _numbers(option: str, text: str | None, kind: type[int] | type[float]) -> list[float]:
-    """Raises UsageError for what is no list of numbers above 0."""
+    """Parse a list of numbers above 0. Raises UsageError."""
     try:
         found = [kind(part) for part in text.split(",")] if text is not None else []
         if all(0 < number < 1e6 for number in found):

@@ -33,7 +33,7 @@ FIGURES = (
     "units_per_s", "total_units_per_s", "requests_per_s", "goodput_requests_per_s", "goodput_fraction",
     "units_per_joule", "cost_per_million_units", "failed_requests",
 )  # fmt: skip
-"""Of `serve.throughput`, in the order in which they are shown."""
+"""Figures of `serve.throughput`, in the order in which a table lists them."""
 
 GAP = "   "
 
@@ -130,7 +130,7 @@ def _wrapped(words: Sequence[str], width: int) -> list[str]:
 
 
 def line_of(found: Measured) -> str:
-    """What a launch has seen, while it goes on."""
+    """Format a result of one launch, which is reported while others follow."""
     from statistics import median
 
     return f"{found.title}: {duration(median(found.samples_s))}, {counted(len(found.samples_s), 'sample')}"

@@ -63,11 +63,11 @@ def _print(out: Output, found: CheckpointDifference, *, all_arrays: bool) -> Non
         right=COLUMNS[1:],
     )
     different = sorted((array for array in found.arrays if not array.equal), key=lambda array: -array.relative)
-    shown = found.arrays if all_arrays else different[:SHOWN]
-    if shown:
+    rows = found.arrays if all_arrays else different[:SHOWN]
+    if rows:
         out.print("")
         out.table(
-            ["array", *COLUMNS[1:], "relative"], [_row(array) for array in shown], right=[*COLUMNS[1:], "relative"]
+            ["array", *COLUMNS[1:], "relative"], [_row(array) for array in rows], right=[*COLUMNS[1:], "relative"]
         )
     if (hidden := len(different) - SHOWN) > 0 and not all_arrays:
         out.print(f"and {hidden} more arrays with a smaller relative change (--arrays lists all)")

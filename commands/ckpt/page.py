@@ -1,4 +1,4 @@
-"""What the commands of `aifx ckpt` have in common: an argument, and a checkpoint as a table."""
+"""Parts that commands of `aifx ckpt` share: an argument, and a checkpoint as a table."""
 
 from __future__ import annotations
 

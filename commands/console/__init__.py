@@ -1,1 +1,1 @@
-"""What all commands share: options, output, errors, signals, progress."""
+"""Parts that all commands share: options, output, errors, signals, progress."""

@@ -127,6 +127,6 @@ def sparkline(values: Sequence[float], *, ascii_only: bool = False) -> str:
 
 
 def shares(fractions: Sequence[float], width: int) -> list[int]:
-    """How many of `width` characters each has, so that all of them together have what their sum has."""
+    """Divide `width` characters among fractions, so that together they have as many as their sum."""
     ends = [round(min(sum(fractions[: i + 1]), 1.0) * width) for i in range(len(fractions))]
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]

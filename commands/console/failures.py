@@ -64,7 +64,7 @@ def _of_the_machine(error: BaseException) -> AifxError | None:
 
 
 _NO_MEMORY = ("RESOURCE_EXHAUSTED", "failed to map segment from shared object", "std::bad_alloc")
-"""What XLA, the loader of shared libraries and C++ say of a lack of memory."""
+"""Messages of XLA, the loader of shared libraries and C++ about a lack of memory."""
 
 
 def _out_of_memory(why: str) -> EnvironmentFault:

@@ -27,7 +27,7 @@ def best(best_by: str | None, value: float | None, step: int | None, over: int |
 
 
 def signed(first: float | None, second: float | None) -> str | None:
-    """From the first to the second."""
+    """Format a change from the first value to the second."""
     return None if first is None or second is None else f"{second - first:+.4f}"
 
 
@@ -53,7 +53,7 @@ def clock(seconds: float) -> str:
 
 
 def age(moment: float | None) -> str | None:
-    """How long ago a Unix time was: "12 s ago", "3 h ago"."""
+    """Format the time since a Unix time: "12 s ago", "3 h ago"."""
     if moment is None:
         return None
     seconds = max(time.time() - moment, 0.0)

@@ -1,4 +1,4 @@
-"""What a command says in a job of several processes."""
+"""Messages of commands that run in a job of several processes."""
 
 from __future__ import annotations
 

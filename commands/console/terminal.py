@@ -1,4 +1,4 @@
-"""What every command shares: its output, and how it ends.
+"""The frame of every command: its output, and its end.
 
     def ls(json: JsonOption = False) -> None:
         with terminal(json) as out:

@@ -21,7 +21,7 @@ from aifx.core.errors import AifxError, ExitCode, UsageError, did_you_mean, near
 
 _OF_TRAINED_MODELS = ("aifx eval", "aifx predict", "aifx generate")  # their --set changes no setting of the training
 OTHER_NAMES = {"delete": "rm", "remove": "rm", "list": "ls"}
-"""What other programs call a command of aifx."""
+"""Names that other programs have for a command of aifx."""
 _EXAMPLES = re.compile(r"^Examples?:[ \t]*\n((?:[ \t]+\S.*\n?|[ \t]*\n)+)", re.MULTILINE)
 
 
@@ -118,9 +118,9 @@ class Group(_Page, TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, known = args[0], self.list_commands(ctx)
         if name not in known and not ctx.resilient_parsing:
-            shown = [one for one in known if one not in self.commands or not self.commands[one].hidden]
+            visible = [one for one in known if one not in self.commands or not self.commands[one].hidden]
             meant = OTHER_NAMES.get(name)
-            why = f"did you mean {meant!r}?" if meant in shown else did_you_mean(name, shown)
+            why = f"did you mean {meant!r}?" if meant in visible else did_you_mean(name, visible)
             raise UsageError(f"{ctx.command_path} has no command {name!r}", why, f"{ctx.command_path} --help")
         return super().resolve_command(ctx, args)
 
@@ -267,8 +267,8 @@ def _usage_error(error: Any) -> UsageError:
     hint = f"{command} --help"
     option = getattr(error, "option_name", None)
     if context and option and type(error).__name__ == "NoSuchOption":
-        shown = [p for p in context.command.get_params(context) if not getattr(p, "hidden", False)]
-        known = [name for parameter in shown for name in parameter.opts]
+        visible = [p for p in context.command.get_params(context) if not getattr(p, "hidden", False)]
+        known = [name for parameter in visible for name in parameter.opts]
         if sibling := next((c for c in _siblings(context) if any(option in p.opts for p in c.params)), None):
             path = f"{context.parent.command_path} {sibling.name}"
             return UsageError(f"{command} has no option {option!r}", f"{path} has it", f"{path} --help")
@@ -294,8 +294,8 @@ def _unknown_option(command: str, option: str, known: list[str]) -> UsageError:
     """The error for an option that `command` does not have, with the option or the setting that was meant."""
     what, word = f"{command} has no option {option!r}", option.lstrip("-")
     names = [name.removeprefix("--") for name in known if name.startswith("--")]
-    begun = [name for name in names if name.startswith(word)]
-    if len(begun) != 1 and "set" in names:
+    matching = [name for name in names if name.startswith(word)]
+    if len(matching) != 1 and "set" in names:
         from aifx.verbs.completion import settings_meant, settings_named
 
         keys = settings_named(word)
@@ -303,7 +303,7 @@ def _unknown_option(command: str, option: str, known: list[str]) -> UsageError:
             keys = [key for key in keys if key.partition(".")[0] in ("data", "eval", "generate")]
         if keys:
             return UsageError(what, settings_meant(word, keys), f"{command} --set {keys[0]}=VALUE")
-    match = begun[0] if len(begun) == 1 else nearest(word, names)
+    match = matching[0] if len(matching) == 1 else nearest(word, names)
     why = f"did you mean '--{match}'?" if match else f"one of: {', '.join(sorted(known))}"
     return UsageError(what, why, f"{command} --help")
 

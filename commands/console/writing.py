@@ -24,7 +24,7 @@ def write_all(stream: TextIO, text: str) -> bool:
 
 
 def failure_text(failure: AifxError, *, colored: bool = False) -> str:
-    """What failed, why, and what to type next; control characters made visible."""
+    """Format a failure: the error, the reason, and the next command. Control characters are made visible."""
 
     def paint(text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if colored else text

@@ -162,8 +162,8 @@ def _print(out: Output, found: AddedFiles) -> None:
     out.print(f"{counted(found.files_read, 'file')} read, {found.files_unchanged:,} unchanged")
     if found.quarantined or found.damaged_files:
         counts = {"bad row": found.quarantined, "damaged file": found.damaged_files}
-        shown = [f"{count:,} {noun}{'s' * (count != 1)}" for noun, count in counts.items() if count]
-        out.print(f"in quarantine: {', '.join(shown)}")
+        texts = [f"{count:,} {noun}{'s' * (count != 1)}" for noun, count in counts.items() if count]
+        out.print(f"in quarantine: {', '.join(texts)}")
         for row in found.bad_rows:
             out.print(f"  {row.source}{f':{row.line}' if row.line else ''}: {row.reason}")
         if found.quarantined + found.damaged_files > len(found.bad_rows):

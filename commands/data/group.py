@@ -184,17 +184,17 @@ def _print_examples(out: Output, row: ShownRow) -> None:
 
     in_colour = out.out.color_system is not None and not out.out.no_color
     for example in row.examples:
-        shown, was_trained = Text(), False
+        line, was_trained = Text(), False
         for part in example.parts:
             if not in_colour and part.trained != was_trained:
-                shown.append("{+" if part.trained else "+}")
+                line.append("{+" if part.trained else "+}")
             was_trained = part.trained
             style = " ".join(name for name, is_on in (("green", part.trained), ("bold", part.special)) if is_on)
-            shown.append(part.text, style)
+            line.append(part.text, style)
         if not in_colour and was_trained:
-            shown.append("+}")
+            line.append("+}")
         out.print(f"\n{example.name}:" if example.name else "")
-        out.print(shown, soft_wrap=True)
+        out.print(line, soft_wrap=True)
 
 
 app.command()(add)

@@ -64,12 +64,12 @@ def _print_difference(out: Output, found: VersionDifference) -> None:
         out.table(["removed by", "rule", "rows"], rows, right=["rows"])
     if found.by_source:
         out.print("")
-        shown = found.by_source[:MOST_SOURCES]
-        numbers = [(one.source, f"{one.added:,}", f"{one.removed:,}", f"{one.changed:,}") for one in shown]
+        sources = found.by_source[:MOST_SOURCES]
+        numbers = [(one.source, f"{one.added:,}", f"{one.removed:,}", f"{one.changed:,}") for one in sources]
         columns = ["source", "added", "removed", "changed"]
         out.table(columns, numbers, right=columns[1:])
-        if len(found.by_source) > len(shown):
-            out.print(f"and {len(found.by_source) - len(shown):,} more sources")
+        if len(found.by_source) > len(sources):
+            out.print(f"and {len(found.by_source) - len(sources):,} more sources")
 
 
 def lineage(name: DatasetArgument, root: RootOption = None, json: JsonOption = False) -> None:

@@ -110,8 +110,8 @@ def _print_agreement(out: Output, found: Agreement) -> None:
         out.table(["labeller", "labeller", "rows", "same"], rows, right=["rows", "same"])
     if found.different:
         out.print("")
-        shown = found.disagreements[:SHOWN_DISAGREEMENTS]
-        texts = ["; ".join(f"{label}: {', '.join(who)}" for label, who in one.labels.items()) for one in shown]
-        out.table(["row", "labels"], [(one.row, text) for one, text in zip(shown, texts, strict=True)])
-        if found.different > len(shown):
-            out.print(f"and {found.different - len(shown):,} more rows")
+        disagreements = found.disagreements[:SHOWN_DISAGREEMENTS]
+        texts = ["; ".join(f"{label}: {', '.join(who)}" for label, who in one.labels.items()) for one in disagreements]
+        out.table(["row", "labels"], [(one.row, text) for one, text in zip(disagreements, texts, strict=True)])
+        if found.different > len(disagreements):
+            out.print(f"and {found.different - len(disagreements):,} more rows")

@@ -49,7 +49,7 @@ def profile(name: DatasetArgument, root: RootOption = None, json: JsonOption = F
 
 
 def _print_columns(out: Output, one: Profile) -> None:
-    def shown(value: Any) -> str | None:
+    def formatted(value: Any) -> str | None:
         return None if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)[:16]
 
     rows = [
@@ -58,8 +58,8 @@ def _print_columns(out: Output, one: Profile) -> None:
             column.type,
             f"{column.nulls:,}",
             None if column.distinct is None else f"{'~' if column.is_estimate else ''}{column.distinct:,}",
-            shown(column.min),
-            shown(column.max),
+            formatted(column.min),
+            formatted(column.max),
         )
         for name, column in one.columns.items()
     ]

@@ -109,11 +109,11 @@ def print_page(out: Output, name: str, root: str | None) -> None:
     if page.sources:
         out.print("")
         licences = ["licence"] if page.step else []  # nobody has said so of files
-        shown = [
+        files = [
             (one.name, None if one.rows is None else f"{one.rows:,}", readable_bytes(one.bytes), one.license)
             for one in page.sources[:MOST_SOURCES]
         ]
         columns = ["file", "rows", "size", *licences]
-        out.table(columns, [row[: len(columns)] for row in shown], right=["rows", "size"])
-        if len(page.sources) > len(shown):
-            out.print(f"and {len(page.sources) - len(shown):,} more files")
+        out.table(columns, [row[: len(columns)] for row in files], right=["rows", "size"])
+        if len(page.sources) > len(files):
+            out.print(f"and {len(page.sources) - len(files):,} more files")

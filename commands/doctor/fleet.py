@@ -140,9 +140,9 @@ def show_fleet(out: Output, report: FleetReport) -> None:
         out.print("")
         show_rows(out, _block(group))
     _more(out, len(groups) - NUM_GROUPS, "finding")
-    if report.not_heard:
+    if report.unanswered:
         out.print("")
-        out.print(f"ended early: {len(report.not_heard):,} nodes did not answer yet: {listed(report.not_heard)}")
+        out.print(f"ended early: {len(report.unanswered):,} nodes did not answer yet: {listed(report.unanswered)}")
 
 
 def listed(names: Sequence[str]) -> str:

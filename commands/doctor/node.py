@@ -42,7 +42,7 @@ class Format(StrEnum):
 
 @dataclass(frozen=True)
 class NodeOptions(CheckOptions):
-    """How one machine is checked, and where the report goes: one option per attribute."""
+    """Options of the check of one machine and of its report: one option per attribute."""
 
     project: Annotated[
         bool, typer.Option("--project", help="Also import the project's own task, to check its configuration in full.")

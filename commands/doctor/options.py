@@ -11,7 +11,7 @@ import typer
 
 
 class StressLevel(Enum):
-    """How long to load the devices."""
+    """Levels of a stress test, by its duration."""
 
     QUICK = "quick"
     FULL = "full"

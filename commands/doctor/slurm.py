@@ -31,7 +31,7 @@ slurm = typer.Typer(
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """What is checked: options of both commands."""
+    """Options of both commands: the check and its input."""
 
     only: OnlyOption = None
     skip: SkipOption = None

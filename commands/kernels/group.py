@@ -127,7 +127,7 @@ def _config(config: Mapping[str, int]) -> str:
 
 
 def _milliseconds(timing: CandidateTiming) -> tuple[str, str]:
-    """Of the forward and the backward pass, or why there are none."""
+    """Format the results of the forward and the backward pass, or the reason why there are none."""
     if timing.failure is not None:
         return timing.failure, ""
     passes = (timing.forward_s, timing.backward_s)

@@ -1,4 +1,4 @@
-"""What the commands below `aifx launch` share: the command that they start, and how they report its processes."""
+"""Parts that commands of `aifx launch` share: the command that they start, and reports of its processes."""
 
 from __future__ import annotations
 

@@ -130,11 +130,11 @@ def money(value: float) -> str:
     return f"{value:,.2f}"
 
 
-def between(figure: Figure, shown: Callable[[float], str]) -> str:
+def between(figure: Figure, formatted: Callable[[float], str]) -> str:
     """ "1.6 to 2.4 s" if the figure has an interval, otherwise its value."""
     if figure.low is None or figure.high is None:
-        return shown(figure.value)
-    low, high = shown(figure.low), shown(figure.high)
+        return formatted(figure.value)
+    low, high = formatted(figure.low), formatted(figure.high)
     number, _, unit = low.partition(" ")
     return f"{number if unit and high.endswith(f' {unit}') else low} to {high}"
 
@@ -174,7 +174,7 @@ def _step_rows(plan: Plan) -> list[tuple[str, str, Figure]]:
 
 
 def _print_links(out: Output, plan: Plan) -> None:
-    """What a step sends, by kind of collective."""
+    """Print the bytes that a step sends, by kind of collective."""
     columns = ["links", "devices", "calls", "sent per device", "time", "over", ""]
     rows = [
         (
@@ -206,5 +206,5 @@ def _run_rows(plan: Plan) -> list[tuple[str, str, Figure]]:
 
 
 def _print_figures(out: Output, title: str, rows: Sequence[tuple[str, str, Figure]]) -> None:
-    cells = [(name, shown, f"{figure.basis}: {figure.source}") for name, shown, figure in rows]
+    cells = [(name, text, f"{figure.basis}: {figure.source}") for name, text, figure in rows]
     out.table([title, "", "from"], cells, right=[""], wrap=True)

@@ -1,4 +1,4 @@
-"""What `aifx runs show` and `aifx runs compare` print for people."""
+"""Output of `aifx runs show` and `aifx runs compare` for people."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def _print_metrics(out: Output, run: RunDetails, records: Sequence[Mapping[str, 
     losses = [number(r.get("loss")) for r in records]
     chart = line_chart(losses, CHART_WIDTH, CHART_HEIGHT, ascii_only=ascii_only)
     out.print("\n".join(["", *chart, ""]))
-    shown = {
+    values = {
         "loss": figure(run.loss),
         "validation": figure(run.validation_loss),
         "best": best(run.best_by, run.best_value, run.best_step, run.best_over),
         "speed": rate(run.units_per_s, run.unit),
         "MFU": run.utilization.removeprefix("MFU ") or None,
     }
-    out.print("   ".join(f"{name} {value}" for name, value in shown.items() if value is not None))
+    out.print("   ".join(f"{name} {value}" for name, value in values.items() if value is not None))
 
 
 def _print_predictions(out: Output, run: RunDetails) -> None:
@@ -117,8 +117,8 @@ def _print_evaluations(out: Output, evaluations: Sequence[Evaluation]) -> None:
     for e in evaluations:
         out.print("")
         numbers = {name: value for name, value in e.metrics.items() if number(value) is not None}
-        shown = {name: f"{v:,}" if isinstance(v, int) else figure(v) for name, v in numbers.items()}
-        figures = ", ".join(f"{name} {text}" for name, text in shown.items())
+        texts = {name: f"{v:,}" if isinstance(v, int) else figure(v) for name, v in numbers.items()}
+        figures = ", ".join(f"{name} {text}" for name, text in texts.items())
         out.print(f"evaluation of step {e.step} on {e.split}: {figures}")
         for gate in e.gates:
             verdict = "passed" if gate.get("passed") else "FAILED"

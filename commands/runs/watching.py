@@ -1,4 +1,4 @@
-"""What `aifx runs watch` shows: a panel on a terminal, lines elsewhere."""
+"""Output of `aifx runs watch`: a panel on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def picture(console: Console, watched: WatchedRun) -> RenderableType:
 
 def _line(s: RunStatus) -> str:
     parts = [f"{s.run}: {s.status}", f"step {count(s.step)}/{count(s.num_steps)}"]
-    shown = (("loss", figure(s.loss)), ("validation", figure(s.validation_loss)), ("", rate(s.units_per_s, s.unit)))
-    parts += [f"{name} {value}".strip() for name, value in shown if value is not None]
+    values = (("loss", figure(s.loss)), ("validation", figure(s.validation_loss)), ("", rate(s.units_per_s, s.unit)))
+    parts += [f"{name} {value}".strip() for name, value in values if value is not None]
     return "  ".join([*parts, *([f"no checkpoint can be saved {s.refused}"] if s.refused else [])])
 
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: a live panel at a terminal, plain lines elsewhere."""
+"""Progress of a run for people: a live panel on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -221,12 +221,12 @@ def loss_row(loss: str, validation: str | None, best: str | None) -> Text:
 
 
 def speed_row(speed: str, *details: str) -> Text:
-    shown = "".join(f"   {detail}" for detail in details if detail)
-    return Text(speed, style="bold green").append(shown, style="not bold default")
+    texts = "".join(f"   {detail}" for detail in details if detail)
+    return Text(speed, style="bold green").append(texts, style="not bold default")
 
 
 def progress_bar(step: int, num_steps: int, label: str, width: int, ascii_only: bool) -> Text:
-    """How far a run is, in one line of `width` characters."""
+    """Draw the progress of a run in one line of `width` characters."""
     share = min(step / num_steps, 1.0)
     left, right = f"step {step:,} / {num_steps:,} ", f" {share:4.0%}  {label}"
     length = max(width - len(left) - len(right), 4)

@@ -90,7 +90,7 @@ def test_a_fleets_status_is_that_of_its_worst():
     assert assess([node("n1"), node("n2", None, finding("a.b", "warning"))]).status == "warning"
     assert assess([node("n1"), Node("n2", why="no JSON")]).status == "unknown"
     assert assess([node("n1"), Node("n2", why="no answer", is_silent=True)]).status == "unhealthy"
-    assert assess([node("n1")], not_heard=["n2"]).status == "unknown"
+    assert assess([node("n1")], unanswered=["n2"]).status == "unknown"
     assert assess([]).status == "unknown"
 
 

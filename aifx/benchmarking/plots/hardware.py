@@ -1,4 +1,4 @@
-"""What the silicon reaches, by size."""
+"""Plots of measured rates by size."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _draw_lines(on: Canvas, series: Series, unit: str, sheet: Mapping[str, float
 
 
 def _draw_bars(on: Canvas, series: Series, unit: str, sheet: Mapping[str, float]) -> None:
-    """Of the one point of each, with the data sheet's figure as a mark."""
+    """Draw one bar per series of one point, with the data sheet's figure as a mark."""
     right = max(*(points[0].y for points in series.values()), *sheet.values())
     for row, (label, (point, *_)) in enumerate(series.items()):
         between = f"{label}: {units.rate(point.low, unit)} to {units.rate(point.high, unit)}"

@@ -24,13 +24,13 @@ def implementations(report: Report) -> Picture | None:
         words = [str(value) for name, value in result.params.items() if name != "implementation" and name not in shared]
         cases.setdefault((result.name.partition(".")[2], " ".join(words)), []).append(result)
     compared = [(*case, results) for case, results in cases.items() if len(results) > 1]
-    shown = compared[:MOST_ROWS]
-    if not shown:
+    listed = compared[:MOST_ROWS]
+    if not listed:
         return None
-    names = list(dict.fromkeys(str(r.params["implementation"]) for _, _, results in shown for r in results))
+    names = list(dict.fromkeys(str(r.params["implementation"]) for _, _, results in listed for r in results))
     rows: list[tuple[str, list[Result]]] = []
-    for number, (op, case, results) in enumerate(shown):
-        if number == 0 or shown[number - 1][0] != op:
+    for number, (op, case, results) in enumerate(listed):
+        if number == 0 or listed[number - 1][0] != op:
             rows.append((op, []))
         rows.append((case, results))
     with canvas("implementations", height=34 + ROW * len(rows)) as on:
@@ -52,6 +52,6 @@ def implementations(report: Report) -> Picture | None:
         ticks(on.axes.xaxis, LogLocator(10, subs=(1, 2, 5), numticks=7), lambda value: f"{value:g}x")
         for number, name in enumerate(names):
             on.key(name, number)
-        hidden = f"; {len(compared) - len(shown)} more cases are in the table" if len(compared) > len(shown) else ""
+        hidden = f"; {len(compared) - len(listed)} more cases are in the table" if len(compared) > len(listed) else ""
         context = "".join(f"{value}; " for value in shared.values())
         return on.picture("Implementations of a kernel", f"{context}time over that of the fastest{hidden}")

@@ -15,7 +15,7 @@ from aifx.core.pages.canvas import CARD, FAINT, INK, Canvas, Picture, canvas
 from aifx.machine.catalogue import find_accelerator, peak_of
 
 LEAST_APART = 0.05
-"""Of two labels, as a share of the picture's height: less would write one over the other."""
+"""Least distance of two labels, as a share of the picture's height."""
 
 CACHE = 1.5
 """Times the memory's rate, from which on another roof than the memory's is meant."""
@@ -110,7 +110,7 @@ def measured_roofs(report: Report) -> list[Roof]:
 
 
 def catalogue_roofs(report: Report, dtypes: Iterable[str]) -> list[Roof]:
-    """Of one device, by its data sheet; none for a CPU, for which none prints such numbers."""
+    """Roofs of one device by its data sheet; none for a CPU, whose vendors print no such numbers."""
     hardware = report.fingerprint.hardware
     kind, platform = str(hardware.get("device_kind", "")), str(hardware.get("platform", ""))
     accelerator = find_accelerator(kind)
@@ -146,7 +146,7 @@ def _all_roofs(report: Report, kernels: list[Kernel]) -> list[Roof]:
 
 
 def _window(kernels: list[Kernel], roofs: list[Roof]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """What is seen: the kernels, and each ridge with some roof at its right."""
+    """Limits of the axes: they show the kernels, and each ridge with some roof at its right."""
     heights, slopes = ([roof.rate for roof in roofs if roof.unit == unit] for unit in ("FLOP/s", "B/s"))
     ridges = [max(heights) / min(slopes)] if heights and slopes else []
     places = [*(kernel.intensity for kernel in kernels), *ridges]

@@ -36,8 +36,8 @@ def trend(name: str, reports: Sequence[Report], key: str, caption: str = "") -> 
                 on.axes.axvline((at + then) / 2, color=FAINT, lw=1, ls=":")
             else:
                 on.axes.plot([at, then], [found.median_s, after.median_s], color="C0", lw=1.2)
-        shown = range(len(reports) - 1, -1, -max(1, -(-len(reports) // MOST_LABELS)))
-        on.axes.set_xticks(list(shown), [reports[at].fingerprint.commit or "" for at in shown], size=10)
+        labelled = range(len(reports) - 1, -1, -max(1, -(-len(reports) // MOST_LABELS)))
+        on.axes.set_xticks(list(labelled), [reports[at].fingerprint.commit or "" for at in labelled], size=10)
         on.axes.set_xlim(-0.5, len(reports) - 0.5)
         on.axes.margins(y=0.25)
         duration_ticks(on.axes.yaxis, most=4)

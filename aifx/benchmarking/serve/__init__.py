@@ -1,4 +1,4 @@
-"""How a server answers: latencies and throughput under closed and open loops, by a client of OpenAI's API."""
+"""Suite "serve": latencies and throughput of a server under closed and open loops, by a client of OpenAI's API."""
 
 from __future__ import annotations
 

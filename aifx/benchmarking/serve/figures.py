@@ -18,7 +18,7 @@ from aifx.core.plurals import counted
 from aifx.core.units import duration
 
 MOST_SAMPLES = 1000
-"""Of one result in one launch: more are represented by as many of their quantiles, so that reports stay small."""
+"""Most samples of one result in one launch. More are reduced to their quantiles, so that reports stay small."""
 
 LATE_S = 0.01
 """A client whose event loop comes back so late in one of a hundred times is too slow to measure."""
@@ -126,7 +126,7 @@ def _throughput(
 
 
 def client_figures(level: Level, load: Load, span_s: float) -> dict[str, float | None]:
-    """How late this client was, of which each is 99 % of the times: requests of an open loop, and its event loop."""
+    """Delays of this client, as 0.99 quantiles: of its requests in an open loop, and of its event loop."""
     late = [answered.sent_s - answered.due_s for answered in load.answered] if level.mode != "concurrency" else []
     return {
         "schedule_lag_s": float(np.quantile(late, 0.99)) if late else None,

@@ -48,7 +48,7 @@ class Lengths:
 
 
 def check_lengths(text: str, option: str) -> Lengths:
-    """Raises UsageError for what is no distribution."""
+    """Parse a distribution of lengths. Raises UsageError."""
     if _ONE.fullmatch(text):
         bounds = [int(text)]
     elif found := _RANGE.fullmatch(text):

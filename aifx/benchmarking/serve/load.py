@@ -55,7 +55,7 @@ class LoadOptions(BaseModel):
     key_variable: str = "AIFX_SERVE__API_KEY"
 
     def check(self) -> None:
-        """Raises UsageError, or DataError for a trace."""
+        """Check the options together. Raises UsageError, or DataError for a trace."""
         if (self.url is None) == (self.run is None):
             why = "there are both" if self.url else "there is neither"
             raise UsageError("aifx bench serve requires URL or --run NAME", why, "aifx bench serve --run main")

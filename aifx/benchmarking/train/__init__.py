@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def measure(bench: Bench) -> Iterator[Measured]:
-    """What is done once, then the step, its parts and its loop, then how the step grows."""
+    """Measure tracing and compilation, then the step, its parts and its loop, then its growth."""
     with tempfile.TemporaryDirectory(prefix="aifx-bench-") as name, uncached():
         logger.info("compiling the step")
         with _told_of_memory():
@@ -46,7 +46,7 @@ def measure(bench: Bench) -> Iterator[Measured]:
 
 @contextmanager
 def _told_of_memory() -> Iterator[None]:
-    """Raises EnvironmentFault where the device's memory, or the host's, does not hold what is done inside."""
+    """Report a lack of memory in the block, of the device or the host, as EnvironmentFault."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""How a step's time and memory grow with its batch, the length of its sequences and the depth of its model."""
+"""Growth of a step's time and memory with its batch, the length of its sequences and the depth of its model."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ AXES = {
 """The keys of each axis: the first one that the project's task has."""
 
 SHARE = 0.25
-"""Of the time for a result of this suite, for each point: what is looked for is large."""
+"""Share of the time for a result of this suite that each point gets: the expected effects are large."""
 
 LEAST = 5
 
 
 class Left(Exception):
-    """Why a size is not measured."""
+    """A size that cannot be measured, with the reason."""
 
 
 def grow(bench: Bench, base: Measured, folder: Path) -> Iterator[Measured]:

@@ -32,7 +32,7 @@ LEAST = 5
 """Samples of each in a round."""
 
 PARTS_SHARE = 0.5
-"""Of the time for the step: what is compared from week to week is the whole."""
+"""Share of the step's time that its parts get: comparisons over weeks are of the whole step."""
 
 ALONE_BLOCKS = 7
 ALONE_STEPS, ALONE_QUICK = 200, 50

@@ -70,7 +70,7 @@ class Series(Timed):
 
     @property
     def medians(self) -> list[float]:
-        """Of each block."""
+        """The median of each block."""
         return [float(np.median(block)) for block in self.blocks]
 
     @property

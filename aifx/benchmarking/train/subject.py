@@ -1,4 +1,4 @@
-"""What is measured: the step that `aifx train` would run, and its parts as programs of their own."""
+"""The measured programs: the step that `aifx train` would run, and its parts as programs of their own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUM_BATCHES = 8
 """Batches that are taken in turn: as many as no cache of a CPU keeps with the model."""
 
 STILL = 1e-6
-"""Of the learning rate, for updates by the same gradients over and over, which would lead away from any model."""
+"""Factor of the learning rate: the same gradients are applied over and over, and would lead away from any model."""
 
 
 class Subject:
@@ -38,7 +38,7 @@ class Subject:
     """
 
     def __init__(self, bench: Bench, config: Config, folder: Path) -> None:
-        """Raises ConfigError, DataError. The folder is that of the run that this would be."""
+        """Compile the step of a run in `folder`. Raises ConfigError, DataError."""
         self.config = config
         self.run, self.programs = bench.build(config, folder)
         task = self.programs.task
@@ -113,7 +113,7 @@ class Parts:
 
     @property
     def num_bytes(self) -> int | None:
-        """What they need on the devices in addition to the state and the batches; None if XLA does not say."""
+        """Bytes that the parts need in addition to the state and the batches; None if XLA does not say."""
         own = [extra_bytes(program) for program in (self._forward_backward, self._update)]
         known = [count for count in own if count is not None]
         return 2 * max(known) if known else None  # of one call, and of the next one that is dispatched already

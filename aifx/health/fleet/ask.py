@@ -16,7 +16,7 @@ from aifx.core.errors import EnvironmentFault, Terminated, UsageError
 from aifx.core.progress import report_progress
 from aifx.health.fleet.record import Recorder
 from aifx.health.fleet.report import Node
-from aifx.health.fleet.transports import POLL_S, Heard, Inquiry, ask_agents, ask_slurm, ask_ssh
+from aifx.health.fleet.transports import POLL_S, Inquiry, OnAnswer, ask_agents, ask_slurm, ask_ssh
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def split_remote(remote: str) -> list[str]:
 
 
 def check_testable(targets: Targets) -> None:
-    """Raises UsageError for nodes among which no collective test can run."""
+    """Check that collective tests can run among nodes. Raises UsageError."""
     if targets.agents:
         why = "an agent reports its node's health and runs no tests"
         raise UsageError(f"{targets.agents[0]} cannot run a collective test", why, "list its host, for ssh")
@@ -80,12 +80,12 @@ class Answers:
 
     Attributes:
         nodes: those that answered, in the order in which they were named.
-        not_heard: those that had not answered when a signal came.
+        unanswered: those that had not answered when a signal came.
         ended_by: the signal that ended the asking; None if it ended by itself.
     """
 
     nodes: Sequence[Node]
-    not_heard: Sequence[str] = ()
+    unanswered: Sequence[str] = ()
     ended_by: int | None = None
 
 
@@ -131,7 +131,7 @@ def ask(targets: Targets, inquiry: Inquiry, record: Path | None, stop: Sequence[
     )
 
 
-async def _ask(targets: Targets, inquiry: Inquiry, heard: Heard, stop: Sequence[int]) -> None:
+async def _ask(targets: Targets, inquiry: Inquiry, on_answer: OnAnswer, stop: Sequence[int]) -> None:
     """Ask until all have answered, or until `stop` has a signal, which cancels this."""
     task = asyncio.current_task()
     assert task is not None
@@ -144,6 +144,6 @@ async def _ask(targets: Targets, inquiry: Inquiry, heard: Heard, stop: Sequence[
     ways = (ask_ssh, targets.ssh), (ask_slurm, targets.slurm), (ask_agents, targets.agents)
     watch = asyncio.create_task(cancel_at_signal())
     try:
-        await asyncio.gather(*(way(nodes, inquiry, heard) for way, nodes in ways if nodes))
+        await asyncio.gather(*(way(nodes, inquiry, on_answer) for way, nodes in ways if nodes))
     finally:
         watch.cancel()

@@ -18,7 +18,7 @@ from aifx.health.tables import NO_REPORT, SILENT, across_ids
 
 
 def check_patterns(patterns: Sequence[str], site: Site) -> None:
-    """Raises UsageError for a pattern that fits no finding, of a node or across nodes."""
+    """Check that each pattern fits a finding, of a node or across nodes. Raises UsageError."""
     of_nodes = [pattern for pattern in patterns if not any(fits(name, pattern) for name in across_ids())]
     select(load_rules(site).values(), of_nodes, ())
 
@@ -29,7 +29,7 @@ def assess(
     *,
     only: Iterable[str] = (),
     skip: Iterable[str] = (),
-    not_heard: Iterable[str] = (),
+    unanswered: Iterable[str] = (),
     tested: Iterable[Finding] = (),
     duration_s: float = 0.0,
 ) -> FleetReport:
@@ -39,7 +39,7 @@ def assess(
         nodes: each once.
         only: rules or families to include, of nodes and across nodes; all if empty.
         skip: rules or families to leave out.
-        not_heard: nodes without an answer when a signal ended the check.
+        unanswered: nodes without an answer when a signal ended the check.
         tested: findings of collective tests, which `only` does not affect.
     """
     site, only = site or Site(), tuple(only)
@@ -59,12 +59,12 @@ def assess(
         for node in named(nodes)
     ]
     # A silent node is a finding also if `only` selects other rules, because none of them was evaluated there.
-    unheard = [_unheard(node) for node in nodes if node.report is None]
-    found = [*unheard, *itertools.filterfalse(is_skipped, tested), *filter(counts, compare(nodes))]
+    silent = [_no_answer(node) for node in nodes if node.report is None]
+    found = [*silent, *itertools.filterfalse(is_skipped, tested), *filter(counts, compare(nodes))]
     order = {name: number for number, name in enumerate(across_ids())}
     found.sort(key=lambda f: (SEVERITIES.index(f.severity), order.get(f.id, -1), f.device))
     suspects = rank(nodes, found, site.fleet)
-    return FleetReport(tuple(nodes), tuple(found), tuple(suspects), tuple(not_heard), round(duration_s, 3))
+    return FleetReport(tuple(nodes), tuple(found), tuple(suspects), tuple(unanswered), round(duration_s, 3))
 
 
 def named(nodes: Sequence[Node]) -> list[Node]:
@@ -79,7 +79,7 @@ def named(nodes: Sequence[Node]) -> list[Node]:
     return [replace(node, name=name(node)) for node in nodes]
 
 
-def _unheard(node: Node) -> Finding:
+def _no_answer(node: Node) -> Finding:
     if node.is_silent:
         what, limit = "this node does not answer", "an answer within --timeout"
         source = "aifx: a node that does not answer cannot run jobs"

@@ -137,7 +137,7 @@ def _known(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> dict[str, list
 
 
 def _majority(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    texts = {name: _shown(fact, values) if values else None for name, values in _known(fact, group).items()}
+    texts = {name: _formatted(fact, values) if values else None for name, values in _known(fact, group).items()}
     counts = Counter(texts.values())
     if not counts:
         return []
@@ -195,7 +195,7 @@ def _bits(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     return found
 
 
-def _shown(fact: Fact, values: list[Any]) -> str:
+def _formatted(fact: Fact, values: list[Any]) -> str:
     if fact.of == "count":
         return str(sum(len(value) if isinstance(value, list) else 1 for value in values))
     text = _text(values)
@@ -236,9 +236,10 @@ def _other(fact: Fact, node: str, text: str | None, usual: str, share: str) -> F
 
 
 def _mixed(fact: Fact, counts: Mapping[Any, int], total: int) -> Finding:
-    shown = ", ".join(f"{count} have {_cut(str(text), 40)}" for text, count in list(counts.items())[:3])
+    frequent = ", ".join(f"{count} have {_cut(str(text), 40)}" for text, count in list(counts.items())[:3])
     more = f", and {len(counts) - 3} others" if len(counts) > 3 else ""
-    what, seen = f"no majority in {fact.path}: {shown}{more}", f"{fact.path}: {len(counts)} different in {total} nodes"
+    what = f"no majority in {fact.path}: {frequent}{more}"
+    seen = f"{fact.path}: {len(counts)} different in {total} nodes"
     action = "compare like with like: name nodes of one kind"
     return Finding(fact.id, "info", "", what, seen, "more than half alike", fact.source, action)
 

@@ -85,13 +85,13 @@ class FleetReport:
         nodes: in the order in which they were named.
         findings: findings across nodes, worst first; `device` is the node.
         suspects: the most expensive first.
-        not_heard: nodes without an answer when a signal ended the check.
+        unanswered: nodes without an answer when a signal ended the check.
     """
 
     nodes: tuple[Node, ...]
     findings: tuple[Finding, ...] = ()
     suspects: tuple[Suspect, ...] = ()
-    not_heard: tuple[str, ...] = ()
+    unanswered: tuple[str, ...] = ()
     duration_s: float = 0.0
 
     @property
@@ -101,7 +101,7 @@ class FleetReport:
         severities = {finding.severity for finding in self.findings}
         if "unhealthy" in statuses or "critical" in severities:
             return "unhealthy"
-        if "unknown" in statuses | severities or self.not_heard or not self.nodes:
+        if "unknown" in statuses | severities or self.unanswered or not self.nodes:
             return "unknown"
         return "warning" if "warning" in statuses | severities else "healthy"
 
@@ -111,7 +111,7 @@ class FleetReport:
             "nodes": [node.document() for node in self.nodes],
             "findings": [asdict(finding) for finding in self.findings],
             "suspects": [asdict(suspect) for suspect in self.suspects],
-            "not_heard": list(self.not_heard),
+            "not_heard": list(self.unanswered),
             "duration_s": self.duration_s,
         }
 

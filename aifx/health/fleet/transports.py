@@ -1,7 +1,7 @@
 """Ask nodes for their reports, many at a time: over ssh, with one srun, or through their agents over HTTP.
 
-`heard` gets each answer at once, so that a signal loses no answer that has arrived. No node raises an exception: one
-without a report is a `Node` with the reason.
+`on_answer` gets each answer at once, so that a signal loses no answer that has arrived. No node raises an exception:
+one without a report is a `Node` with the reason.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ GRACE_S = 2.0
 
 TOO_LARGE = f"it sent more than {MAX_BYTES >> 20} MiB"
 
-Heard = Callable[[Node, Any], None]
+OnAnswer = Callable[[Node, Any], None]
 """Takes a node and its document; None if it sent none."""
 
 
@@ -65,7 +65,7 @@ class NoReport(Exception):
 
 @dataclass(frozen=True)
 class Inquiry:
-    """What nodes are asked, and how.
+    """The question to nodes, and the way in which it is asked.
 
     Attributes:
         timeout_s: for a node, from the moment that it is asked; None for the usual time.
@@ -99,7 +99,7 @@ class Inquiry:
         return words + (["--stress", self.stress] if self.stress else [])
 
     def check_agents(self, agents: Sequence[str]) -> None:
-        """Raises UsageError if one of the agents' addresses could leak the token, or for what no agent does."""
+        """Check that agents can be asked and the token stays secret. Raises UsageError."""
         if agents and (self.stress or self.sample_s):
             option = "--stress" if self.stress else "--sample"
             why = "an agent sends its last report and runs nothing"
@@ -111,7 +111,7 @@ class Inquiry:
             raise UsageError(f"the token would go to {open_} unencrypted", why, hint)
 
 
-async def ask_agents(addresses: Sequence[str], inquiry: Inquiry, heard: Heard) -> None:
+async def ask_agents(addresses: Sequence[str], inquiry: Inquiry, on_answer: OnAnswer) -> None:
     """Ask agents over HTTP. An address may have a path: `http://n1:9470/path`."""
     headers = {"Accept-Encoding": "gzip"} | ({"Authorization": f"Bearer {inquiry.token}"} if inquiry.token else {})
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
@@ -121,11 +121,11 @@ async def ask_agents(addresses: Sequence[str], inquiry: Inquiry, heard: Heard) -
     client = httpx.AsyncClient(headers=headers, limits=limits, verify=verify, timeout=None, trust_env=False)
     async with client, asyncio.TaskGroup() as group:
         for address in addresses:
-            group.create_task(_ask_agent(client, places, address, inquiry, heard))
+            group.create_task(_ask_agent(client, places, address, inquiry, on_answer))
 
 
 async def _ask_agent(
-    client: httpx.AsyncClient, places: asyncio.Semaphore, address: str, inquiry: Inquiry, heard: Heard
+    client: httpx.AsyncClient, places: asyncio.Semaphore, address: str, inquiry: Inquiry, on_answer: OnAnswer
 ) -> None:
     answer: bytes | NoReport
     async with places:
@@ -142,7 +142,7 @@ async def _ask_agent(
             answer = NoReport(str(error))
         except NoReport as why:
             answer = why
-    _hear(address, answer, time.monotonic() - began, heard)
+    _receive(address, answer, time.monotonic() - began, on_answer)
 
 
 async def _fetched(client: httpx.AsyncClient, url: str) -> bytes:
@@ -178,7 +178,7 @@ def _unpacked(packed: bytes) -> bytes:
     return body
 
 
-async def ask_ssh(hosts: Sequence[str], inquiry: Inquiry, heard: Heard) -> None:
+async def ask_ssh(hosts: Sequence[str], inquiry: Inquiry, on_answer: OnAnswer) -> None:
     """Ask with one `ssh` per node; keys, ports and jump hosts come from ~/.ssh/config."""
 
     def asked(host: str) -> Child:
@@ -190,7 +190,7 @@ async def ask_ssh(hosts: Sequence[str], inquiry: Inquiry, heard: Heard) -> None:
             if child is None:
                 await asyncio.sleep(POLL_S)
             else:
-                _hear(child.name, partial(_sent, child.wait(), inquiry.limit_s), child.wait().duration_s, heard)
+                _receive(child.name, partial(_sent, child.wait(), inquiry.limit_s), child.wait().duration_s, on_answer)
 
 
 def _sent(ended: Ended, limit_s: float) -> bytes:
@@ -211,7 +211,7 @@ def _is_set_up_wrong(why: str) -> bool:
     return any(words in why.lower() for words in SET_UP)
 
 
-async def ask_slurm(hosts: Sequence[str], inquiry: Inquiry, heard: Heard) -> None:
+async def ask_slurm(hosts: Sequence[str], inquiry: Inquiry, on_answer: OnAnswer) -> None:
     """Ask with one `srun` over the nodes of this allocation. Raises EnvironmentFault if no step can start.
 
     Tasks share one stream, in which slurmstepd breaks lines after 1,024 bytes (SLURM_IO_MAX_MSG_LEN). A task therefore
@@ -232,14 +232,14 @@ async def ask_slurm(hosts: Sequence[str], inquiry: Inquiry, heard: Heard) -> Non
                 task = tasks.setdefault(label.strip(), _Task())
                 if task.takes(text) and task.node in waiting:
                     del waiting[task.node]
-                    _hear(task.node, task.unpacked, time.monotonic() - began, heard)
+                    _receive(task.node, task.unpacked, time.monotonic() - began, on_answer)
             await asyncio.sleep(0 if lines else POLL_S)  # meanwhile other nodes are asked
     ended = srun.wait()
     if ended.last_lines and not tasks and not ended.cut and ended.code != 0:
         raise EnvironmentFault("srun could not start a step", ended.last_line, "squeue --me --steps")
     for host in waiting:
         why = next((line for line in ended.last_lines if host in line), f"no answer in {limit_s:g} s")
-        heard(Node(host, why=why, is_silent=True, took_s=round(ended.duration_s, 3)), None)
+        on_answer(Node(host, why=why, is_silent=True, took_s=round(ended.duration_s, 3)), None)
 
 
 def _packed(inquiry: Inquiry) -> str:
@@ -281,7 +281,7 @@ class _Task:
         return report
 
 
-def _hear(name: str, answer: bytes | NoReport | Callable[[], bytes], took_s: float, heard: Heard) -> None:
+def _receive(name: str, answer: bytes | NoReport | Callable[[], bytes], took_s: float, on_answer: OnAnswer) -> None:
     took_s = round(took_s, 3)
     document: Any
     try:
@@ -296,7 +296,7 @@ def _hear(name: str, answer: bytes | NoReport | Callable[[], bytes], took_s: flo
         document, node = None, Node(name, why=f"{error.what.removeprefix(name).strip()}: {error.why}", took_s=took_s)
     except Exception as error:  # a node that sends nonsense must not affect the others
         document, node = None, Node(name, why=f"its report is nonsense ({type(error).__name__})", took_s=took_s)
-    heard(node, document)
+    on_answer(node, document)
 
 
 def _document(body: bytes) -> Any:

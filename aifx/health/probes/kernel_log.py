@@ -34,7 +34,7 @@ RECORD_BYTES = 16_384  # a buffer shorter than a record is EINVAL
 MOST_BYTES = 1 << 25
 LIMIT_S = 1.5
 PARSE_LIMIT_S = EVENTS_LIMIT_S = 1.0
-"""Of the probe's 6 s: reading the Xids takes at most twice as long, because it stops where the events do."""
+"""Part of the probe's 6 s: reading the Xids takes at most twice as long, because it stops where the events do."""
 UNREADABLE_PERCENT = 50
 REMEDY = "run aifx doctor as root, or `sysctl kernel.dmesg_restrict=0`, or join the group adm or systemd-journal"
 RECAPTURE = "capture it with `dmesg --time-format iso` or `journalctl -k -b -o short-iso`"

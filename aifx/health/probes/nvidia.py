@@ -61,9 +61,9 @@ def _pci(host: Host) -> dict[str, list[str]]:
 
 def _node(host: Host, answer: Mapping[str, Any], gpus: Any, buses: Mapping[str, list[str]]) -> Facts:
     tables = gpus if isinstance(gpus, list) else []
-    shown = {gpu["pci_bus_id"] for gpu in tables if isinstance(gpu["pci_bus_id"], str)}
+    visible = {gpu["pci_bus_id"] for gpu in tables if isinstance(gpu["pci_bus_id"], str)}
     # A lost GPU does not report its address, and has its own finding.
-    hidden = [bus for bus in buses["gpus"] if bus not in shown] if len(shown) == len(tables) else []
+    hidden = [bus for bus in buses["gpus"] if bus not in visible] if len(visible) == len(tables) else []
     confined = _is_confined(host)
     needs_manager = bool(buses["switches"]) and not any(gpu["in_rack"] for gpu in tables) and not confined
     return {

@@ -17,7 +17,7 @@ from aifx.machine.catalogue import TPU_GENERATIONS
 PCI = "/sys/bus/pci/devices"
 GOOGLE = "0x1ae0"
 V2_SUBSYSTEM = "0x004e"
-"""Of v2, whose device ID is that of v3 (tpu_info/device.py)."""
+"""Subsystem ID of v2, whose device ID is that of v3 (tpu_info/device.py)."""
 LOCK = "/tmp/libtpu_lockfile"
 DEVICE_FILE = re.compile(r"/dev/(accel|vfio/)\d+")
 

@@ -33,7 +33,7 @@ Hashes: TypeAlias = dict[str, dict[str, list[str]]]
 """By device and program, one per run."""
 
 Programs: TypeAlias = Callable[[int, jax.Array], dict[str, jax.Array]]
-"""From a size and a seed to outputs by name."""
+"""Computes outputs by name, from a size and a seed."""
 
 SWITCHES = re.compile(r"XLA_FLAGS|LIBTPU_INIT_ARGS|NVIDIA_TF32_OVERRIDE|JAX_DEFAULT_MATMUL_PRECISION|(PJRT_)?NPROC")
 COMPUTES = re.compile(r"jax|libtpu|nvidia-(?!ml-py)")
