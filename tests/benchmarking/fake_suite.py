@@ -58,7 +58,7 @@ from aifx.benchmarking import worker
 
 worker.main()
 """
-"""What a forked launch does, as source: the folder of this module is not where the server's processes look."""
+"""Source of a forked launch: the folder of this module is not where the server's processes look."""
 
 
 def environ(folder: Path, body: str) -> dict[str, str]:

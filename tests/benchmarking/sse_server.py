@@ -82,15 +82,15 @@ class SseServer:
         self.keys.append(key)
         self.running += 1
         self.at_once = max(self.at_once, self.running)
-        begun = False
+        started = False
 
         async def write(event: Any) -> None:
-            nonlocal begun
-            if not begun:
+            nonlocal started
+            if not started:
                 writer.write(
                     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
                 )
-                begun = True
+                started = True
             data = f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n".encode()
             writer.write(b"%x\r\n%s\r\n" % (len(data), data))
             await writer.drain()

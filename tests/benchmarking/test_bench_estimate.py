@@ -35,7 +35,7 @@ def test_the_interval_of_one_launch_is_that_of_scipys_percentile_bootstrap(draw,
 
 
 def test_launches_that_differ_widen_the_interval_however_many_samples_they_have():
-    """What one long launch cannot know: its own luck."""
+    """One long launch does not show how launches differ."""
     random = np.random.default_rng(0)
     apart = launches(1.0, 0.05, 0.001, count=5, samples=400, random=random)
     found = estimate(apart)

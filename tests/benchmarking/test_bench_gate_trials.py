@@ -1,4 +1,4 @@
-"""How often the gate is wrong, on launches of a real training step that were recorded (benchmarks/gate_trials.py)."""
+"""Error rates of the gate, on recorded launches of a real training step (benchmarks/gate_trials.py)."""
 
 import json
 import runpy

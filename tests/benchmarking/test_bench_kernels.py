@@ -76,7 +76,7 @@ SEEN = ({}, {"window": 7}, {"causal": False}, {"causal": False, "window": 7}, {"
     ("name", "changes"), [*(("attention", seen) for seen in SEEN), *((name, {}) for name in OPS if name != "attention")]
 )
 def test_a_peer_computes_what_the_op_does(name, changes):
-    """What does other work is no peer: its time says nothing."""
+    """A function that does other work is no peer: its time says nothing."""
     if name == "quantized_matmul" and jax.__version_info__ < (0, 11):
         pytest.skip("jax.nn.scaled_matmul has no CPU implementation in JAX 0.10")
     op = OPS[name]

@@ -75,7 +75,7 @@ def two_roofs() -> Report:
 
 
 def history() -> list[Report]:
-    """Of five days; on the fourth the step is 12 % slower, on the second another machine measured."""
+    """Reports of five days; on the fourth the step is 12 % slower, on the second another machine measured."""
     days = []
     for day in range(5):
         results = [*made.train(0.134 if day >= 3 else 0.12), *made.hardware()[:2]]
@@ -86,7 +86,7 @@ def history() -> list[Report]:
 
 
 def zeros() -> list[Result]:
-    """What a clock that is too coarse would tell."""
+    """Samples of a clock that is too coarse."""
     found = [made.result(name, 0.0, noise=0.0) for name in ("train.loop", "train.forward", "train.data_wait")]
     for axis, value in (("batch", 2), ("batch", 4), ("seq", 0), ("seq", 4), ("depth", 2), ("depth", 2)):
         seconds = float(axis != "batch")

@@ -94,12 +94,12 @@ worker.run({"suite": "startup", "quick": True, "options": {}}, told.send)
 @pytest.mark.slow
 def test_the_devices_are_free_for_the_starts_that_are_timed(project):
     """A TPU belongs to one process, and JAX takes most of a GPU's memory."""
-    heard, told = multiprocessing.Pipe(duplex=False)
+    receiver, told = multiprocessing.Pipe(duplex=False)
     warm.server.set_forkserver_preload(warm.IMPORTS)
     process = warm.server.Process(target=exec, args=(OPENED, {"folder": str(project), "told": told}))
     process.start()
     told.close()
-    first, second = heard.recv(), heard.recv()
+    first, second = receiver.recv(), receiver.recv()
     process.join()
     assert first["fingerprint"]["hardware"]["platform"] == "cpu"
     assert second is False

@@ -26,22 +26,22 @@ from aifx.core.logs import log_lines
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
-    """A bench of a suite of this body, and the names of the results that it was heard to have."""
+    """A bench of a suite of this body, and the names of its results, as they came."""
 
     def run(body, count=1, *, forked=True, log=lambda line: None, listener=lambda event: None):
         if forked:
             run.started = fork_launches(monkeypatch)
         for name, value in environ(tmp_path, body).items():
             monkeypatch.setenv(name, value)
-        heard = []
+        received = []
 
         def hear(event):
-            heard.append(event)
+            received.append(event)
             listener(event)
 
         with log_lines(log):
             report = Launches(Request(suites=["hardware"], quick=True), hear).run({"hardware": count})
-        return report, [event.name for event in heard if isinstance(event, Measured)]
+        return report, [event.name for event in received if isinstance(event, Measured)]
 
     return run
 
@@ -59,7 +59,7 @@ def test_launches_are_put_together(bench, tmp_path, logged):
         yield result("matmul", number * 1.0, number * 1.5, number * 1.25, size=512)
         yield result("matmul", 9.0, size=1024)
         """
-    report, heard = bench(body, 2, forked=False)
+    report, names = bench(body, 2, forked=False)
     assert [result.key for result in report.results] == [
         'hardware.matmul {"size": 512}',
         'hardware.matmul {"size": 1024}',
@@ -75,7 +75,7 @@ def test_launches_are_put_together(bench, tmp_path, logged):
     ]
     assert report.failure is None
     assert report.fingerprint.hardware["platform"] == "cpu"
-    assert heard == ["hardware.matmul"] * 4
+    assert names == ["hardware.matmul"] * 4
     assert logged[1::2] == ["products", "products"]
     assert [re.findall(r"\d", line) for line in logged[::2]] == [["1", "2"], ["2", "2"]]
 

@@ -21,7 +21,7 @@ def path(tmp_path_factory):
     return str(found)
 
 
-def shown(path, capsys) -> str:
+def show(path, capsys) -> str:
     assert run(["bench", "show", str(path)]) == 0
     return capsys.readouterr().out
 
@@ -36,7 +36,7 @@ def terminal(monkeypatch):
 
 @pytest.mark.usefixtures("terminal")
 def test_a_terminal_has_pictures_of_80_columns(path, capsys):
-    text = shown(path, capsys)
+    text = show(path, capsys)
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
     (memory,) = [line for line in lines if line.startswith("memory triad")]
@@ -59,7 +59,7 @@ def test_a_terminal_has_pictures_of_80_columns(path, capsys):
 @pytest.mark.usefixtures("terminal")
 def test_a_terminal_without_unicode(path, capsys, monkeypatch):
     monkeypatch.setattr("rich.console.Console.encoding", "ascii")
-    text = shown(path, capsys)
+    text = show(path, capsys)
     assert not set(text) & set("█▓▒░▁▂▃▄▅▆▇")
     assert "= backward" in text
     assert "#####   " in text
@@ -68,7 +68,7 @@ def test_a_terminal_without_unicode(path, capsys, monkeypatch):
 @pytest.mark.usefixtures("terminal")
 def test_a_narrow_terminal_breaks_no_words(path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
-    lines = shown(path, capsys).splitlines()
+    lines = show(path, capsys).splitlines()
     assert max(map(len, lines[1:-1])) <= 40, "all but the machine's name and the note, which the terminal folds"
     at = lines.index("linear_cross_entropy float32")
     assert lines[at + 1] == "  train_2k reference"
@@ -102,19 +102,19 @@ def test_units_are_spelt_where_there_is_no_unicode(path):
 def test_parts_that_are_longer_than_the_step_are_told(tmp_path, capsys):
     found = tmp_path / "report.json"
     write_report(made.report(made.result("train.loop", 0.09, noise=0.0), *made.train(0.12)[3:]), found)
-    assert re.search(r"optimizer \S+ ms .*; the parts.* \S+ ms longer;", shown(found, capsys))
+    assert re.search(r"optimizer \S+ ms .*; the parts.* \S+ ms longer;", show(found, capsys))
 
 
 def test_what_is_not_known_is_left_out(tmp_path, capsys):
     found = tmp_path / "report.json"
     write_report(made.report(machine={"host": "node-7"}, notes=[]), found)
-    made_at, *rest = shown(found, capsys).split("\n")
+    made_at, *rest = show(found, capsys).split("\n")
     assert re.fullmatch(r"2026-11-2\d \d\d:\d\d, 3f2a9c1d, 3 launches", made_at)
     assert rest == ["node-7", "", "nothing was measured", ""]
 
 
 def test_a_file_has_a_line_a_result_and_no_pictures(path, capsys):
-    text = shown(path, capsys)
+    text = show(path, capsys)
     assert not set(text) & set("█▓▒░▁▂▃▄▅▆▇\x1b")
     assert len([line for line in text.splitlines() if line.startswith("memory ")]) == sum(
         result.name == "hardware.memory" for result in made.hardware()
@@ -140,6 +140,6 @@ def test_bars():
 def test_a_single_sample_claims_no_precision(tmp_path, capsys):
     seen = [Measured(name=f"startup.{name}", samples_s=s) for name, s in (("first", [25.0]), ("help", [0.2, 0.21]))]
     write_report(made.report(*(Result.of([found]) for found in seen)), tmp_path / "report.json")
-    lines = {line.split()[0]: line.split() for line in shown(tmp_path / "report.json", capsys).splitlines() if line}
+    lines = {line.split()[0]: line.split() for line in show(tmp_path / "report.json", capsys).splitlines() if line}
     assert lines["first"][-1] == "-"
     assert lines["help"][-1].endswith("%")

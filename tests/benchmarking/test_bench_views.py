@@ -1,4 +1,4 @@
-"""What pictures show: series by size, the parts of a step, every sample in its rug; and how numbers are told."""
+"""Views for plots: series by size, the parts of a step, every sample in its rug; and formats of numbers."""
 
 import re
 

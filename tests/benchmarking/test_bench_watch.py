@@ -1,4 +1,4 @@
-"""What disturbs a measurement is noted: from counters that the test moves, and from the real machine."""
+"""Disturbances of a measurement are noted: from counters that the test moves, and from the real machine."""
 
 import multiprocessing
 import re
@@ -30,7 +30,7 @@ def counters(monkeypatch):
 
 @pytest.fixture
 def noted(counters, caplog):
-    """What is logged while counters change."""
+    """Run a watch while counters change, and return its log."""
 
     def watch(**after):
         with watch_machine():

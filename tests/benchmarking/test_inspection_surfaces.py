@@ -45,8 +45,8 @@ def test_the_drawn_folder_is_what_its_list_says(tmp_path: Path) -> None:
 def test_defects_are_seen_and_differ_in_strength() -> None:
     inspection = module()
     found = [inspection.surface(0, number, is_defective=True)[1] for number in range(60)]
-    assert {shown["defect"] for shown in found} == set(inspection.DEFECTS)
-    strengths = np.array([float(shown["strength"]) for shown in found])
+    assert {one["defect"] for one in found} == set(inspection.DEFECTS)
+    strengths = np.array([float(one["strength"]) for one in found])
     assert strengths.min() < 0.15 < 0.85 < strengths.max()
     for mask in (inspection.scratch, inspection.spot, inspection.crack):
         covered = [np.abs(mask(np.random.default_rng(seed))) > 0.5 for seed in range(10)]

@@ -104,7 +104,7 @@ def probe_here(
 
 
 def assert_three_lines(text: str) -> None:
-    """What failed, why, and a hint."""
+    """Check that there are three lines: the error, the reason and a hint."""
     lines = text.splitlines()
     assert len(lines) == 3, text
     assert lines[0].startswith("error: ")

@@ -65,7 +65,7 @@ def saved(tmp_path, here):
 
 
 def test_help_has_examples_and_needs_no_jax(tmp_path):
-    """Of all commands in one process, since none may import what the next would not."""
+    """The help of all commands in one process has examples and imports nothing heavy."""
     commands = ["", *SUITES, "compare", "gate", "history", "ls", "show"]
     body = f"""
 import sys
@@ -116,7 +116,7 @@ def test_a_mistake_is_told_in_three_lines_before_anything_is_measured(bench, arg
     assert_three_lines(done.stderr)
 
 
-def test_a_measurement_is_shown_kept_and_as_the_schema_says(bench, tmp_path):
+def test_a_measurement_is_printed_kept_and_as_the_schema_says(bench, tmp_path):
     env = environ(tmp_path, "yield result('first', 0.5, 0.25, 0.375, size=3)\nlogger.warning('a word')")
     done = bench("hardware", "--quick", "--json", "--output", tmp_path / "out.json", **env)
     assert done.returncode == 0, done.stderr
@@ -127,9 +127,9 @@ def test_a_measurement_is_shown_kept_and_as_the_schema_says(bench, tmp_path):
     assert answer["results"][0]["flops_per_s"] == 1e9 / 0.375
     assert answer["notes"][0] == "a word"
     assert json.loads((tmp_path / "out.json").read_text()) == answer
-    shown = bench("show")
+    printed = bench("show")
     for words in ("first 3 375 ms", "2.67 GFLOP/s", "note: a word"):
-        assert words in spaced(shown)
+        assert words in spaced(printed)
     assert json.loads(bench("show", "--json").stdout) == answer
 
 
@@ -369,7 +369,7 @@ def test_what_is_kept_is_listed_with_its_history(bench, saved, tmp_path, here):
     assert (wrong.returncode, "did you mean 'train.forward'?" in wrong.stderr) == (2, True)
 
 
-def test_a_damaged_report_is_told_and_the_others_are_shown(bench, saved, tmp_path):
+def test_a_damaged_report_is_reported_and_the_others_are_listed(bench, saved, tmp_path):
     folder = tmp_path / "data" / "aifx" / "bench" / "main"
     (folder / "20261122T000000-eeee3333.json").write_text("{")
     done = bench("history", "main")

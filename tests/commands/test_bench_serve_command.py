@@ -52,7 +52,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]
 
 
 @pytest.mark.slow
-def test_a_server_is_measured_and_shown(bench: Callable[..., Any], server: Any, tmp_path: Path) -> None:
+def test_a_server_is_measured_and_its_report_printed(bench: Callable[..., Any], server: Any, tmp_path: Path) -> None:
     options = ["--concurrency", "2", "--requests", "8", "--output-tokens", "4", "--slo", "ttft=10s", "--price", "3.6"]
     done = bench(
         "serve", server.url, *options, "--launches", "1", "--output", tmp_path / "out.json", "--html", tmp_path / "p"
@@ -78,8 +78,8 @@ def test_a_server_is_measured_and_shown(bench: Callable[..., Any], server: Any, 
     names = [result["name"] for result in report["results"]]
     assert names == ["serve.ttft", "serve.tpot", "serve.itl", "serve.latency", "serve.throughput"]
     assert min(report["results"][0]["samples_s"][0]) >= 0.004
-    shown = bench("show", tmp_path / "out.json")
-    assert "concurrency 2 p50" in " ".join(shown.stdout.split())
+    printed = bench("show", tmp_path / "out.json")
+    assert "concurrency 2 p50" in " ".join(printed.stdout.split())
     assert "ttft" in (tmp_path / "p").read_text()
 
 

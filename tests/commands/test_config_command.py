@@ -40,9 +40,9 @@ def test_show_says_who_set_what(project: Path) -> None:
     assert re.search(r"^seed = 3 +# --set$", done.stdout, re.M)
     assert re.search(r"^every = 4 +# AIFX_LOG__EVERY$", done.stdout, re.M)
     assert re.search(r"^global_batch_size = 16 +# default$", done.stdout, re.M)
-    shown = json.loads(run(project, "config", "show", "--origin", "--json", "--set", "train.seed=3").stdout)
-    assert shown["config"]["train"]["seed"] == 3
-    assert shown["origins"]["train"]["seed"] == "--set"
+    document = json.loads(run(project, "config", "show", "--origin", "--json", "--set", "train.seed=3").stdout)
+    assert document["config"]["train"]["seed"] == 3
+    assert document["origins"]["train"]["seed"] == "--set"
 
 
 def test_show_from_a_folder_below(project: Path) -> None:

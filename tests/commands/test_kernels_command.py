@@ -100,7 +100,7 @@ def test_from_nothing_measured_to_winners_and_back(capsys: Any, project: Path) -
 
 @pytest.mark.slow
 def test_the_tables(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one call, since all of them take long to measure."""
+    """Results of one call, since all of them take long to measure."""
     project = find_project()
     calls = project_calls(project, load_config(project))
     monkeypatch.setattr("aifx.kernels.choice.project_calls", lambda *_, **__: calls[:1])

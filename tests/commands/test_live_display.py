@@ -67,7 +67,7 @@ class Terminal(io.StringIO):
 
     @property
     def frames(self) -> tuple[int, int]:
-        """How many upper and lower borders are to be seen."""
+        """Count the visible upper and lower borders."""
         text = "\n".join(self.rows)
         return text.count("╭"), text.count("╰")
 

@@ -142,8 +142,8 @@ def test_lines_come_now_and_then(info: RunInfo) -> None:
     before = len(said.lines)
     for step in range(1, 701):
         lines.on_record(record(step, validation={"loss": 5.0} if step == 400 else None))
-    shown = [line.split()[1] for line in said.lines[before:]]
-    assert shown == ["1", "2", "3", "400", "700"]
+    steps = [line.split()[1] for line in said.lines[before:]]
+    assert steps == ["1", "2", "3", "400", "700"]
     assert "validation 5.0000" in said.lines[before + 3]
     lines.on_event("sample", {"step": 400, "prompt": "Call me", "text": " Ahab,\nsaid"})
     assert said.lines[-1].endswith(" 400: Call me Ahab, said")

@@ -14,7 +14,7 @@ from program import ESCAPE, PROBE, PROGRAM, environ, probe
 
 
 def on_a_terminal(command: list[str], env: dict[str, str]) -> str:
-    """What a command writes when stdout and stderr are a terminal."""
+    """Run a command whose stdout and stderr are a terminal, and return its output."""
     master, slave = pty.openpty()
     process = subprocess.Popen(command, env=env, stdin=slave, stdout=slave, stderr=slave, close_fds=True)
     os.close(slave)

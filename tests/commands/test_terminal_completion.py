@@ -1,4 +1,4 @@
-"""What a shell offers on Tab, asked as bash, zsh and fish ask."""
+"""Completions on Tab, asked for as bash, zsh and fish do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a command ends: exit codes, reports of bugs, what the machine refuses."""
+"""Ends of commands: exit codes, reports of bugs, operations that the machine refuses."""
 
 from __future__ import annotations
 

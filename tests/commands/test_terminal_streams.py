@@ -45,7 +45,7 @@ def test_floats_are_written_so_that_equal_text_is_equal_bits(tmp_path: Path) -> 
     assert json.loads(probe_here(tmp_path, body, "--json").stdout)["x"] == 0.10000000149011612
 
 
-def test_text_is_shown_as_it_is(tmp_path: Path) -> None:
+def test_text_is_printed_as_it_is(tmp_path: Path) -> None:
     body = (
         "out.print('[bold]:smile: ' + 'x' * 200); out.table(['name'], [['[red]' + 'y' * 200]]);"
         "out.log('[/] ' + 'z' * 200)"

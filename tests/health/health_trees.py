@@ -114,7 +114,7 @@ class MachineFolder:
             self.tree[path] = tree[path]
 
     def snapshot(self, tree: Tree, time: float = NOW) -> Snapshot:
-        """What the probes read of a tree."""
+        """Read a tree with the probes."""
         self.write(tree)
         probes = [replace(probe, limit_s=10 * probe.limit_s) for probe in all_probes()]  # the machine may be busy
         with patch.object(host, "redact", redact_once), patch.object(snapshot, "redact", redact_once):
@@ -122,7 +122,7 @@ class MachineFolder:
 
 
 def snapshot_of(tree: Tree, folder: Path, time: float = NOW) -> Snapshot:
-    """What the probes read of a tree, in a folder of its own."""
+    """Read a tree with the probes, in a folder of its own."""
     shutil.rmtree(folder, ignore_errors=True)
     return MachineFolder(folder).snapshot(tree, time)
 

@@ -93,7 +93,7 @@ def _gpu(gpu: dict[str, Any]) -> dict[str, Any]:
         for function, paths in table.items():
             values = [_at(gpu, path) for path in paths.split()]
             if not any(isinstance(value, dict) for value in values):
-                lines[function] = " ".join(_shown(value, factor) for value in values)
+                lines[function] = " ".join(_scenario_value(value, factor) for value in values)
     for path, field in FIELDS.items():
         lines |= _told(f"DeviceGetFieldValues/{field}", _at(gpu, path))
     throttle = gpu["throttle"]
@@ -150,5 +150,5 @@ def _at(gpu: dict[str, Any], path: str) -> Any:
     return gpu
 
 
-def _shown(value: Any, factor: int) -> str:
+def _scenario_value(value: Any, factor: int) -> str:
     return value if isinstance(value, str) else str(int(value * factor))

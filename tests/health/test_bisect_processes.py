@@ -62,7 +62,7 @@ def options(**changes):
 
 @pytest.fixture(scope="module")
 def ranks():
-    """What each process of a group says; each node is a process."""
+    """Runs ranks of a group, one process per node, and returns their output."""
     workers: dict[str, subprocess.Popen[str]] = {}
 
     def begin(node, request, flips_a_bit=False):

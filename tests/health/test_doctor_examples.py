@@ -30,7 +30,7 @@ def manifests() -> dict[str, dict[str, Any]]:
 
 
 def test_npd_takes_the_configuration() -> None:
-    """What its pkg/custompluginmonitor/types/config.go applies and validates."""
+    """Defaults and checks as in pkg/custompluginmonitor/types/config.go of node-problem-detector."""
     limits = NPD["pluginConfig"]
     assert NPD["plugin"] == "custom"
     conditions = {condition["type"] for condition in NPD["conditions"]}

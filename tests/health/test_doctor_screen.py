@@ -23,7 +23,7 @@ SYSTEM = "8xH100 SXM with InfiniBand"
 
 @pytest.fixture
 def screen(tmp_path, capfd, monkeypatch):
-    """What `aifx doctor` prints of a machine."""
+    """Run `aifx doctor` on a machine's files, and return its output."""
 
     def show(tree: dict[str, str], *options: str, columns: int = 80) -> str:
         monkeypatch.setenv("COLUMNS", str(columns))
@@ -62,7 +62,7 @@ def test_a_cause_is_printed_once_with_its_consequences(screen, dark):
     assert text.index("infiniband.port.never_up") < text.index("infiniband.ports.expected") < text.index("processors")
 
 
-def test_what_another_device_says_otherwise_is_shown(screen):
+def test_a_different_text_of_another_device_is_printed(screen):
     tree = machines()["server with InfiniBand"]()
     for number, counter, value in FULL:
         tree[f"sys/class/infiniband/mlx5_{number}/ports/1/counters/{counter}"] = f"{value}\n"

@@ -1,4 +1,4 @@
-"""What Slurm runs on a node, against a `scontrol` that keeps one node in a file: drains of ours, and of others."""
+"""Programs that Slurm runs on a node, with a `scontrol` that keeps one node in a file: drains of aifx and of others."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def generous_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What went to the system's log."""
+    """Lines written to the system's log."""
     lines: list[str] = []
     monkeypatch.setattr(syslog, "syslog", lambda _priority, line: lines.append(line))
     return lines
@@ -286,7 +286,7 @@ def test_slurm_that_does_not_answer(
 
 
 @pytest.mark.parametrize(
-    ("state", "shown", "states", "reason"),
+    ("state", "reason_field", "states", "reason"),
     [
         ("IDLE", "", {"IDLE"}, ""),
         ("DOWN*+DRAIN", "x [y] [root@2026-11-25T10:28:45]", {"DOWN", "DRAIN"}, "x [y]"),
@@ -294,8 +294,8 @@ def test_slurm_that_does_not_answer(
         ("MIXED$+REBOOT_ISSUED", "Reboot ASAP", {"MIXED", "REBOOT_ISSUED"}, "Reboot ASAP"),
     ],
 )
-def test_what_scontrol_shows(state: str, shown: str, states: set[str], reason: str) -> None:
-    text = SHOWN.format(state=state, reason=f"   Reason={shown}\n" if shown else "")
+def test_what_scontrol_shows(state: str, reason_field: str, states: set[str], reason: str) -> None:
+    text = SHOWN.format(state=state, reason=f"   Reason={reason_field}\n" if reason_field else "")
     assert parse_node(text) == Node("n2", frozenset(states), reason)
 
 

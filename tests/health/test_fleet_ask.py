@@ -244,15 +244,15 @@ def test_a_node_steers_no_terminal(tmp_path, env):
     evil = REPORT | {"findings": [REPORT["findings"][0] | {"summary": "\x1b[2Jgone\x07"}]}
     (tmp_path / "bin" / "aifx").write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(evil)}\nEND\n")
     (tmp_path / "hosts").write_text("n1\n")
-    shown = run("doctor", "fleet", "--hosts", str(tmp_path / "hosts"), env=env).stdout
-    assert "\x1b" not in shown
-    assert "\x07" not in shown
+    printed = run("doctor", "fleet", "--hosts", str(tmp_path / "hosts"), env=env).stdout
+    assert "\x1b" not in printed
+    assert "\x07" not in printed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("nodes", "slow", "dead", "outliers"), [(60, 4, 3, 3)])
 def test_agents_by_the_dozen(tmp_path, nodes, slow, dead, outliers):
-    """What benchmarks/fleet.py measures with a thousand, but the dead hang up when all others have answered."""
+    """A smaller benchmarks/fleet.py: dead nodes hang up when all others have answered."""
     numbers = (nodes, slow, dead, outliers)
     command = [sys.executable, str(AGENTS), *map(str, numbers), "0.5", "hang up"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -61,7 +61,7 @@ def env(tmp_path):
 
 @pytest.fixture
 def checked(env, tmp_path, monkeypatch, capsys):
-    """What the command answers where each message of a node, or over a link, comes late."""
+    """Run the command while each message of a node, or over a link, is late."""
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     run_test = collective_launch.run_test

@@ -173,7 +173,7 @@ def test_each_package_has_its_own_majority():
     assert (only.device, only.summary) == ("n3", "jax 0.9.0, most jax 0.9.0")
 
 
-def test_the_words_that_differ_are_shown():
+def test_the_words_that_differ_are_named():
     machines = {f"n{i}": {"a": "ro iommu=pt quiet"} for i in range(5)}
     machines["n3"]["a"] = "quiet ro nosmt"
     (only,) = found(machines, majority(of="words"))

@@ -1,4 +1,4 @@
-"""What a bad node is expected to cost, and the report of a fleet. Pure."""
+"""The expected cost of bad nodes, and the report of a fleet. Pure."""
 
 import json
 import math

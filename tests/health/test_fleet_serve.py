@@ -167,11 +167,11 @@ def agent(check, interval_s=60.0, host="127.0.0.1"):
 
 
 def test_healthz_waits_for_no_check_and_one_check_serves_all():
-    begun, may_end, calls = threading.Event(), threading.Event(), []
+    started, may_end, calls = threading.Event(), threading.Event(), []
 
     def check():
         calls.append(1)
-        begun.set()
+        started.set()
         assert may_end.wait(WAIT_S)
         return DOCUMENT
 
@@ -180,7 +180,7 @@ def test_healthz_waits_for_no_check_and_one_check_serves_all():
         askers = [threading.Thread(target=lambda: answers.append(get(f"{url}/v1/report").json())) for _ in range(8)]
         for asker in askers:
             asker.start()
-        assert begun.wait(WAIT_S)
+        assert started.wait(WAIT_S)
         assert get(f"{url}/healthz").status_code == 200
         assert answers == []
         may_end.set()

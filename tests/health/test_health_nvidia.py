@@ -1,4 +1,4 @@
-"""What is not a fault of NVIDIA GPUs, though it looks like one, and what cannot be read of them."""
+"""NVIDIA GPUs: states that look like faults and are none, and parts that cannot be read."""
 
 import json
 
@@ -116,7 +116,7 @@ def test_what_nvml_did_not_answer_is_unknown(report):
 
 
 def test_a_lost_gpu_is_reported_once(report):
-    """What it cannot report of itself is not also unknown."""
+    """A part that a GPU cannot report is absent, and not also unknown."""
 
     def lose(tree):
         document = json.loads(tree[NVML])

@@ -41,7 +41,7 @@ def library(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def read(library, tmp_path, monkeypatch):
-    """What the reader says with a scenario, as facts."""
+    """Run the reader on a scenario, and return its facts."""
 
     def read(text: str, *arguments: str, folder: Path = library, limit_s: float = 600.0, module="aifx.machine.nvml"):
         file = tmp_path / "scenario.txt"
@@ -114,7 +114,7 @@ def test_a_function_that_the_library_lacks_is_absent(read, tmp_path):
 
 
 def test_what_an_older_nvidia_ml_py_lacks_is_absent_and_says_how(read, tmp_path, monkeypatch):
-    """What 12.560 lacks, and a function that takes other arguments."""
+    """Version 12.560 lacks constants, and a function takes other arguments."""
     gone = (
         "nvmlDeviceGetMarginTemperature", "nvmlDeviceGetRepairStatus", "nvmlDeviceGetUnrepairableMemoryFlag_v1",
         "c_nvmlGpuFabricInfo_v2_t", "c_nvmlGpuFabricInfo_v3_t",
@@ -263,7 +263,7 @@ def test_errors_of_links_by_either_way(read):
 
 
 def test_the_probe_reads_the_library(read, monkeypatch):
-    """From NVML's ABI to facts that rules read."""
+    """The probe turns NVML's ABI into facts that rules read."""
     assert isinstance(read(eight()), dict)  # it sets the environment
     monkeypatch.setattr(Host, "environ", lambda self: dict(os.environ))
     facts = nvidia.collect(Host())

@@ -82,7 +82,7 @@ def measured(tmp_path_factory):
 
 @pytest.mark.slow
 def test_two_devices_are_measured_and_agree(measured):
-    facts, heard = measured
+    facts, lines = measured
     assert facts["ended"] == "finished"
     assert facts["left_out"] == []
     assert facts["failures"] == []
@@ -107,7 +107,7 @@ def test_two_devices_are_measured_and_agree(measured):
     (made_by,) = {row["made_by"] for row in facts["consistency"]}
     assert made_by.startswith(f"2 x cpu; jax {metadata.version('jax')}; jaxlib ")
     assert "XLA_FLAGS=--xla_force_host" in made_by
-    assert "consistency check, cold" in heard
+    assert "consistency check, cold" in lines
     json.dumps(to_document(facts))
 
 

@@ -136,7 +136,7 @@ def test_where_time_runs_out_the_end_of_a_log_is_what_was_read(monkeypatch):
 
 @pytest.mark.slow
 def test_a_log_of_15_mb_is_evaluated(tmp_path):
-    """Of a machine with log_buf_len=16M, full of errors. Only what is reported has secrets removed: that takes long."""
+    """A log of 16 MB, full of errors. Only reported lines have secrets removed, which takes long."""
     flood = "I/O error, dev nvme{}n1, sector {} op 0x0:(READ) flags 0x80700 phys_seg 1 prio class 2, and more\n"
     begin_us = int(UPTIME_S - 1000) * 1_000_000
     lines = "".join(f"6,{at},{begin_us + at * 1000},-;" + flood.format(at % 4, at) for at in range(140_000))

@@ -123,7 +123,7 @@ def test_a_healthy_node_says_so():
     assert not [tag for tag, _ in found.tags if tag in ("article", "details")]
 
 
-def test_a_reason_that_keeps_many_rules_from_being_evaluated_is_shown_once():
+def test_a_reason_that_keeps_many_rules_from_being_evaluated_is_one_finding():
     many = [finding("unknown", summary=f"r{i} could not be evaluated: NVML hangs") for i in range(30)]
     found = checked(
         page.node_page(Report("n7", tuple(replace(f, id=f"r.{i}.x") for i, f in enumerate(many)), ()), IDS, 0)
@@ -186,13 +186,13 @@ def test_a_large_fleet_makes_a_page_that_can_be_mailed():
     assert found.text.count("gpu9") == page.MAX_NODES
 
 
-def test_the_command_writes_it(tmp_path, capsys):
+def test_the_command_saves_it(tmp_path, capsys):
     record, target = str(tmp_path / "n.json"), tmp_path / "page.html"
     code = run(["doctor", "--only", "cpu", "--record", record])
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert run(["doctor", "--only", "cpu", "--replay", record, "--html", str(target)]) == code
     found = checked(target.read_text())
-    assert shown.partition(":")[0] in found.text
+    assert printed.partition(":")[0] in found.text
     assert run(["doctor", "--only", "cpu", "--replay", record, "--html", str(tmp_path)]) == 2
     assert "cannot be written" in capsys.readouterr().err
     with pytest.raises(EnvironmentFault):

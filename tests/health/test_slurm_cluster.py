@@ -72,8 +72,8 @@ def is_drained(slurm: Cluster, node: str) -> bool:
 
 
 def is_ours(slurm: Cluster, node: str) -> bool:
-    shown = slurm.node(node)
-    return shown["State"] == "IDLE+DRAIN" and shown["Reason"].startswith(f"aifx: {RULE} ")
+    fields = slurm.node(node)
+    return fields["State"] == "IDLE+DRAIN" and fields["Reason"].startswith(f"aifx: {RULE} ")
 
 
 def test_the_broken_node_alone_is_drained_and_comes_back(slurm: Cluster) -> None:

@@ -63,7 +63,7 @@ def test_a_fault_came_and_after_its_repair_went(case, tmp_path):
 
 
 @pytest.mark.parametrize("name", machines())
-def test_each_fact_is_shown_or_is_noise(name, tmp_path):
+def test_each_fact_is_listed_or_is_noise(name, tmp_path):
     """Every number of every machine made another: one change each, and noise exactly where its name says so."""
     document = snapshot_of(machines()[name](), tmp_path).document()
     before = parse(document, name)
@@ -94,15 +94,15 @@ def value_at(facts, way):
     return functools.reduce(lambda inner, key: inner[key], way, facts)
 
 
-def test_what_matters_is_shown_and_what_passes_is_not(server):
+def test_what_matters_is_listed_and_what_passes_is_not(server):
     later = changed(
         server, kernel__release="6.8.0-90", cpu__load_1min=99.0, cpu__package_throttles=7, memory__total_gib=943.2
     )
     found = diff(server, later, RULES.values())
-    shown = {f.fact: (f.before, f.after) for f in found.facts if not f.noise}
-    assert shown["kernel.release"][1] == "6.8.0-90"
-    assert shown["memory.total_gib"][1] == 943.2
-    assert set(shown) == {"kernel.release", "memory.total_gib"}
+    changes = {f.fact: (f.before, f.after) for f in found.facts if not f.noise}
+    assert changes["kernel.release"][1] == "6.8.0-90"
+    assert changes["memory.total_gib"][1] == 943.2
+    assert set(changes) == {"kernel.release", "memory.total_gib"}
     assert {f.fact for f in found.facts if f.noise} == {"cpu.load_1min", "cpu.package_throttles"}
     assert found.rebooted is False
     assert diff(server, changed(server, boot_id="another"), []).rebooted is True
@@ -189,12 +189,12 @@ def test_devices_are_known_by_their_names(server):
     assert facts[3].before is None
 
 
-def test_a_part_that_can_be_read_no_more_is_shown(server):
+def test_a_part_that_can_be_read_no_more_is_listed(server):
     gone = {"$absent": "there is no such file"}
     found = diff(server, changed(server, cpu__load_1min=gone, kernel__release=gone), RULES.values())
-    shown = {f.fact: f.after for f in found.facts if not f.noise}
-    assert set(shown) == {"cpu.load_1min", "kernel.release"}
-    assert all(is_nothing(after) for after in shown.values())
+    changes = {f.fact: f.after for f in found.facts if not f.noise}
+    assert set(changes) == {"cpu.load_1min", "kernel.release"}
+    assert all(is_nothing(after) for after in changes.values())
     other = {"$absent": "another reason"}
     assert diff(changed(server, cpu__model=gone), changed(server, cpu__model=other), []).facts == ()
 

@@ -1,1 +1,1 @@
-"""What goes wrong: a module a family, with `CASES`, one or more for each rule."""
+"""Faults of machines: one module per family, with `CASES`, one or more for each rule."""

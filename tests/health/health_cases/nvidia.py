@@ -41,7 +41,7 @@ def together(*changes):
 
 
 def rate(rule, machine, index, **values):
-    """From zero ten minutes ago."""
+    """A case whose counters were zero ten minutes ago."""
     return Case(rule, machine, gpu(index, **values), before=gpu(index, **dict.fromkeys(values, 0)))
 
 

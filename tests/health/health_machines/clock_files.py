@@ -1,4 +1,4 @@
-"""What the daemons that set the clock say."""
+"""Output of the daemons that set the clock."""
 
 from __future__ import annotations
 

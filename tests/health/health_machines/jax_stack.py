@@ -1,4 +1,4 @@
-"""What JAX, its packages and the environment are on a healthy machine, as the probes capture it."""
+"""JAX, its packages and the environment of a healthy machine, as the probes capture them."""
 
 from __future__ import annotations
 

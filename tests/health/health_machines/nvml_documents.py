@@ -1,4 +1,4 @@
-"""What `python -m aifx.machine.nvml` prints on a healthy machine: built from a product's figures."""
+"""Output of `python -m aifx.machine.nvml` on a healthy machine, built from a product's figures."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _temperature(product: Product) -> dict[str, Any]:
 
 COUNTERS = ("replays", "recoveries", "crc_flit_errors", "crc_data_errors", "crc_errors")
 RATES = ("receive_errors", "integrity_errors", "recoveries_failed", "link_recoveries", "symbol_ber", "effective_ber")
-"""Of NVLink 5, which counts these and not the others."""
+"""Counters of NVLink 5, which has these and not the others."""
 
 
 def _link(product: Product, number: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a stress tells of healthy GPUs, event by event, as its child does, and as the facts that it makes of them."""
+"""A stress test of healthy GPUs: the events of its child, and the facts made of them."""
 
 from __future__ import annotations
 

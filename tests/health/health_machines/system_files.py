@@ -1,4 +1,4 @@
-"""What a server is made of: product, firmware, operating system."""
+"""Files that describe a server: product, firmware, operating system."""
 
 from __future__ import annotations
 
