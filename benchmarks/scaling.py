@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aifx.commands.plan.page import between, count, percent, seconds
+from aifx.commands.plan.command import between, count, percent, seconds
 from aifx.core.project import Project
 from aifx.kinds import load_config
 from aifx.planning.figures import rates_of

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -11,29 +13,33 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data import label
 from aifx.commands.data.add import add
-from aifx.commands.data.clean import clean
-from aifx.commands.data.decontaminate import decontaminate
-from aifx.commands.data.dedupe import dedupe, split
-from aifx.commands.data.erase import erase
-from aifx.commands.data.gc import gc
-from aifx.commands.data.history import diff, lineage, why
 from aifx.commands.data.index import index, search
 from aifx.commands.data.make import make
-from aifx.commands.data.mix import mix
 from aifx.commands.data.options import FILES_HELP, RootOption
-from aifx.commands.data.pii import pii
-from aifx.commands.data.profile import profile
-from aifx.commands.data.push import push
-from aifx.commands.data.query import query
-from aifx.commands.data.report import report
-from aifx.commands.data.tasks import run_tasks
-from aifx.commands.data.versions import ls, print_page, verify
+from aifx.commands.data.profile import profile, query, report
+from aifx.commands.data.steps import clean, decontaminate, dedupe, mix, pii, split
+from aifx.commands.data.versions import diff, erase, gc, lineage, ls, print_page, push, verify, why
 from aifx.core.errors import UsageError
 from aifx.core.plurals import counted
 from aifx.verbs.completion import complete_run
 
 if TYPE_CHECKING:
     from aifx.verbs.data_show import ShownBatch, ShownData, ShownRow, ShownValues
+
+
+def run_tasks(work: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder in which the step works.")]) -> None:
+    """Run this element's share of the tasks of a step."""
+    with terminal():
+        from aifx.verbs.data_versions import run_data_tasks
+
+        element, elements = (os.environ.get(f"SLURM_ARRAY_TASK_{name}", "") for name in ("ID", "COUNT"))
+        if not element.isdecimal() or not elements.isdecimal():
+            why = "it reads its share from SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT"
+            raise UsageError(
+                "aifx data run-tasks runs in an array job of Slurm only", why, "aifx data dedupe --on slurm"
+            )
+        run_data_tasks(work, int(element), int(elements))
+
 
 app = typer.Typer(
     help="""Collect, clean and version data, and look at the data of a project.

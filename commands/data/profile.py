@@ -1,21 +1,26 @@
-"""`aifx data profile`."""
+"""Contents of data sets: `aifx data profile`, `query` and `report`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from aifx.commands.console.chart import bar
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import DatasetArgument, RootOption
+from aifx.commands.data.options import FILES_HELP, DatasetArgument, MemoryOption, RootOption
 from aifx.core.json_files import readable_bytes
 from aifx.core.plurals import counted
 from aifx.core.sanitize import shorten
+from aifx.verbs.catalogs import DEFAULT_MEMORY
 
 if TYPE_CHECKING:
     from aifx.verbs.data_versions import ColumnProfile, Profile
+
 
 BAR = 36
 MOST_BARS = 12
@@ -95,3 +100,95 @@ def bars(counts: Mapping[str, int], *, ascii_only: bool = False) -> Iterator[str
     for label, count in zip(labels, counts.values(), strict=True):
         drawn = bar(count / top, BAR, ascii_only=ascii_only)
         yield f"  {label:>{width}}  {drawn:<{BAR}} {count:,}".rstrip()
+
+
+CELL_WIDTH = 100
+
+
+def query(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help=f"Data set: NAME for its latest version, or NAME@VERSION. {FILES_HELP}"),
+    ],
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="A SELECT over the table data.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Write all rows to a .csv, .jsonl or .parquet file.")
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", metavar="N", min=1, help="Print at most N rows.")] = 100,
+    memory: MemoryOption = DEFAULT_MEMORY,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Read rows of a version with SQL. The table is called data.
+
+    Examples:
+        aifx data query corpus "SELECT count(*) FROM data"
+        aifx data query corpus "DESCRIBE data"
+        aifx data query data.train "SELECT count(*) FROM data"
+        aifx data query corpus "SELECT _source, count(*) FROM data GROUP BY 1 ORDER BY 2 DESC"
+        aifx data query corpus "SELECT text FROM data WHERE text LIKE '%whale%'" --output whales.jsonl
+
+    The SQL is that of DuckDB. It can only read: it sees no other file and no network. --memory bounds it. In CSV files,
+    an apostrophe before a cell keeps spreadsheets from taking it for a formula.
+    """
+    with terminal(json) as out:
+        from aifx.verbs.data_versions import data_query, data_query_to_file
+
+        if output is not None:
+            written = data_query_to_file(name, sql, output, memory=memory, root=root)
+            out.result(written)
+            out.print(f"{output}: {counted(written.rows, 'row')}, {readable_bytes(written.size_bytes)}")
+            return
+        found = data_query(name, sql, rows=rows, memory=memory, root=root)
+        out.result(found)
+        numbers = [name for name, kind in found.columns.items() if _is_number(kind)]
+        out.table(list(found.columns), [tuple(map(_cell, row)) for row in found.rows], right=numbers)
+        if found.is_cut:
+            out.log(f"there are more than {counted(rows, 'row')}: --rows N prints more, --output FILE writes all")
+
+
+def _is_number(kind: str) -> bool:
+    return kind.endswith(("INT", "INTEGER")) or kind.startswith(("DOUBLE", "FLOAT", "DECIMAL"))
+
+
+def _cell(value: Any) -> str | None:
+    return None if value is None else shorten(str(value), CELL_WIDTH)
+
+
+def report(
+    name: DatasetArgument,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="File to write. By default NAME-VERSION.html in this folder."),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="NAME", help="Version to measure drift against. By default the parent."),
+    ] = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            "--examples",
+            metavar="N",
+            min=0,
+            help="Dropped rows to show by rule. By default 3, or none if a step removed personal data.",
+        ),
+    ] = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a version as one page: sizes, lengths, duplicates, dropped rows, licences, personal data and drift.
+
+    Examples:
+        aifx data report corpus
+        aifx data report corpus@3f2a --html report.html
+        aifx data report corpus --against corpus@91bc --examples 5
+
+    The page is one file, which loads nothing and runs nothing.
+    """
+    with terminal(json) as out:
+        from aifx.verbs.data_versions import data_report
+
+        found = data_report(name, html=html, against=against, examples=examples, root=root)
+        out.result(found)
+        out.print(str(html or found.page_name))

@@ -1,17 +1,35 @@
-"""`aifx data ls` and `verify`, and the page of `aifx data show NAME`."""
+"""Versions of `aifx data`: ls, verify, diff, lineage, why, gc, erase and push."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.console.options import JsonOption
+from aifx.commands.console.confirming import confirm_deletion
+from aifx.commands.console.options import DryRunOption, JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import FILES_HELP, RootOption
+from aifx.commands.data.options import FILES_HELP, DatasetArgument, MemoryOption, RootOption, WorkersOption, names_of
 from aifx.core.json_files import readable_bytes
 from aifx.core.plurals import counted
+from aifx.core.sanitize import one_line
+from aifx.verbs.catalogs import DEFAULT_MEMORY
+
+if TYPE_CHECKING:
+    from aifx.verbs.data_versions import (
+        CollectedGarbage,
+        Erasure,
+        Explanation,
+        LineageVersion,
+        RowHistory,
+        VersionDifference,
+    )
+
 
 MOST_SOURCES = 20
 
@@ -117,3 +135,339 @@ def print_page(out: Output, name: str, root: str | None) -> None:
         out.table(columns, [row[: len(columns)] for row in files], right=["rows", "size"])
         if len(page.sources) > len(files):
             out.print(f"and {len(page.sources) - len(files):,} more files")
+
+
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help="Data set: NAME for its latest version, or NAME@VERSION.")],
+    second: Annotated[
+        str | None, typer.Argument(metavar="[B]", help="Version to compare it with. By default the parent of A with A.")
+    ] = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare two versions: rows added, removed and changed, by source and by the rule that dropped them.
+
+    Examples:
+        aifx data diff corpus                   what the last step changed
+        aifx data diff corpus@3f2a corpus       from one version to the latest
+        aifx data diff corpus@3f2a corpus --json
+
+    Rows are the same if they have the same id (_row) and the same content.
+    """
+    with terminal(json) as out:
+        from aifx.verbs.data_versions import data_diff
+
+        found = data_diff(first, second, root=root)
+        out.result(found)
+        for reference, rows, size in zip(found.references, found.rows, found.size_bytes, strict=True):
+            out.print(f"{reference}: {counted(rows, 'row')}, {readable_bytes(size)}")
+        if not found.is_different:
+            out.print("no difference")
+            return
+        _print_difference(out, found)
+
+
+def _print_difference(out: Output, found: VersionDifference) -> None:
+    counts = (("added", found.added), ("removed", found.removed), ("changed", found.changed), ("the same", found.same))
+    out.print(", ".join(f"{count:,} {name}" for name, count in counts))
+    for verb, names in (("new", found.columns_added), ("removed", found.columns_removed)):
+        if names:
+            out.print(f"{verb} columns: {', '.join(names)}")
+    for name, (old, new) in found.columns_retyped.items():
+        out.print(f"column {name}: {old} -> {new}")
+    if found.removed_by:
+        out.print("")
+        rows = [(f"{one.step} {one.reference}", one.rule, f"{one.rows:,}") for one in found.removed_by]
+        out.table(["removed by", "rule", "rows"], rows, right=["rows"])
+    if found.by_source:
+        out.print("")
+        sources = found.by_source[:MOST_SOURCES]
+        numbers = [(one.source, f"{one.added:,}", f"{one.removed:,}", f"{one.changed:,}") for one in sources]
+        columns = ["source", "added", "removed", "changed"]
+        out.table(columns, numbers, right=columns[1:])
+        if len(found.by_source) > len(sources):
+            out.print(f"and {len(found.by_source) - len(sources):,} more sources")
+
+
+def lineage(name: DatasetArgument, root: RootOption = None, json: JsonOption = False) -> None:
+    """Print the versions that one was made from, with their steps, indexes and tables, and the runs trained on them.
+
+    Examples:
+        aifx data lineage corpus
+        aifx data lineage corpus@3f2a --json
+    """
+    with terminal(json) as out:
+        from aifx.verbs.data_versions import data_lineage
+
+        found = data_lineage(name, root=root)
+        out.result(found)
+        by_reference = {one.reference: one for one in found.versions}
+        for line in _tree(found.reference, by_reference, "", ""):
+            out.print(line)
+
+
+def _tree(reference: str, versions: Mapping[str, LineageVersion], first: str, rest: str) -> Iterator[str]:
+    one = versions[reference]
+    size = "deleted" if one.rows is None else counted(one.rows, "row")
+    yield f"{first}{one.reference}  {size}"
+    branch = "│ " if one.parents else "  "
+    yield f"{rest}{branch}{one.step} {one.settings_text}".rstrip()
+    if one.dropped_by:
+        dropped = ", ".join(f"{rule} {count:,}" for rule, count in one.dropped_by.items())
+        yield f"{rest}{branch}dropped: {dropped}"
+    if one.sources:
+        noun = "file" if one.sources == 1 else "files"
+        yield f"{rest}{branch}from {one.sources:,} {noun}; licences: {', '.join(one.licenses) or 'unknown'}"
+    if one.runs:
+        yield f"{rest}{branch}trained on it: {', '.join(one.runs)}"
+    for output in one.outputs:
+        yield f"{rest}{branch}{output.step}: {output.name}"
+    for parent in one.parents:
+        is_last = parent == one.parents[-1]
+        yield from _tree(parent, versions, f"{rest}{'└─' if is_last else '├─'}", f"{rest}{'  ' if is_last else '│ '}")
+
+
+def why(
+    row: Annotated[
+        str | None, typer.Argument(metavar="[ROW]", help="Id of a row (_row) or its beginning, or SOURCE:NUMBER.")
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option("--text", metavar="TEXT", help="Find rows by a part of their text, in any case."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset",
+            metavar="NAME",
+            help=f"Data set or version to search. By default the latest of each. {FILES_HELP}",
+        ),
+    ] = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Explain a row: its source, the steps that it passed, and the step and rule that dropped it.
+
+    Examples:
+        aifx data why 3f2a91c07be4-12
+        aifx data why books/moby.txt:12 --dataset corpus
+        aifx data why --text "call me Ishmael"
+        aifx data why --text "call me Ishmael" --dataset data.train
+
+    The rows of earlier versions are searched too, so that dropped rows are found.
+    """
+    with terminal(json) as out:
+        from aifx.verbs.data_versions import data_why
+
+        found = data_why(row, text=text, dataset=dataset, root=root)
+        out.result(found)
+        _print_explanation(out, found)
+
+
+def _print_explanation(out: Output, found: Explanation) -> None:
+    if len(found.rows) > 1:
+        rows = [(one.row, one.source, " ".join((one.text or "").split())[:60]) for one in found.rows]
+        out.table(["row", "source", "text"], rows)
+        out.log("several rows are meant: aifx data why ROW explains one")
+    for history in found.histories:
+        _print_history(out, history)
+    for bad in found.quarantined:
+        line = f":{bad.line}" if bad.line is not None else ""
+        out.print(f"{bad.source}{line} is in the quarantine of {bad.reference}: {bad.reason}")
+
+
+def _print_history(out: Output, one: RowHistory) -> None:
+    out.print(f"{one.row} is {'' if one.is_in_version else 'not '}in {one.reference}")
+    if one.source is not None:
+        number = "" if one.number is None else f"row {one.number:,} of "
+        out.print(f"from {number}{one.source}, licence {one.license or 'unknown'}")
+    if one.found is not None and one.found.text:
+        out.print(f"  {' '.join(one.found.text.split())}")
+    steps = [(step.step, step.reference, step.outcome, step.rule) for step in one.steps]
+    out.print("")
+    out.table(["step", "version", "outcome", "rule"], steps)
+    for step in one.steps:
+        if step.twin is not None:
+            out.print(f"\nits twin {step.twin.row} of {step.twin.source}:")
+            out.print(f"  {' '.join((step.twin.text or '').split())}")
+        if step.labels:
+            out.print("")
+            labels = [(one.label, one.labeller, one.time, one.note) for one in step.labels]
+            out.table(["label", "labeller", "time", "note"], labels)
+
+
+DESCRIPTIONS = {
+    "step": "unfinished step",
+    "read": "unfinished read",
+    "index": "unfinished index",
+    "tokens": "unfinished tokens",
+    "removal": "unfinished removal",
+    "file": "unfinished file",
+    "version": "version without a manifest",
+    "files": "rows of files that a command looked at",
+    "entries": "index entries of files that are gone",
+}
+
+
+def gc(
+    root: RootOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Delete what killed and unfinished commands left among the data sets.
+
+    Examples:
+        aifx data gc --dry-run
+        aifx data gc --root s3://bucket/datasets --yes
+
+    A command that was killed does its work from the beginning after that. aifx keeps what a process uses, and every
+    version. On a terminal, it asks first. A script must use --yes.
+    """
+    with terminal(json) as out:
+        from aifx.core.artifact import short
+        from aifx.verbs.data_versions import data_gc
+
+        def confirm(planned: CollectedGarbage) -> None:
+            are_below = {one.path.startswith(f"{planned.root}/") for one in planned.deleted}
+            places = [planned.root] * (True in are_below) + ["the cache"] * (False in are_below)
+            what = f"{counted(len(planned.deleted), 'leftover')} in {' and '.join(places)}"
+            hint = f"aifx data gc {f'--root {shlex.quote(root)} ' if root else ''}--yes"
+            confirm_deletion(out, what, readable_bytes(planned.bytes), hint)
+
+        found = data_gc(dry_run=dry_run, confirm=None if yes else confirm, root=root)
+        out.result(found)
+        verb = "would delete" if dry_run else "deleted"
+        for one in (*found.deleted, *found.kept):
+            path = re.sub("[0-9a-f]{64}", lambda digest: short(digest[0]), one.path.removeprefix(f"{found.root}/"))
+            reason = f": {one.kept}" if one.kept else ""
+            size = readable_bytes(one.bytes)
+            out.print(f"{'kept' if one.kept else verb} {path} ({DESCRIPTIONS[one.kind]}, {size}){reason}")
+        out.print(f"{verb} {readable_bytes(found.bytes)}" if found.deleted else "nothing to delete")
+
+
+def erase(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"Data set, whose latest version is meant. {FILES_HELP}")],
+    where: Annotated[
+        str, typer.Option("--where", metavar="SQL", help="Condition of the rows to erase, in SQL over their columns.")
+    ],
+    purge: Annotated[
+        bool,
+        typer.Option(
+            "--purge",
+            help="Also delete all versions of the data set that hold the rows; for files, the caches of text.",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
+    dry_run: DryRunOption = False,
+    memory: MemoryOption = DEFAULT_MEMORY,
+    workers: WorkersOption = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a version without the rows that meet a condition, and list the runs trained on them.
+
+    Examples:
+        aifx data erase corpus --where "_source = 'letters.jsonl'" --dry-run
+        aifx data erase corpus --where "author = 'A. Smith'"
+        aifx data erase corpus --where "author = 'A. Smith'" --purge --yes
+        aifx data erase data.train --where "contains(text, 'A. Smith')" --purge
+
+    Earlier versions still hold the rows until --purge deletes them. On a terminal, aifx asks first; a script must use
+    --yes. No record has the condition or the rows, only their number and a digest of their ids.
+
+    aifx changes no file that the configuration names. Of these, it lists the file and the line of each row.
+    """
+    with terminal(json) as out:
+        from aifx.verbs.data_versions import data_erase
+
+        def confirm(plan: Erasure) -> None:
+            sizes = {one.reference: one.size_bytes for one in plan.held_by}
+            size = sum(sizes.get(one, 0) or _bytes_in(Path(one)) for one in plan.purged)
+            hint = f"aifx data erase {name} --where SQL --purge --yes"
+            confirm_deletion(out, ", ".join(plan.purged), readable_bytes(size), hint)
+
+        plan = data_erase(
+            name,
+            where,
+            purge=purge,
+            dry_run=dry_run,
+            confirm=None if yes else confirm,
+            memory=memory,
+            workers=workers,
+            root=root,
+        )
+        out.result(plan)
+        _print_erasure(out, plan, dry_run)
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*"))
+
+
+def _print_erasure(out: Output, plan: Erasure, dry_run: bool) -> None:
+    name = plan.reference.partition("@")[0]
+    for reference in plan.unsearched:
+        out.log(f"{reference} was not searched: it cannot evaluate the condition")
+    if not plan.rows:
+        out.print(f"no row of {name} meets the condition")
+        if not plan.purged:
+            return
+    else:
+        out.print(f"the condition holds for {counted(plan.rows, 'row')} of {name}")
+    if plan.made is not None:
+        out.print(f"{plan.made}, without them, is the latest version now")
+    would = "would be" if dry_run else "is"
+    for place in plan.places:
+        out.print(f"remove {one_line(place)}")
+    for folder in sorted({*plan.purged} - {one.reference for one in plan.held_by}):
+        out.print(f"{folder} {would} deleted")
+    for one in plan.held_by:
+        fate = f", and {would} deleted" if one.reference in plan.purged else ""
+        out.print(f"{one.reference} has {one.rows:,} of them{fate}")
+    for run in plan.runs:
+        out.print(f"run {run.run} trained on {run.reference}")
+    for other in dict.fromkeys(reference.partition("@")[0] for reference in plan.remaining):
+        if not dry_run:
+            out.log(f"versions of {other} still hold rows: aifx data erase {other} --where SQL --purge deletes them")
+
+
+def push(
+    name: DatasetArgument,
+    table: Annotated[
+        str, typer.Argument(metavar="URL", help="Table: postgresql://HOST/DATABASE/TABLE, or …/SCHEMA.TABLE.")
+    ],
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns", metavar="NAME,…", help="Columns to write. By default all but those that aifx adds, as _row."
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Replace the rows of a table that is there.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Look at the table, print what would be written, and write nothing.")
+    ] = False,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write the rows of a data set into a table of PostgreSQL, all in one transaction.
+
+    Examples:
+        aifx data push orders postgresql://writer@db.example/shop/clean_orders --dry-run
+        aifx data push orders@3f2a postgresql://writer@db.example/shop/sales.clean_orders
+        aifx data push orders postgresql://writer@db.example/shop/clean_orders --columns id,_split --yes
+
+    The password comes from AIFX_DATABASE_PASSWORD or PostgreSQL's own variables and files. If aifx or the server is
+    killed, the table is unchanged.
+    """
+    with terminal(json) as out:
+        from aifx.verbs.data_versions import data_push
+
+        chosen = names_of(columns, "--columns", "--columns id,text") if columns is not None else None
+        found = data_push(name, table, columns=chosen, replace=yes, dry_run=dry_run, root=root)
+        out.result(found)
+        verb = "written to" if found.is_written else "would be written to"
+        out.print(f"{found.reference}: {counted(found.rows, 'row')} {verb} {found.table}")
+        if found.replaced_rows is not None:
+            out.print(f"in place of {counted(found.replaced_rows, 'row')}")
+        out.table(["column", "type"], [(one.name, one.type) for one in found.columns])

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from aifx.commands.console.chart import line_chart
+from aifx.commands.console.chart import bar, line_chart
 from aifx.commands.console.format import age, best, count, date, figure, literal, rate, signed
 from aifx.commands.console.output import Output
-from aifx.commands.runs.goodput import print_bill
 from aifx.core.artifact import short_reference
 from aifx.core.json_files import readable_bytes
 from aifx.core.json_values import number
 
 if TYPE_CHECKING:
     from aifx.verbs.runs import CheckpointInfo, Comparison, Evaluation, Pair, Prediction, RunDetails
+
 
 CHART_WIDTH = 76
 CHART_HEIGHT = 8
@@ -182,3 +182,30 @@ def _summary(c: Comparison) -> Iterator[tuple[str | None, ...]]:
 
 def _compared(pair: Pair) -> tuple[str | None, str | None, str | None]:
     return figure(pair[0]), figure(pair[1]), signed(*pair)
+
+
+BAR_WIDTH = 24
+
+
+def print_bill(out: Output, run: RunDetails) -> None:
+    if run.bill is None or (words := run.bill_in_words()) is None:
+        return
+    headline, spent, remarks = words
+    has_cost = run.bill.cost is not None
+    out.print("")
+    out.print(headline)
+    ascii_only = not out.out.encoding.lower().startswith("utf")
+    rows = [
+        (
+            one.label,
+            one.time,
+            f"{one.share:.1%}",
+            *((one.cost,) if has_cost else ()),
+            bar(one.share, BAR_WIDTH, ascii_only=ascii_only),
+        )
+        for one in spent
+    ]
+    columns = ["where the time went", "time", "share", *(["cost"] if has_cost else []), ""]
+    out.table(columns, rows, right=columns[1:-1])
+    for line in remarks:
+        out.print(line)

@@ -11,7 +11,7 @@ import inprocess
 import pytest
 
 from aifx.commands.console.output import Output
-from aifx.commands.plan.page import between, count, print_plan, print_table, seconds
+from aifx.commands.plan.command import between, count, print_plan, print_table, seconds
 from aifx.core.project import Project
 from aifx.kinds import load_config
 from aifx.models.decoder.presets import PRESETS as DECODERS

@@ -15,7 +15,7 @@ from typing import Any
 from toy_engine import ToyEngine
 
 from aifx.commands.main import main
-from aifx.commands.serve import command
+from aifx.commands.serve import group as command
 from aifx.config.serve_section import ServeSection
 from aifx.core.web.server import HttpServer, bind, url_of
 from aifx.core.web.traffic import AccessLog
