@@ -137,7 +137,7 @@ def data_label_serve(
 
 
 def _check_choices(name: str, labels: Sequence[str], pair: str | None) -> None:
-    """Raises UsageError for labels that are no choice."""
+    """Check that there is a choice of labels. Raises UsageError."""
     hint = f"aifx data label serve {name} --labels yes,no"
     if pair is not None:
         if labels:
