@@ -11,7 +11,7 @@ from aifx.core.errors import ConfigError, DataError
 from aifx.health.fleet.assess import assess, named
 from aifx.health.fleet.rank import interrupts, load_table, rank
 from aifx.health.fleet.report import Node, grouped, node_of
-from aifx.health.fleet.transports import _hear
+from aifx.health.fleet.transports import _receive
 from aifx.health.report import Report
 from aifx.health.rules import FleetSite, Site, fits, load_rules, read_site
 
@@ -185,7 +185,7 @@ def test_nonsense_from_a_node_takes_nobody_with_it():
             document = GOOD | {"host": f"n{number}", "findings": sent, "snapshot": snapshot}
             for _ in range(rng.randint(0, 5) if number < 2 else 0):
                 document = mutated(rng, document)
-            _hear(f"n{number}", json.dumps(document).encode(), 0.1, lambda node, _, nodes=nodes: nodes.append(node))
+            _receive(f"n{number}", json.dumps(document).encode(), 0.1, lambda node, _, nodes=nodes: nodes.append(node))
         assert len(nodes) == 6
         report = assess(nodes)
         assert {node.status for node in report.nodes[2:]} == {"warning"}
