@@ -194,11 +194,14 @@ class Bands:
 
     def keys(self, signatures: NDArray[np.uint32]) -> list[U64]:
         """Hashes of each band, [bands][rows]: 0 for texts without words."""
-        bands = signatures.T[: self.count * self.rows].reshape(self.count, self.rows, -1)
         keys = np.zeros((self.count, len(signatures)), np.uint64)
-        for row in range(self.rows):
-            keys = mix((keys + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + bands[:, row])
-        return list(keys * (signatures != NO_WORDS).any(axis=1))
+        for row in range(self.rows):  # in place, since they are a few megabytes
+            keys += np.uint64(1)
+            keys *= np.uint64(0x9E3779B97F4A7C15)
+            keys += signatures[:, row : self.count * self.rows : self.rows].T
+            mix(keys)
+        keys *= (signatures != NO_WORDS).any(axis=1)
+        return list(keys)
 
     @property
     def least_matches(self) -> int:
