@@ -197,6 +197,11 @@ def compare(before: Report, after: Report, only: tuple[str, ...] = ()) -> Compar
 def gate(before: Report, after: Report, max_regression: float, only: tuple[str, ...] = ()) -> Gated:
     """Whether `after` is slower than `before` by more than `max_regression` (0.05 is 5 %) in anything."""
     compared = compare(before, after, only)
+    # Holm's step-down procedure (A simple sequentially rejective multiple test procedure, Scandinavian Journal of
+    # Statistics 6, 1979). Of m results, the smallest p must be at most FAMILY / m, the next one at most
+    # FAMILY / (m - 1), and so on; the first one that is larger ends it. The probability of any false alarm is then at
+    # most FAMILY, however the results depend on each other. m counts all compared results, not only those that exceed
+    # the threshold, since the same data decide which ones do.
     slower = [c for c in compared.results if c.change.ratio - 1 > max_regression and c.change.is_significant]
     slower.sort(key=lambda c: c.change.p or 0.0)
     regressed: list[Comparison] = []

@@ -76,6 +76,10 @@ def change(first: Launches, second: Launches, share: float = UNDISTURBED) -> Cha
     with np.errstate(invalid="ignore"):
         low, high = _interval(np.divide(above, below, out=np.full_like(above, np.inf), where=below > 0))
     ratio = ours / theirs
+    # Mann-Whitney's test (On a test of whether one of two random variables is stochastically larger than the other,
+    # Annals of Mathematical Statistics 18, 1947) counts the pairs of launches, one of each side, in which the second
+    # side is slower. If nothing changed, each order of all launches is equally likely, so p is exact without
+    # assumptions on the distribution of times, which has a long tail on a shared machine.
     p = None
     if min(len(first), len(second)) >= LEAST_LAUNCHES:
         alternative = "greater" if ratio >= 1 else "less"
@@ -96,6 +100,9 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 
 def _resampled(launches: Launches, share: float, random: np.random.Generator) -> np.ndarray:
     """The median of the launches' quantiles, RESAMPLES times, each of newly drawn launches and samples."""
+    # A bootstrap on two levels, as Kalibera and Jones recommend (Rigorous benchmarking in reasonable time, ISMM 2013):
+    # launches are drawn with replacement, and samples within each drawn launch. An interval of pooled samples would be
+    # too narrow, since samples of one launch are alike.
     drawn = np.stack([_quantiles(launch, share, random) for launch in launches])
     chosen = random.integers(len(launches), size=(len(launches), RESAMPLES))
     return np.asarray(np.median(np.take_along_axis(drawn, chosen, axis=0), axis=0))

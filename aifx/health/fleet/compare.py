@@ -268,6 +268,11 @@ def _figures(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding
 
 def middle_and_spread(values: Sequence[float]) -> tuple[float, float]:
     """Return the median, and the standard deviation estimated from the median distance (1.4826 MAD)."""
+    # The median of the distances from the median (MAD) ignores up to half of the nodes being bad, where a standard
+    # deviation grows with the outliers that it should reveal. Times 1.4826, it estimates the standard deviation of
+    # normal figures (Rousseeuw and Croux, Alternatives to the median absolute deviation, JASA 88, 1993). A distance in
+    # this unit is the modified z-score, for which Iglewicz and Hoaglin recommend a limit of 3.5 (How to detect and
+    # handle outliers, 1993).
     middle = median(values)
     return middle, 1.4826 * median(abs(value - middle) for value in values)
 
@@ -286,6 +291,7 @@ def z_limit(count: int) -> float:
     For many figures, it is the quantile of the normal distribution. For few, the spread itself is uncertain, so a
     factor is fitted to simulated normal figures (17.9 at 5, 6.7 at 10, 5.3 at 20, 4.4 at 100).
     """
+    # Bonferroni: each of `count` figures may exceed the limit, on both sides, with FALSE_ALARMS / count.
     normal = NormalDist().inv_cdf(1 - FALSE_ALARMS / (2 * count))
     return max(MIN_Z, normal * (1 + 10 / count + 350 / count**3))
 
