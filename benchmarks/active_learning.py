@@ -1,4 +1,4 @@
-"""How many labels a model needs if it chooses the rows that people label, against rows at random.
+"""Labels that a model needs if it chooses the rows that people label, against rows at random.
 
     python benchmarks/active_learning.py [--seeds 0 1 2 3 4] [--first 100] [--more 100] [--rounds 2] [--steps 200]
     python benchmarks/active_learning.py --table LINES...
@@ -96,7 +96,7 @@ class Project:
         return json.loads(done.stdout)
 
     def label(self, labels: dict[str, str]) -> None:
-        """What people do: a label for each row, and a version with them."""
+        """Label each row, as people do, and make a version with the labels."""
         lines = [json.dumps({"row": row, "label": label, "labeller": "oracle"}) for row, label in labels.items()]
         (self.folder / "labels.jsonl").write_text("\n".join(lines) + "\n")
         self.aifx("data", "label", "import", "fashion", "labels.jsonl")

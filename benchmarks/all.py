@@ -113,7 +113,7 @@ def check(page: Path, parts: list[Part]) -> None:
 
 
 def run(part: Part, given: argparse.Namespace) -> tuple[dict[str, Any] | None, str]:
-    """What a benchmark measured, or why it did not."""
+    """The measurements of a benchmark, or the reason that there are none."""
     last = ""
     with tempfile.TemporaryFile("w+") as answer:
         child = subprocess.Popen(part.command(given), stdout=answer, stderr=subprocess.PIPE, text=True)

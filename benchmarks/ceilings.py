@@ -28,7 +28,7 @@ from side_by_side import Side, Told, Work
 SIZES = (512, 1024, 2048)
 QUICK_SIZES = (1024,)
 NUM_BYTES = 1 << 28
-"""Of the two arrays of an operation in place: what `aifx bench hardware` takes for the main memory here."""
+"""Bytes of the two arrays of an operation in place, which `aifx bench hardware` takes for the main memory here."""
 
 OPS = {"copy": 2, "scale": 2, "add": 3, "triad": 3}
 FORMS = {"": "C", "_nt": "C, past the caches", "_in": "C, in place"}
@@ -131,7 +131,7 @@ def compiler_version() -> str:
 
 
 def aligned(count: int) -> Any:
-    """Of ones, from the begin of a huge page on: NumPy asks the kernel for such, as `aifx` does."""
+    """Ones from the beginning of a huge page on: NumPy asks the kernel for such pages, as `aifx` does."""
     import numpy as np
 
     whole = np.empty(4 * count + (1 << 21), np.uint8)

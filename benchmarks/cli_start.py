@@ -1,4 +1,4 @@
-"""How long the command line takes to start, against a bare typer program of one command.
+"""Time that the command line takes to start, against a bare typer program of one command.
 
     python benchmarks/cli_start.py [--rounds 21]
 

@@ -1,4 +1,4 @@
-"""What the steps of `aifx data` do per second of processor time, beside datasketch, datatrove and DuckDB alone.
+"""Work of the steps of `aifx data` per second of processor time, beside datasketch, datatrove and DuckDB alone.
 
     python benchmarks/data.py [--rounds 5] [--megabytes 100] [--peers-python PATH] [--parts add,clean,exact,near,…]
 

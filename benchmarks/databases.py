@@ -25,7 +25,7 @@ TABLE = """CREATE TABLE sales AS SELECT i::bigint AS id, md5(i::text) AS name, i
 
 
 def processor_seconds(folder: str, environ: dict[str, str], *args: str) -> float:
-    """Of `aifx data ARGS` and its processes."""
+    """Processor time of `aifx data ARGS` and its processes."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-m", "aifx.commands.main", "data", *args], cwd=folder, env=environ, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

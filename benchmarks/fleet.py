@@ -71,7 +71,7 @@ def ask(
 
 
 def mistakes(report: dict[str, Any], nodes: int, slow: int, dead: int, outliers: int) -> list[str]:
-    """What the report has too much, and what it lacks."""
+    """The findings that the report has too much, and those that it lacks."""
     kinds = ("fleet.stress.matmul", "fleet.nvidia.driver", "fleet.infiniband.ports")
     wanted = {(kinds[i % 3], f"n{slow + dead + i:04}") for i in range(outliers)}
     found = {(f["id"], f["device"]) for f in report["findings"]}

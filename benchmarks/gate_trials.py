@@ -1,4 +1,4 @@
-"""How often a gate cries wolf and how often it sees one, on launches of a real training step.
+"""Rates at which a gate reports a slowdown that is none, and one that is there, on launches of a real training step.
 
     python benchmarks/gate_trials.py record FILE [--launches 60] [--busy "with what"]
     python benchmarks/gate_trials.py trials FILE ... [--trials 200] [--bound 0.05] [--slower 0.10]

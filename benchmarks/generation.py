@@ -38,7 +38,7 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "top-k": {"temperature": 0.8, "top_k": 50},
 }
 PEERS = {"float32": "F32", "bfloat16": "F16", "int8": "Q8_0"}
-"""What llama.cpp computes in, by what aifx does."""
+"""The types that llama.cpp computes in, by those of aifx."""
 
 GOALS = {("float32", 1): 0.6, ("float32", 16): 1.4, ("int8", 1): 0.9, ("int8", 8): 2.0, ("int8", 16): 3.0}
 """Against llama.cpp, by what aifx computes in and rows."""

@@ -45,7 +45,7 @@ def texture(draw: Generator) -> np.ndarray:
 
 
 def light(draw: Generator, kind: str) -> np.ndarray:
-    """How bright each place is lit, about 1."""
+    """The brightness of each place, about 1."""
     y, x = np.mgrid[-1 : 1 : HEIGHT * 1j, -1 : 1 : WIDTH * 1j]
     if kind == "even":
         return np.full_like(x, draw.uniform(0.9, 1.1))
@@ -134,12 +134,12 @@ def draw_all(folder: Path, count: int = COUNT, seed: int = 0) -> None:
         writer.writeheader()
         for number in range(count):
             split = list(SPLITS)[min(int(np.searchsorted(ends, number, "right")), len(SPLITS) - 1)]
-            picture, shown = surface(seed, number, is_defective=number in defective)
-            label = "defect" if shown["defect"] else "good"
+            picture, properties = surface(seed, number, is_defective=number in defective)
+            label = "defect" if properties["defect"] else "good"
             path = folder / split / label / f"{number:04}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(path, quality=JPEG_QUALITY)
-            writer.writerow({"file": path.relative_to(folder), "label": label, "split": split, **shown})
+            writer.writerow({"file": path.relative_to(folder), "label": label, "split": split, **properties})
 
 
 def main() -> None:

@@ -30,9 +30,9 @@ from side_by_side import aifx
 LABELS = ("good", "defect")
 SETTINGS_OF_SVM = (("linear", 1e-3), ("linear", 1e-2), ("rbf", 1.0), ("rbf", 10.0))
 BEST_OF_HOG = {"reduced": 2, "cell": 32, "block": 2, "kernel": "rbf", "C": 10.0, "class_weight": None}
-"""What --search finds."""
+"""Settings that --search finds."""
 MOST_FEATURES = 4000
-"""Of a picture: more would take minutes per setting, and were no better than chance on these surfaces."""
+"""Most features of a picture: more would take minutes per setting, and were no better than chance on these surfaces."""
 
 
 def main() -> None:

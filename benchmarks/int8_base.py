@@ -20,7 +20,7 @@ from jax_kernels._ops.quantized_matmul import quantize
 
 TOKENS, ROUNDS = 2048, 15
 PRODUCTS = {(576, 576): 2, (576, 192): 2, (576, 1536): 2, (1536, 576): 1}
-"""How many a layer has, by inputs and outputs."""
+"""Number of products in a layer, by inputs and outputs."""
 
 
 def main() -> None:

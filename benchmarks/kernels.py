@@ -86,7 +86,7 @@ def rows_of(measured: Report) -> Iterator[dict[str, Any]]:
 
 
 def absence(measured: Report) -> str:
-    """Why tokamax has no row."""
+    """The reason that tokamax has no row."""
     told = [note for note in measured.notes if "tokamax" in note]
     return "not installed" if any("not installed" in note for note in told) else "; ".join(told) or "none of these ops"
 

@@ -1,4 +1,4 @@
-"""How soon a job has ended after one of its processes is killed, and how soon it repeats a step.
+"""Time until a job has ended after one of its processes is killed, and until it repeats a step.
 
     python benchmarks/kills.py [--kills 20] [--processes 2] [--slurm] [--seed N] [--output FILE]
 

@@ -1,4 +1,4 @@
-"""What the training loop costs over the bare compiled step: records, metrics.jsonl, log, live panel; checkpoints.
+"""Cost of the training loop over the bare compiled step: records, metrics.jsonl, log, live panel; checkpoints.
 
     python benchmarks/loop_overhead.py [--steps 40] [--rounds 16] [--set section.key=value ...]
 
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def interval(ratios: list[float]) -> tuple[float, float]:
-    """Of the median."""
+    """The interval of the median, by resampling."""
     drawn = np.random.default_rng(0).choice(ratios, size=(4000, len(ratios)))
     low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
     return float(low), float(high)

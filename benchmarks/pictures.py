@@ -1,4 +1,4 @@
-"""How fast pictures become batches, and how long a training waits for them.
+"""Rate at which pictures become batches, and the time that a training waits for them.
 
     python benchmarks/pictures.py rate [--count 4000] [--rounds 5]
     python benchmarks/pictures.py wait [--count 2000] [--steps 80]

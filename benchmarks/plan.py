@@ -1,4 +1,4 @@
-"""What `aifx plan` predicts of this machine against what `aifx train` then needs: step time and peak memory.
+"""Predictions of `aifx plan` for this machine against what `aifx train` then needs: step time and peak memory.
 
     python benchmarks/plan.py [--seed N] [--rounds 5] [--steps 12] [--json]
 
@@ -39,7 +39,7 @@ STYLES = (
 )
 FIXED = {"train.validate_every": 0, "checkpoint.every": 5, "data.train": ["data.txt"], "model.num_heads": 4}
 MAX_TOKENS = 4096
-"""Of a batch, so that a step takes seconds at most."""
+"""Most tokens of a batch, so that a step takes seconds at most."""
 
 
 def main() -> None:

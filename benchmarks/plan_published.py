@@ -1,4 +1,4 @@
-"""What `aifx plan` predicts of runs whose rates others published, and the fit of the shares that it predicts with.
+"""Predictions of `aifx plan` for runs whose rates others published, and the fit of the shares that it predicts with.
 
     python benchmarks/plan_published.py [--write] [--json]
 
@@ -29,10 +29,9 @@ from scipy.optimize import least_squares
 
 from aifx.core.project import Project
 from aifx.kinds import load_config
-from aifx.planning.figures import CHIPS, Shares, chip_kind, rates_of
+from aifx.planning.figures import CHIPS, PublishedRate, Shares, chip_kind, published_rates, rates_of
 from aifx.planning.hardware import Hardware, find_hardware
 from aifx.planning.network import LinkUse
-from aifx.planning.published import PublishedRate, published_rates
 from aifx.planning.step_time import ATTENTION_SHARE, step_time
 
 KEPT = Path(__file__).with_suffix(".json")
@@ -111,7 +110,7 @@ class Rows:
         return errors
 
     def interval(self, errors: np.ndarray, at: np.ndarray) -> tuple[float, float]:
-        """Of errors, by weight.
+        """The interval of errors, by weight.
 
         Of n sources it holds the share INSIDE (n + 1) / n, since one source more is further from the middle than these
         are from their own: conformal prediction (Vovk, Gammerman and Shafer 2005).
@@ -155,7 +154,7 @@ def count_row(rate: PublishedRate) -> Counts:
 
 
 def counts_of(hardware: Hardware, event: Mapping[str, Any]) -> Counts:
-    """From the event of a count."""
+    """The counts of a run, from the event of its count."""
     rates = rates_of(hardware, list(event["product_flops"]), 1, FULL)
     uses = [LinkUse(**use) for use in event["links"]]
     time = step_time(event, None, uses, rates, is_cpu=False)

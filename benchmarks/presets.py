@@ -1,4 +1,4 @@
-"""What the preset `tiny` learns against `gpt2-10m` in equal time, from the text of the language template.
+"""Loss that the preset `tiny` reaches against `gpt2-10m` in equal time, on the text of the language template.
 
     python benchmarks/presets.py [--seconds 120] [--seeds 0 1 2] [--steps tiny=400 gpt2-10m=200]
                                  [--set tiny optimizer.learning_rate=0.02 ...]

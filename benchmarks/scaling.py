@@ -1,4 +1,4 @@
-"""What `aifx plan` predicts of large models on many devices: the tables of docs/explanation/scaling.md.
+"""Predictions of `aifx plan` for large models on many devices: the tables of docs/explanation/scaling.md.
 
     python benchmarks/scaling.py [reach] [weak] [limits] [--compile] [--json]
 
@@ -141,7 +141,7 @@ def row(case: Case, *, with_compiler: bool) -> dict[str, Any]:
 
 
 def plan_of(case: Case, *, with_compiler: bool) -> Plan:
-    """Raises AifxError if the mesh does not divide the model."""
+    """The plan of a case. Raises AifxError if the mesh does not divide the model."""
     with tempfile.TemporaryDirectory() as folder:
         project = Project(Path(folder))
         devices = math.prod(case.mesh.values())

@@ -161,7 +161,7 @@ def prefixes(project: Path, *, is_shared: bool) -> Told:
 
 
 def open_service(slots: int) -> Any:
-    """What `aifx serve` opens, in this process; the working directory is the project."""
+    """The service that `aifx serve` opens, in this process; the working directory is the project."""
     from aifx.core.project import find_project
     from aifx.core.web.traffic import AccessLog
     from aifx.kinds import read_config

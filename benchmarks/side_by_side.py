@@ -1,4 +1,4 @@
-"""What the comparisons share: sides that run in turn in processes of their own, and what is told of them.
+"""The parts that comparisons share: sides that run in turn in processes of their own, and their report.
 
 A benchmark names its sides, ours first. Each round runs every side once, every other round in the opposite order, so
 that a machine that drifts tells on all. A side answers with seconds by thing; a row sets ours against a peer's:
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 Told = dict[str, Any]
-"""What a process of a side tells: {"seconds": {thing: [...]}, "versions": {...}} and what the benchmark adds, or
+"""The answer of a side's process: {"seconds": {thing: [...]}, "versions": {...}} and what the benchmark adds, or
 {"absent": why}."""
 
 AIFX = [sys.executable, "-P", "-c", "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"]
@@ -54,7 +54,7 @@ class Side:
 
 @dataclass
 class Runs:
-    """What all processes told.
+    """The answers of all processes.
 
     Attributes:
         told: by side, a dict a round.
@@ -232,7 +232,7 @@ def document(
     absent: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What `--json` prints: the rows, what they were formed of, and when and where.
+    """The document of `--json`: the rows, what they were formed of, and when and where.
 
     Args:
         table: of docs/performance.md, that these rows go to.
@@ -276,7 +276,7 @@ def report(found: Mapping[str, Any], arguments: argparse.Namespace) -> None:
 
 
 def say(text: str, arguments: argparse.Namespace | None = None) -> None:
-    """What is going on to stderr; the answer, told with the arguments, to stdout unless JSON stands there."""
+    """Print progress to stderr; with the arguments, print the answer to stdout, unless that is for JSON."""
     stream = sys.stderr if arguments is None or arguments.json else sys.stdout
     stream.write(text + "\n")
     stream.flush()
@@ -316,7 +316,7 @@ def training_environment() -> dict[str, str]:
 
 
 def _once(notes: Sequence[str]) -> list[str]:
-    """Of those that differ in their figures alone, the first."""
+    """The first of the notes that differ in their figures alone."""
     found: dict[str, str] = {}
     for note in notes:
         found.setdefault(re.sub(r"\d+", "", note), note)

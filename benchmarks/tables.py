@@ -60,7 +60,7 @@ def not_measured(page: str, name: str, date: str, why: str) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """What stands between two markers.
+    """A table between two markers.
 
     Attributes:
         rows: cells in the order of HEADER.
@@ -89,7 +89,7 @@ def span(page: str, name: str) -> tuple[int, int]:
 
 
 def read_table(body: str) -> Table:
-    """What `Table.text` wrote. Raises DamagedMarkers for a table of other columns."""
+    """The table that `Table.text` wrote. Raises DamagedMarkers for a table of other columns."""
     rows: list[Row] = []
     table = Table([], {}, [])
     for line in filter(None, map(str.strip, body.splitlines())):

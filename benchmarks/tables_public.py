@@ -57,7 +57,7 @@ AIFX = (sys.executable, "-m", "aifx.commands.main")
 NUM_FOLDS = 5
 TOLERANCE = 1.01
 GOALS = {"trees": 7, "linear": 9}
-"""Of the ten tables, those on which aifx has to pass. With `--set train.folds=5`, 8 against the trees."""
+"""Number of the ten tables on which aifx has to pass. With `--set train.folds=5`, 8 against the trees."""
 
 REFIT = "--refit"
 
@@ -140,7 +140,7 @@ def errors(table: PublicTable, targets: np.ndarray, outputs: np.ndarray, classes
 def aifx_outputs(
     table: PublicTable, train: pd.DataFrame, test: pd.DataFrame, classes: list[str], options: list[str], folder: Path
 ) -> np.ndarray:
-    """Of a training with these options. With `--refit`, a second training of the same settings predicts."""
+    """Outputs of a training with these options. With `--refit`, a second training of the same settings predicts."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     train.to_csv(folder / "train.csv", index=False)

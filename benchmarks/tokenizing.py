@@ -1,4 +1,4 @@
-"""How fast a corpus becomes a token store, against what `tokenizers` itself reaches on all cores.
+"""Rate at which a corpus becomes a token store, against that of `tokenizers` itself on all cores.
 
     python benchmarks/tokenizing.py [--file TEXT] [--megabytes 32] [--rounds 7]
 

@@ -104,7 +104,7 @@ def some_of(known: Iterable[str], text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Job:
-    """What a side's process is to do."""
+    """The work of a side's process."""
 
     name: str
     precision: str
@@ -164,7 +164,7 @@ def mkl_library(folder: Path) -> Path:
 
 
 def check_losses(runs: Runs, steps: int, limit: float) -> float:
-    """How far the sides' losses lie apart. Raises SystemExit where that is so far that they did different work."""
+    """The distance of the sides' losses. Raises SystemExit if it is so large that they did different work."""
     losses = np.array([told[0]["losses"][:steps] for told in runs.told.values()])
     apart = float(np.ptp(losses, axis=0).max())
     if not apart <= limit:

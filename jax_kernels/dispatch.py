@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import jax
 
 from jax_kernels.builtin_configs import builtin_choice
 from jax_kernels.implementations import Device, current_device
 from jax_kernels.op import Choice, Op, call_key
-from jax_kernels.shard_maps import free_axes, varying, varying_axes
 from jax_kernels.tuning import measured_here
 
 AUTO = "auto"
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Choices:
-    """What a program's calls run as: those in `made` as they are there, others chosen when they are met, and kept.
+    """The implementations of a program's calls: those in `made` as they are there, others chosen when met, and kept.
 
     Attributes:
         made: by `call_key`.
@@ -140,3 +141,27 @@ def choose_unmeasured(op: Op, call: Any, device: Device) -> Choice:
             return op.choice(name, implementation.configs(call, device)[0], because)
         refusals.append(f"not {name}: {refusal}")
     raise AssertionError(f"{op.name}: no implementation takes {call}: {refusals}")
+
+
+def free_axes() -> list[str]:
+    """Mesh axes with several devices that a `jax.shard_map` around leaves to the compiler; none if there is no map."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.manual_axes:
+        return []
+    return [name for name in mesh.axis_names if name not in mesh.manual_axes and mesh.shape[name] > 1]
+
+
+def varying_axes(operands: Sequence[Any]) -> frozenset[str]:
+    """Mesh axes over which an operand varies, inside a `jax.shard_map(check_vma=True)`; elsewhere none."""
+    none: frozenset[str] = frozenset()
+    return none.union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(operands)))
+
+
+def varying(operands: Sequence[Any], axes: frozenset[str]) -> list[Any]:
+    """The operands, all of them typed as varying over the axes. The gradient of one that did not vary is summed."""
+
+    def cast(x: Any) -> Any:
+        missing = tuple(sorted(axes - jax.typeof(x).manual_axis_type.varying))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(cast, list(operands))  # type: ignore[no-any-return]

@@ -22,7 +22,7 @@ Config: TypeAlias = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True)
 class Device:
-    """What an implementation is chosen for.
+    """A device that implementations are chosen for.
 
     Attributes:
         compute_capability: of an NVIDIA GPU, (9, 0) for an H100.
@@ -100,8 +100,10 @@ def is_interpreting() -> bool:
 
 
 def current_device() -> Device:
-    """What is traced for now: `interpreting`'s device, else the abstract one of `jax.sharding.use_abstract_mesh`, else
-    the first of JAX's."""
+    """The device that is traced for now.
+
+    It is that of `interpreting`, otherwise the abstract one of `jax.sharding.use_abstract_mesh`, otherwise JAX's first.
+    """
     if (device := _interpreted.get()) is not None:
         return device
     first = jax.devices()[0]

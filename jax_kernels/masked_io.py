@@ -13,7 +13,7 @@ from jax.experimental.pallas import triton as plgpu
 
 
 def inside(shape: Sequence[int], starts: Sequence[Any], lengths: Sequence[int]) -> jax.Array | None:
-    """What an array of `lengths` has of the block of `shape` at `starts`; None where blocks divide it: it has all."""
+    """The part that an array of `lengths` has of the block of `shape` at `starts`; None if blocks divide the array."""
     masks = [
         start + lax.broadcasted_iota(jnp.int32, shape, axis) < length
         for axis, (size, start, length) in enumerate(zip(shape, starts, lengths, strict=True))

@@ -1,4 +1,4 @@
-"""What an op is: its implementations, the work of a call, and the implementation chosen for one."""
+"""Ops: their implementations, the work of a call, and the implementation chosen for one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jax_kernels.implementations import Config, Device, Implementation, Platform
 
 @dataclass(frozen=True)
 class Work:
-    """What a call of an op asks of a device, forward and backward, at the least.
+    """The least work of a call of an op, forward and backward.
 
     Attributes:
         flops: of its matrix products.
@@ -88,7 +88,7 @@ class Op:
         return _source_digest(self.package, frozenset(others))
 
     def unsupported_reason(self, choice: Choice, call: Any, device: Device) -> str | None:
-        """Why a call cannot run as was chosen or measured before; None if it can."""
+        """The reason that a call cannot run as was chosen or measured before; None if it can."""
         implementation = self.implementations.get(choice.implementation)
         if implementation is None:
             return "there is no such implementation"

@@ -43,7 +43,7 @@ class Case(Protocol):
 
 
 def benchmark_cases(op: Op, platform: Platform) -> list[Case]:
-    """What people train and generate with on such devices; a TPU's are a GPU's."""
+    """The cases that people train and generate with on such devices; a TPU's are a GPU's."""
     return _of(op, _cases(op).CASES["cpu" if platform == "cpu" else "gpu"])
 
 
@@ -58,7 +58,7 @@ def compiled_cases(op: Op) -> list[Case]:
 
 
 def dtypes(op: Op) -> tuple[str, ...]:
-    """Of the operands that its kernels are for; the one that matters most first."""
+    """The types of operands that an op's kernels are for; the one that matters most first."""
     found: tuple[str, ...] = getattr(_cases(op), "DTYPES", ("bfloat16", "float32"))
     return found
 

@@ -1,4 +1,4 @@
-"""How long a program's passes take on the device, without the time in which the host starts them.
+"""The time of a program's passes on the device, without the time in which the host starts them.
 
 A GPU finishes a small kernel in a few microseconds, and the host needs ten times as long to start a program. So a short
 pass is repeated by a loop inside one program, as `do_bench_cudagraph` of Triton repeats a kernel inside one CUDA graph.

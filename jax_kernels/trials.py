@@ -25,7 +25,7 @@ START_S = 120.0
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an item has no result."""
+    """The reason that an item has no result."""
 
     why: str
 
@@ -52,7 +52,7 @@ class TrialProcess:
         self._end()
 
     def do(self, item: Any, limit_s: float | None = None) -> Any:
-        """What `work(item)` returns, or a Failure. LIMIT_S is the limit unless another is given; it may be infinite.
+        """The result of `work(item)`, or a Failure. LIMIT_S is the limit unless another is given; it may be infinite.
 
         Raises ChildProcessError if no process starts: that says nothing about the item.
         """
@@ -103,7 +103,7 @@ def _ending(code: int | None) -> str:
 
 
 def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
-    """What the process does."""
+    """Answer items from the pipe, in the process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to both; the other one ends this one
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # another process may hold some of the memory
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -24,9 +24,8 @@ import jax
 import numpy as np
 
 from jax_kernels import trials as trying
-from jax_kernels.builtin_configs import builtin_choice, file_name
+from jax_kernels.builtin_configs import builtin_choice, file_name, find_winner
 from jax_kernels.implementations import Config, Device
-from jax_kernels.nearest import find_winner
 from jax_kernels.op import Choice, Op, call_key, find_op
 from jax_kernels.timing import Passes, time_in_turn
 from jax_kernels.trials import Failure, TrialProcess
@@ -40,16 +39,16 @@ TOLERANCE = {
     "int8": 1e-2,
     "float8_e4m3fn": 3e-2,
 }
-"""How far by norm an implementation may be from XLA's: rounding of both, and for float32 TF32, in which XLA multiplies
-on a GPU. int8 products are exact, so that only the rounding of results to bfloat16 remains, 2^-8 in each; Hopper's
-units sum fp8 in fewer bits than float32 has. A kernel that is wrong is far beyond it."""
+"""Largest distance by norm of an implementation from XLA's: rounding of both, and for float32 TF32, in which XLA
+multiplies on a GPU. int8 products are exact, so that only the rounding of results to bfloat16 remains, 2^-8 in each;
+Hopper's units sum fp8 in fewer bits than float32 has. A kernel that is wrong is far beyond it."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What one candidate took: the medians of its rounds, or why it cannot run.
+    """The time of one candidate: the medians of its rounds, or why it cannot run.
 
     Attributes:
         backward_s: None if the call is never differentiated.
@@ -63,7 +62,7 @@ class Timing:
 
     @property
     def seconds(self) -> float | None:
-        """Of what the call needs; None if the candidate cannot run."""
+        """The time of the passes that the call needs; None if the candidate cannot run."""
         return None if self.forward_s is None else self.forward_s + (self.backward_s or 0.0)
 
 
@@ -94,7 +93,7 @@ class TuningCache:
         return self._choices
 
     def failed(self, op: Op, call: Any, implementation: str) -> str | None:
-        """Why a kernel, as its code is now, may not be used for a call; None if it may, or was never tried."""
+        """The reason not to use a kernel, as its code is now; None without one, or if it was never tried."""
         self.choices()
         found = self._failed.get(_failure_key(op, call, implementation))
         return found.reason if found is not None and is_current(op, found) else None
@@ -108,7 +107,7 @@ class TuningCache:
         self._write({}, {_failure_key(op, call, implementation): op.choice(implementation, config, why)})
 
     def document(self) -> dict[str, dict[str, Any]]:
-        """What `merge` takes, as JSON: the winners, and the kernels that may not be used."""
+        """The document that `merge` takes, as JSON: the winners, and the kernels that may not be used."""
         parts = {"winners": self.choices(), "failed": self._failed}
         return {name: {key: choice.document() for key, choice in sorted(part.items())} for name, part in parts.items()}
 
@@ -256,7 +255,7 @@ def _expected(candidate: Candidate) -> Any:
 
 
 def check(candidate: Candidate, trials: TrialProcess) -> str | None:
-    """Why a candidate may not be used: it does not compile, crashes, hangs or is not what XLA computes. None if it may.
+    """The reason not to use a candidate: it does not compile, crashes, hangs or differs from XLA. None if it is right.
 
     Args:
         trials: a process that does `check_or_time`.

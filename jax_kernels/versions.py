@@ -1,4 +1,4 @@
-"""What a version of JAX cannot express: one table, which the dispatcher, the tests and `aifx kernels explain` read."""
+"""Limits of versions of JAX: one table, which the dispatcher, the tests and `aifx kernels explain` read."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def limits_here() -> list[Limit]:
 
 
 def limit_of(op: str, implementation: str, *, interpreting: bool, version: Version | None = None) -> str | None:
-    """Why this version of JAX (or another) cannot run the implementation of an op; None where it can."""
+    """The reason that this version of JAX (or another) cannot run the implementation of an op; None if it can."""
     version = version or jax.__version_info__
     for limit in LIMITS:
         applies = (

@@ -72,8 +72,8 @@ def reference(name: str, command: Any) -> str:
             parts.append(table(header[:width], [row[:width] for row in rows]))
         if hasattr(command, "list_commands"):
             children = [(child, command.get_command(context, child)) for child in command.list_commands(context)]
-            shown = [(child, parse_help(one.help or "").summary) for child, one in children if not one.hidden]
-            parts.append(table(("subcommand", "purpose"), shown))
+            visible = [(child, parse_help(one.help or "").summary) for child, one in children if not one.hidden]
+            parts.append(table(("subcommand", "purpose"), visible))
     return "\n\n".join(parts)
 
 

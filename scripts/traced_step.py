@@ -28,7 +28,7 @@ SETTINGS = {
 
 
 class Window(NamedTuple):
-    """From the first start of a function to a return of another one, as `module:function`."""
+    """A window from the first start of a function to a return of another one, as `module:function`."""
 
     first: str
     last: str
@@ -57,7 +57,7 @@ def traced_step(root: Path) -> dict[str, int]:
         project = Path(folder, "project")
         aifx.init(project, "language-model")
         # The same on each machine: a line of the ledger is always due, and no counter of energy can be read.
-        due = patch("aifx.runs.time_account.LAST_INTERVAL_S", 0.0)
+        due = patch("aifx.runs.records.LAST_INTERVAL_S", 0.0)
         no_counters = patch("aifx.machine.energy.cpu_counters", return_value=[])
         with due, no_counters:
             entered = entered_functions(lambda: aifx.train(project, settings=SETTINGS), WINDOWS, folders)

@@ -41,9 +41,9 @@ def architecture_of(folder: ModelFolder, config: Mapping[str, Any]) -> tuple[Fam
         named = [name for name, (_, one) in known.items() if one.model_type == model_type]
     name = named[0] if isinstance(named, list) and len(named) == 1 and isinstance(named[0], str) else ""
     if name not in known:
-        shown = repr(named)[:80] if named else f"(not set), model_type = {model_type!r}"
+        found = repr(named)[:80] if named else f"(not set), model_type = {model_type!r}"
         why = f"aifx has no such model; it has {', '.join(sorted(known))}"
-        raise DataError(f"{path}: architectures = {shown}", why, _LIST)
+        raise DataError(f"{path}: architectures = {found}", why, _LIST)
     family, architecture = known[name]
     if model_type != architecture.model_type:
         why = f"{architecture.name} is of model_type {architecture.model_type!r}"
@@ -100,7 +100,7 @@ def named_specs(specs: Specs) -> dict[str, ArraySpec]:
 
 @dataclass(frozen=True)
 class TensorMap:
-    """How the tensors of a folder become the arrays of a model.
+    """The tensors of a folder and the arrays of a model that they become.
 
     Attributes:
         tensors: by key in the folder.
@@ -134,13 +134,16 @@ def check_keys(weights: Weights, architecture: Architecture, section: ModelSecti
 
 
 def _names_in_file(weights: Weights, architecture: Architecture) -> Callable[[str], str]:
-    """From the key of a tensor to that in the file: a model that was saved without its head lacks the prefix."""
+    """A function from a tensor's key to that in the file: a model that was saved without its head lacks the prefix."""
     has_prefix = any(key.startswith(architecture.prefix) for key in weights.tensors)
     return lambda key: key if has_prefix else key.removeprefix(architecture.prefix)
 
 
 def map_tensors(weights: Weights, architecture: Architecture, section: ModelSection, specs: Specs) -> TensorMap:
-    """Raises DataError for a key that is not used, or of another shape than the model's. All of them are there."""
+    """Map the tensors of a folder, which has all of them, to the arrays of a model with these specs.
+
+    Raises DataError for a key that is not used, or whose tensor has another shape than the model's.
+    """
     arrays, stored = named_specs(specs), weights.tensors
     in_file = _names_in_file(weights, architecture)
     tensors = {in_file(tensor.key): tensor for tensor in architecture.tensors(section)}

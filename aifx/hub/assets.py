@@ -1,11 +1,12 @@
-"""What a model of text needs beside its arrays: its tokenizer, the tokens around a text, how it is sampled."""
+"""The files and settings that belong to a model's arrays: tokenizer and sampling, or classes and size of pictures."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import tokenizers
 
@@ -13,7 +14,9 @@ from aifx.config.sections import DataSection
 from aifx.core.errors import DataError
 from aifx.data.chat.assets import template_of_settings
 from aifx.data.chat.template import ChatTemplate, load_template
-from aifx.data.sections import TextSection
+from aifx.data.images import pictures_spec
+from aifx.data.picture_lists import Listing
+from aifx.data.sections import ImagesSection, TextSection
 from aifx.data.spec import DataSpec
 from aifx.data.text import text_spec
 from aifx.data.tokenizer import Tokenizer
@@ -21,6 +24,7 @@ from aifx.hub.folder import (
     CHAT_TEMPLATE,
     CONFIG,
     GENERATION_CONFIG,
+    PREPROCESSOR,
     TOKENIZER,
     TOKENIZER_CONFIG,
     ModelFolder,
@@ -35,7 +39,7 @@ SEQ_LEN = 1024
 
 @dataclass(frozen=True)
 class HubAssets:
-    """What a run keeps beside its arrays.
+    """The files and settings that a run keeps in addition to its arrays.
 
     Attributes:
         files: in its assets, by name.
@@ -49,7 +53,10 @@ class HubAssets:
 
 
 def read_text_assets(folder: ModelFolder, config: HubConfig, model: Mapping[str, Any]) -> HubAssets:
-    """`model`: the values of `[model]`. Raises DataError for a tokenizer that cannot be used."""
+    """The tokenizer of a model of text, the tokens around a text, and how it is sampled.
+
+    `model` are the values of `[model]`. Raises DataError for a tokenizer that cannot be used.
+    """
     if not folder.has(TOKENIZER):
         what = f"{folder.place(TOKENIZER).parent} has no {TOKENIZER}"
         why = "aifx reads tokenizers in the format of Hugging Face's tokenizers"
@@ -121,7 +128,7 @@ def _chat_template(folder: ModelFolder, settings: Mapping[str, Any]) -> bytes | 
 
 
 def _sampling(generation: Mapping[str, Any]) -> dict[str, float | int]:
-    """What the makers of the model recommend, as far as [generate] has it."""
+    """The sampling that the makers of the model recommend, as far as [generate] has it."""
     if not generation.get("do_sample"):
         return {}
     found: dict[str, float | int] = {}
@@ -133,3 +140,135 @@ def _sampling(generation: Mapping[str, Any]) -> dict[str, float | int]:
     if isinstance(top_p, int | float) and 0 < top_p <= 1:
         found["top_p"] = float(top_p)
     return found
+
+
+PICTURES = "data/images"
+"""`data.path` of an imported model: a folder for pictures of one's own."""
+
+LARGEST = 255
+"""A pixel's largest value."""
+
+MOST_CLASSES = 100_000
+"""More than any model has."""
+
+_OBJECTIVES: Mapping[str, tuple[str, Literal["label", "labels"]]] = {
+    "single_label_classification": ("classification", "label"),
+    "multi_label_classification": ("multilabel", "labels"),
+}
+"""The objective, and what a picture's target is."""
+
+_NO_EFFECT = (
+    "image_processor_type",
+    "feature_extractor_type",
+    "processor_class",
+    "resample",
+    "do_convert_rgb",
+    "data_format",
+    "input_data_format",
+    "return_tensors",
+    "default_to_square",
+    "device",
+    "disable_grouping",
+)
+"""Keys of preprocessor_config.json that do not change the model. aifx resizes in its own way: docs/import.md."""
+
+
+def read_picture_assets(folder: ModelFolder, config: HubConfig, model: Mapping[str, Any]) -> HubAssets:
+    """The classes of a model of pictures, and the pictures' size and normalization, from two files of the folder.
+
+    Raises ConfigError for a value, DataError for a missing file.
+    """
+    if not folder.has(PREPROCESSOR):
+        what, why = f"{folder.path} has no {PREPROCESSOR}", "it says how the model's pictures are normalized"
+        raise DataError(what, why, f"hf download {folder.source} {PREPROCESSOR}")
+    place, ignored = str(folder.path / PREPROCESSOR), (*_NO_EFFECT, *config.ignored)
+    file = HubConfig(folder.document(PREPROCESSOR), place, config.hint, ignored)
+    channels = config.read("num_channels", int, 3)
+    mean, std = _normalization(file, channels)
+    size, fit = _size(file)
+    _check_size(config, size)
+    file.finish()
+    problem = config.read("problem_type", str, "single_label_classification")
+    if problem not in _OBJECTIVES:
+        raise config.refused("problem_type", f"aifx imports {' and '.join(_OBJECTIVES)}")
+    objective, target = _OBJECTIVES[problem]
+    classes = _classes(config)
+    sections: dict[str, dict[str, Any]] = {
+        "model": {"pixel_mean": mean, "pixel_std": std},
+        "data": {"path": PICTURES, "classes": classes, "channels": channels, "image_size": size, "fit": fit},
+        "objective": {"kind": objective},
+    }
+    listing = Listing(PICTURES, [], target, tuple(classes))
+
+    def data_spec(section: DataSection) -> DataSpec:
+        assert isinstance(section, ImagesSection)
+        assert section.image_size
+        assert section.channels
+        return pictures_spec(listing, (*section.image_size, section.channels))
+
+    return HubAssets({PREPROCESSOR: folder.read(PREPROCESSOR)}, sections, data_spec)
+
+
+def _normalization(file: HubConfig, channels: int) -> tuple[list[float], list[float]]:
+    """Mean and deviation of pixels from 0 to 1."""
+    factor = 1.0
+    if file.read("do_rescale", bool, True):
+        factor = file.read("rescale_factor", float, 1 / LARGEST)
+        if factor <= 0:
+            raise file.refused("rescale_factor", "pixels are multiplied by it")
+    largest = factor * LARGEST
+    means, deviations = [0.0] * channels, [1.0] * channels
+    if file.read("do_normalize", bool, True):
+        means, deviations = (_of_channels(file, key, channels) for key in ("image_mean", "image_std"))
+    file.pass_over("rescale_factor", "image_mean", "image_std")
+    if min(deviations) <= 0:
+        raise file.refused("image_std", "pixels are divided by it")
+    return [mean / largest for mean in means], [deviation / largest for deviation in deviations]
+
+
+def _of_channels(file: HubConfig, key: str, channels: int) -> list[float]:
+    values: list[Any] = file.read(key, list)
+    if len(values) != channels or not all(type(one) in (int, float) and math.isfinite(one) for one in values):
+        raise file.refused(key, f"the model's pictures have {channels} channels, each with a number")
+    return [float(one) for one in values]
+
+
+def _size(file: HubConfig) -> tuple[tuple[int, int], str]:
+    """Height and width, and `data.fit`."""
+    is_cropped = file.read("do_center_crop", bool, False)
+    is_resized = file.read("do_resize", bool, True)
+    file.pass_over("size", "crop_size")
+    key = "crop_size" if is_cropped else "size"
+    value = file.values.get(key)
+    keeps_proportions = is_cropped or file.read("crop_pct", float, optional=True) is not None
+    if isinstance(value, Mapping) and value.keys() == {"shortest_edge"}:
+        value, keeps_proportions = value["shortest_edge"], True
+    sides: list[Any] = [value.get("height"), value.get("width")] if isinstance(value, Mapping) else [value, value]
+    if not (is_resized or is_cropped) or not all(type(side) is int and side > 0 for side in sides):
+        raise file.refused(key, "aifx reads a height and a width of all pictures in it")
+    return (sides[0], sides[1]), "crop" if keeps_proportions else "stretch"
+
+
+def _check_size(config: HubConfig, size: tuple[int, int]) -> None:
+    """Raise ConfigError if the model is for pictures of another size."""
+    value = config.values.get("image_size")
+    if value not in (None, size[0] if size[0] == size[1] else None, list(size)):
+        raise config.refused("image_size", f"{PREPROCESSOR} makes pictures {size[0]} x {size[1]}")
+    config.pass_over("image_size")
+
+
+def _classes(config: HubConfig) -> list[str]:
+    """The names of the classes. A name that several have is followed by its number, but for the first."""
+    count = config.read("num_labels", int, 2)
+    names = config.read("id2label", dict, {str(i): f"LABEL_{i}" for i in range(min(count, MOST_CLASSES))})
+    numbered = {str(key): name for key, name in names.items()}
+    if not 1 < len(numbered) <= MOST_CLASSES or numbered.keys() != {str(i) for i in range(len(numbered))}:
+        raise config.refused("id2label", "aifx imports two classes or more, numbered from 0")
+    found: dict[str, None] = {}  # in order
+    for i in range(len(numbered)):
+        if not isinstance(name := numbered[str(i)], str) or not name:
+            raise config.refused("id2label", f"the name of class {i} is no text")
+        while name in found:
+            name += f" ({i})"
+        found[name] = None
+    return list(found)

@@ -79,7 +79,7 @@ def _model(
 def _training(run: RunDirectory, step: int) -> list[tuple[str, Any]]:
     provenance, settings = read_provenance(run), read_settings(run)
     hardware, versions = provenance.get("hardware") or {}, provenance.get("versions") or {}
-    shown = ", ".join(f"{name} {versions[name]}" for name in ("aifx", "jax", "python") if name in versions)
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("aifx", "jax", "python") if name in versions)
     rows = settings.get("train.global_batch_size"), settings.get("data.seq_len")
     dataset = (provenance.get("dataset") or {}).get("reference")
     return [
@@ -91,7 +91,7 @@ def _training(run: RunDirectory, step: int) -> list[tuple[str, Any]]:
         ("fine-tuned from run", (provenance.get("finetuned_from") or {}).get("run")),
         ("device", hardware.get("device_kind")),
         ("processor", hardware.get("cpu")),
-        ("versions", shown),
+        ("versions", packages),
         ("energy", _energy(run)),
     ]
 

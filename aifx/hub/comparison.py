@@ -23,7 +23,7 @@ from aifx.parallel.layout import local_layout
 from aifx.specs import Params, merge_frozen
 
 TOKENS, PICTURES = 64, 4
-"""Of random ones, whose logits are compared."""
+"""Numbers of random tokens and pictures whose logits are compared."""
 
 BOUND = 1e-4
 """Share of the largest logit that the two may differ by: float32 sums in another order differ by 1e-6 to 1e-5 of it."""
@@ -92,7 +92,7 @@ def _tokens(model: Any) -> Any:
 
 
 def _pixels(folder: ModelFolder, images: Any) -> Any:
-    """What transformers' image processor, which needs torchvision, makes of them: `[rows, channels, height, width]`."""
+    """Images `[rows, channels, height, width]` as by transformers' image processor, which needs torchvision."""
     file = folder.document(PREPROCESSOR)
     factor = file.get("rescale_factor", 1 / 255) if file.get("do_rescale", True) else 1.0
     x = np.float32(factor) * images
@@ -119,7 +119,7 @@ def _comparison(found: Any, reference: Any, share: float) -> LogitComparison:
 
 
 def _transformers_logits(folder: ModelFolder, name: str, inputs: Any) -> Any:
-    """As of `_logits`, by a class of transformers."""
+    """The same as `_logits`, by a class of transformers."""
     torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
     options = {"trust_remote_code": False, "local_files_only": True, "attn_implementation": "eager"}
     model = getattr(transformers, name).from_pretrained(str(folder.path), dtype=torch.float32, **options)

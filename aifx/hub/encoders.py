@@ -125,8 +125,7 @@ def _pooling(folder: ModelFolder) -> Pooling:
     document = folder.document(POOLING)
     modes = [key for key, value in document.items() if key.startswith("pooling_mode") and value]
     if len(modes) != 1 or modes[0] not in _MODES:
-        shown = ", ".join(modes) or "no mode"
-        raise DataError(f"{path}: {shown}", f"aifx has one of {', '.join(_MODES)}", _AGAIN)
+        raise DataError(f"{path}: {', '.join(modes) or 'no mode'}", f"aifx has one of {', '.join(_MODES)}", _AGAIN)
     found: Pooling = _MODES[modes[0]]  # type: ignore[assignment]
     return found
 

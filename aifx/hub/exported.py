@@ -50,7 +50,7 @@ class ExportedFile:
 
 @dataclass(frozen=True)
 class ExportedModel(Result):
-    """What `aifx export --json` prints.
+    """The document that `aifx export --json` prints.
 
     Attributes:
         rounded: whether the weights were rounded to a narrower type than the run has.
@@ -206,7 +206,7 @@ def _made_before(dest: Path, content: ExportContent) -> Artifact:
 
 
 def _content(artifact: Artifact) -> ExportContent:
-    """What the folder was made of, as its manifest says. Raises ValueError."""
+    """The content of a folder's manifest: the sources that it was made of. Raises ValueError."""
     return TypeAdapter(ExportContent).validate_python(artifact.content)
 
 

@@ -39,8 +39,8 @@ from aifx.hub.folder import (
     WEIGHTS,
     ModelFolder,
 )
+from aifx.hub.importing import read_origin
 from aifx.hub.orbax import OrbaxWeights, in_maxtext, write_weights
-from aifx.hub.origin import read_origin
 from aifx.hub.weights import DIGESTS, StoredWeights, Weights, tensor_digest
 from aifx.kinds import read_config
 from aifx.loading.base_weights import BaseWeights
@@ -61,7 +61,7 @@ SHARD_BYTES = 5_000_000_000
 
 @dataclass(frozen=True)
 class Export:
-    """What is written."""
+    """A checkpoint with all that its export writes."""
 
     run: RunDirectory
     config: Config
@@ -80,7 +80,7 @@ class Export:
     scan_layers: bool | None  # in MaxText's layout; None in that of Hugging Face
 
     def exported(self, dest: Path, parameters: int, *, is_rounded: bool) -> ExportedModel:
-        """What the command prints, without the folder's files."""
+        """The document of the command, without the folder's files."""
         return ExportedModel(
             path=str(dest),
             run=self.run.name,
@@ -97,7 +97,7 @@ class Export:
     def content(
         self, form: Literal["hf", "peft", "orbax"], shard_bytes: int | None = None, *, merge: bool = False
     ) -> ExportContent:
-        """What the folder is made of."""
+        """The sources of the folder, by which the same command recognizes it."""
         return ExportContent(
             aifx=__version__,
             format=form,

@@ -1,4 +1,4 @@
-"""A model's folder becomes a run: its configuration, its assets, and a checkpoint of step 0."""
+"""A model's folder becomes a run: its configuration, its assets, a checkpoint of step 0, and a record of its origin."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from aifx.config import Config
 from aifx.config.config import compare
 from aifx.config.parts import resolve
 from aifx.core.digests import sha256_of
-from aifx.core.errors import DataError
-from aifx.core.files import replace_file
+from aifx.core.errors import AifxError, DataError
+from aifx.core.files import read_file, replace_file
 from aifx.core.json_files import JsonLines, write_json, write_text
 from aifx.core.json_values import plain
+from aifx.core.parsing import parse_json
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, RunDirectory
 from aifx.data.spec import keep_spec
 from aifx.hub.architectures import TensorMap, architecture_of, check_keys, map_tensors, read_arrays
-from aifx.hub.assets import HubAssets, read_text_assets
+from aifx.hub.assets import HubAssets, read_picture_assets, read_text_assets
 from aifx.hub.exported import check_export
 from aifx.hub.folder import CONFIG, ModelFolder, open_folder
 from aifx.hub.orbax import OrbaxFolder, OrbaxWeights, in_maxtext
-from aifx.hub.origin import read_imported
-from aifx.hub.picture_assets import read_picture_assets
 from aifx.hub.weights import DTYPES, StoredWeights, Weights, types_of
 from aifx.kinds import make_config, read_config
 from aifx.machine.host import versions
 from aifx.models.hub import Architecture, Array, HubConfig
 from aifx.runs.binding import open_digests
 from aifx.runs.formats import RunEnd
+from aifx.runs.provenance import read_provenance
 from aifx.runs.staging import run_made_before, staged_run
 from aifx.specs import with_weight_dtype
 
@@ -163,7 +163,7 @@ def import_model(
 
 
 def _differences(model: _Model, project: Project, run: RunDirectory) -> Iterator[str]:
-    """How the run differs from the one that would be made of the model. Reads the model's files whole."""
+    """The differences of a run from the one that would be made of the model. Reads the model's files whole."""
     found = read_imported(run)
     if found is None:
         yield "it was not imported"
@@ -271,3 +271,28 @@ def _record(model: _Model, files: list[SourceFile]) -> ImportFile:
         },
         ignored=list(model.tensors.ignored),
     )
+
+
+MOST_RUNS = 32
+"""Runs that began with one another: more are not followed."""
+
+
+def read_imported(run: RunDirectory) -> dict[str, Any] | None:
+    """`import.json` of the run; None if there is none that can be read."""
+    try:
+        found = parse_json(read_file(run.imported))
+    except (OSError, ValueError, AifxError):
+        return None
+    return found if isinstance(found, dict) else {}
+
+
+def read_origin(run: RunDirectory, project: Project) -> dict[str, Any]:
+    """`import.json` of the run, or of the one that its weights go back to; empty if there is none."""
+    for _ in range(MOST_RUNS):
+        if (found := read_imported(run)) is not None:
+            return found
+        name = (read_provenance(run).get("finetuned_from") or {}).get("run")
+        if not isinstance(name, str):
+            return {}
+        run = project.run(name)
+    return {}

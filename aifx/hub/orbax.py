@@ -68,7 +68,7 @@ class OrbaxWeights:
     """The arrays of a model in a checkpoint of Orbax. Opening reads their description alone."""
 
     def __init__(self, folder: ModelFolder) -> None:
-        """Raises UsageError for another folder, DataError for arrays that are not a model's of MaxText."""
+        """Open a checkpoint. Raises UsageError for another folder, DataError for arrays of no model of MaxText."""
         self.folder = replace(folder, path=folder.path.absolute())
         self.hint = f"aifx ckpt show {self.folder.path}    (lists its arrays)"
         self._item = self._model(read_orbax(folder.path).items)

@@ -67,7 +67,7 @@ def export_adapter(
 
 
 def base_source(export: Export) -> str | None:
-    """What the base run was imported from; None if its weights are not those of a model that was imported."""
+    """The source that the base run was imported from; None if its weights are not those of an imported model."""
     base = export.manifest.run["base"]
     origin = export.run.sibling(base["run"])
     if read_manifest(origin.checkpoints / str(base["step"])).run.get("base") or not origin.imported.exists():

@@ -1,4 +1,4 @@
-"""A project that begins with an imported model: an `aifx.toml` that fine-tunes it."""
+"""A project that begins with an imported model: an `aifx.toml` that fine-tunes it, and what `aifx import` reports."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from typing import Any
 
 from aifx.config.sections import Section
 from aifx.config.toml import to_toml
+from aifx.core.errors import ExitCode
 from aifx.core.files import remove_temporary
 from aifx.core.json_files import write_text
 from aifx.core.project import Project, RunDirectory
+from aifx.core.results import Result
 from aifx.data.text import TOKENIZER_FILE
-from aifx.hub.picture_assets import PICTURES
+from aifx.hub.assets import PICTURES
+from aifx.hub.comparison import LogitComparison
+from aifx.hub.importing import ImportedRun
 from aifx.kinds import read_config
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a project begins with a model.
+    """The beginning of a project with a model of one task.
 
     Attributes:
         use: a command that uses the model without training it; `{run}` is its run.
@@ -85,3 +89,26 @@ def changed_values(section: Section) -> dict[str, Any]:
     """The values of a section that are not the defaults, as JSON has them."""
     defaults = type(section).model_construct().model_dump(mode="json")
     return {key: value for key, value in section.model_dump(mode="json").items() if value != defaults.get(key)}
+
+
+@dataclass(frozen=True)
+class ImportDocument(Result):
+    """The document that `aifx import --json` prints.
+
+    Attributes:
+        started_project: the `aifx.toml` that it wrote, outside of a project.
+        check: with --check, otherwise null.
+    """
+
+    imported: ImportedRun
+    started_project: str | None
+    check: LogitComparison | None
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.OK if self.check is None or self.check.passed else ExitCode.VERDICT
+
+    def next_steps(self) -> tuple[str, str]:
+        """The data that fine-tunes the model, in words, and a command that uses the run."""
+        start = STARTS[self.imported.task]
+        return start.data, start.use.format(run=self.imported.run)

@@ -40,7 +40,7 @@ _CHUNK = 8 << 20
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What a file says of a tensor."""
+    """A file's description of a tensor."""
 
     file: str
     dtype: str  # safetensors' name
@@ -57,7 +57,7 @@ class Weights(Protocol):
 
     @property
     def num_bytes(self) -> int:
-        """Of all files."""
+        """Bytes of all files."""
         ...
 
     def read(self, keys: list[str]) -> Iterator[tuple[str, Array]]:
@@ -83,7 +83,7 @@ class StoredWeights:
     hint = "download the model again"
 
     def __init__(self, folder: ModelFolder) -> None:
-        """Raises DataError for a file that is missing, torn or no safetensors file, or an index that is not theirs."""
+        """Open the files. Raises DataError for one that is missing, torn or no safetensors file, or a wrong index."""
         self.folder = folder
         index = None
         if not folder.has(WEIGHTS):
@@ -103,7 +103,7 @@ class StoredWeights:
 
     @property
     def num_bytes(self) -> int:
-        """Of all files."""
+        """Bytes of all files."""
         return sum(self._path(file).stat().st_size for file in self.files)
 
     def read(self, keys: list[str]) -> Iterator[tuple[str, Array]]:

@@ -34,7 +34,7 @@ from jax_kernels.tuning import TuningCache
 logger = logging.getLogger(__name__)
 
 MAX_RECORDS = 1000
-"""Of the log of another process."""
+"""Most records that are kept of the log of another process."""
 
 
 @dataclass
@@ -136,8 +136,11 @@ def _device_and_calls(
 
 
 def project_calls(project: Project, config: Config) -> list[ProjectCall]:
-    """What a new run of the project would choose. Its programs are traced; nothing is compiled. Data is read
-    only if the configuration leaves open what a model must know of it."""
+    """The calls of a new run's programs, with the implementations that it would choose.
+
+    Its programs are traced; nothing is compiled. Data is read only if the configuration leaves open what a model must
+    know of it.
+    """
     found: dict[str, ProjectCall] = {}
     layout, alone = local_layout(config.train.devices, config.mesh), local_layout(1)
     with tempfile.TemporaryDirectory() as folder, project_errors(config.parts, project):

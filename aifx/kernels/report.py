@@ -1,4 +1,4 @@
-"""What `aifx kernels` prints: the implementation of each call of a project, what was measured, and what was removed."""
+"""The results of `aifx kernels`: the implementation of each call of a project, measurements, and removed files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ChosenCall:
 
 @dataclass(frozen=True)
 class Limit:
-    """What the installed JAX cannot express; of every op if `op` is None."""
+    """An implementation that the installed JAX cannot express; of every op if `op` is None."""
 
     implementation: str
     op: str | None
@@ -60,7 +60,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class ExplainedKernels(Result):
-    """What `aifx kernels explain --json` prints."""
+    """The document that `aifx kernels explain --json` prints."""
 
     device: str
     jax_cannot: list[Limit]
@@ -87,7 +87,7 @@ class TunedCall(ChosenCall):
 
 @dataclass(frozen=True)
 class TunedKernels(Result):
-    """What `aifx kernels tune --json` prints."""
+    """The document that `aifx kernels tune --json` prints."""
 
     device: str
     ops: list[TunedCall]
@@ -96,7 +96,7 @@ class TunedKernels(Result):
 
 @dataclass(frozen=True)
 class MeasuredKernels(Result):
-    """What `aifx kernels ls --json` prints."""
+    """The document that `aifx kernels ls --json` prints."""
 
     device: str
     path: str
@@ -105,7 +105,7 @@ class MeasuredKernels(Result):
 
 @dataclass(frozen=True)
 class ClearedKernels(Result):
-    """What `aifx kernels clear --json` prints: the files that were removed."""
+    """The document that `aifx kernels clear --json` prints: the files that were removed."""
 
     removed: list[str]
 

@@ -26,8 +26,7 @@ from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
 from aifx.programs.build import Programs
 from aifx.programs.state import head_names, make_frozen
-from aifx.runs.base_run import BaseRun, base_manifest, weights_digest, weights_of
-from aifx.runs.binding import read_digests
+from aifx.runs.binding import BaseRun, base_manifest, read_digests, weights_digest, weights_of
 from aifx.runs.provenance import read_provenance
 from aifx.specs import ArraySpec, Params, Specs, array_names, is_spec
 

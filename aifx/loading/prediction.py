@@ -1,11 +1,13 @@
-"""Predictions for rows that come one at a time: computed in batches, so that memory does not grow with them."""
+"""Predictions of a run's model, which `aifx.load` returns: in batches, so that memory does not grow with the rows."""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +15,9 @@ import numpy as np
 
 from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.data.base import Batch, DataFormat, undefined
-from aifx.data.readers.rows import Row
+from aifx.data.frames import Rows, rows_of
+from aifx.data.readers.rows import Row, input_file
+from aifx.data.readers.sources import SourceFile
 from aifx.loading.restore import RestoredRun
 from aifx.objectives.base import Objective
 from aifx.tasks.project_errors import project_errors
@@ -100,7 +104,7 @@ def encoded_rows(form: DataFormat, rows: Iterable[Row]) -> Iterator[tuple[Row, B
 
 
 def checked_predictions(objective: Objective, predicted: Any, batch_size: int) -> Mapping[str, np.ndarray]:
-    """What an objective predicted for a batch. Raises ConfigError for what is not arrays with an entry per example."""
+    """The predictions of an objective for a batch. Raises ConfigError unless they are arrays, an entry per example."""
     if isinstance(predicted, Mapping) and predicted:
         arrays = {name: np.asarray(values) for name, values in predicted.items()}
         if all(values.shape[:1] == (batch_size,) for values in arrays.values()):
@@ -165,7 +169,7 @@ def _stacked(examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarr
 
 
 def _encode(form: DataFormat, row: Row) -> Batch:
-    """Raises DataError for a row that cannot be used."""
+    """The examples of a row. Raises DataError for one that cannot be used."""
     try:
         batch = {name: np.asarray(values) for name, values in form.encode(row.values).items()}
     except (AifxError, MemoryError, RecursionError):
@@ -183,7 +187,7 @@ def _encode(form: DataFormat, row: Row) -> Batch:
 
 
 def _check_fields(form: DataFormat, row: Row, batch: Batch) -> None:
-    """Raises DataError unless the arrays are what the DataSpec says that the model takes."""
+    """Raise DataError unless the arrays are as the DataSpec describes the model's inputs."""
     for name, values in batch.items():
         field = form.spec.fields.get(name)
         dtype = jax.dtypes.canonicalize_dtype(values.dtype).name  # as the device takes it
@@ -191,3 +195,79 @@ def _check_fields(form: DataFormat, row: Row, batch: Batch) -> None:
             found = f"{name!r} {values.dtype} {list(values.shape[1:])}"
             why = f"{type(form).__name__}.encode made {found} of it; the model takes {field.dtype} {list(field.shape)}"
             raise DataError(f"{row.place}: the row does not fit the model", why, "docs/tasks.md")
+
+
+CHUNK = 64
+"""Predictions that are written at a time."""
+
+
+@dataclass(frozen=True, repr=False)
+class LoadedModel:
+    """A trained model without the data that it was trained on."""
+
+    trained: RestoredRun
+
+    def __repr__(self) -> str:
+        return f"LoadedModel(run={self.run!r}, step={self.step}, task={self.trained.config.task.kind!r})"
+
+    @property
+    def run(self) -> str:
+        return self.trained.run.name
+
+    @property
+    def step(self) -> int:
+        return self.trained.step
+
+    @property
+    def _format(self) -> DataFormat:
+        form = self.trained.task.format
+        if form is None:
+            raise undefined(type(self.trained.task), "format", "make predictions")
+        return form
+
+    def predict(self, rows: Rows) -> Iterator[dict[str, Any]]:
+        """A prediction for each row, in order; a batch at a time, so that memory does not grow with the rows.
+
+        A row has the fields that the task reads: {"text": "Call me Ishmael."}. Rows are mappings, a data frame or
+        another table, as `aifx.data.frames.rows_of` takes them. A series without values has nulls and a `reason`.
+        Raises UsageError for data without rows, DataError for a row that cannot be used.
+        """
+        numbered = (Row("rows", number, f"row {number}", values) for number, values in enumerate(rows_of(rows), 1))
+        return (prediction for _, prediction in predict_rows(self.trained, numbered))
+
+    def decode(self, data: bytes) -> Mapping[str, Any]:
+        """The row for `predict` of a picture's file. Raises ValueError for bytes that are no picture."""
+        return self._format.decode(data)
+
+    def predict_files(self, *paths: str | Path) -> Iterator[dict[str, Any]]:
+        """A prediction for each row or image of the files, in order."""
+        rows = self.read([input_file(str(path)) for path in paths])
+        return (prediction for _, prediction in predict_rows(self.trained, rows))
+
+    def read(self, files: Iterable[SourceFile]) -> Iterator[Row]:
+        """The rows of files as the task reads them. Raises DataError naming the file and the line."""
+        for file in files:
+            yield from self._format.read_rows(file)
+
+    def write_predictions(
+        self, files: Iterable[SourceFile], write: Callable[[list[dict[str, Any]]], None]
+    ) -> tuple[int, list[str]]:
+        """Predict each row of the files, and call `write` with records in chunks.
+
+        Records are what `DataFormat.records` makes of a row and its prediction. Returns how many there were, and the
+        places of rows without a prediction.
+        """
+        form, skipped = self._format, list[str]()
+
+        def recorded() -> Iterator[dict[str, Any]]:
+            for row, prediction in predict_rows(self.trained, self.read(files)):
+                if form.skip_reason(row.values):
+                    skipped.append(row.place)
+                yield from form.records(row, prediction)
+
+        records = recorded()
+        count = 0
+        while chunk := list(islice(records, CHUNK)):
+            write(chunk)
+            count += len(chunk)
+        return count, skipped

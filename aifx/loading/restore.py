@@ -39,7 +39,7 @@ CURRENT = ("eval", "generate", "serve")
 """Sections that say what is done with a trained model: a gate that was changed since counts."""
 
 OpenTask: TypeAlias = Callable[[Config, Project, Path], Task]
-"""From a run's configuration, its project and its assets."""
+"""Makes a task of a run's configuration, its project and its assets."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def digest_of_frozen(programs: Programs, frozen: Params) -> str | None:
 
 
 def check_frozen(programs: Programs, frozen: Params, host: Mapping[str, Any], run: RunDirectory, step: int) -> None:
-    """Raises CheckpointError unless the frozen arrays are those that the checkpoint was trained with."""
+    """Raise CheckpointError unless the frozen arrays are those that the checkpoint was trained with."""
     if host.get("frozen_digest") != digest_of_frozen(programs, frozen):
         raise CheckpointError(
             f"the frozen arrays of run {run.name} are not those of its checkpoint of step {step}",

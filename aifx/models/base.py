@@ -1,4 +1,4 @@
-"""What a model is: pure functions over array specs."""
+"""The protocols of models: pure functions over array specs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ from jax_kernels.products import is_bfloat16_on_cpu
 
 @dataclass(frozen=True)
 class Head:
-    """The last projection of a model."""
+    """The last projection of a model.
+
+    With tied embeddings (Press and Wolf 2017, arXiv 1608.05859), the table `[vocab, embed]` of the tokens is also this
+    projection, and its gradient is the sum of both uses. The head then has the table as it is stored as well: a product
+    with it can be cheaper than one with its transpose.
+    """
 
     weight: jax.Array  # [embed, outputs]: what losses multiply by
     bias: jax.Array | None = None  # [outputs]
@@ -40,7 +45,7 @@ class Head:
 
 @runtime_checkable
 class Model(Protocol):
-    """It is independent of losses and data. Its functions run inside jit and take `merge_frozen(params, frozen)`.
+    """A model, independent of losses and data. Its functions run inside jit and take `merge_frozen(params, frozen)`.
 
     Every model derives from it, or from `Decodes`.
 
@@ -57,7 +62,7 @@ class Model(Protocol):
     def specs(self) -> Specs: ...
 
     def hidden(self, params: Params, batch: Any, ctx: ForwardContext) -> jax.Array:
-        """What the head reads, `[tokens or rows, embed]`, of a batch of the fields that the model's DataSpec names."""
+        """The head's input `[tokens or rows, embed]` for a batch with the fields that the model's DataSpec names."""
         ...
 
     def head(self, params: Params, ctx: ForwardContext) -> Head: ...

@@ -91,8 +91,8 @@ class HubConfig:
                 raise self.refused(key, "aifx does not know whether it changes what the model computes", way_out)
 
     def refused(self, key: str, why: str, hint: str = "docs/import.md lists what aifx imports") -> ConfigError:
-        shown = repr(self.values[key])[:80] if key in self.values else "(not set)"
-        return ConfigError(f"{self.place}: {key} = {shown}", why, hint)
+        value = repr(self.values[key])[:80] if key in self.values else "(not set)"
+        return ConfigError(f"{self.place}: {key} = {value}", why, hint)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Tensor:
     leading: int = 0
 
     def shape(self, specs: Mapping[str, ArraySpec]) -> tuple[int, ...]:
-        """In the file."""
+        """The tensor's shape in the file."""
         shapes = [plain_shape(specs[name]) for name in self.arrays]
         joined = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
         if self.kernel is not None:

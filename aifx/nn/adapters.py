@@ -125,9 +125,9 @@ def with_adapters(params: Params, specs: Specs, section: LoraSection, layout: La
         if A not in spec:
             return {name: taken(node[name], child) for name, child in spec.items()}
         inputs = layout.stored(spec[A], layout.computation)[:-1]
-        divided = tuple(axis for axes in inputs for axis in axes)
+        input_axes = tuple(axis for axes in inputs for axis in axes)
         scale = section.alpha / section.rank
-        return LoraMatrix(taken(node[BASE], spec[BASE]), node[A], node[B], scale, section.dropout, divided)
+        return LoraMatrix(taken(node[BASE], spec[BASE]), node[A], node[B], scale, section.dropout, input_axes)
 
     found: Params = taken(params, specs)
     return found
@@ -150,8 +150,8 @@ def with_adapter_dropout(params: Params, ctx: ForwardContext, number: Any, shape
         own = layers.in_layer(ctx, number)
 
         def drop(x: jax.Array) -> jax.Array:
-            part = layout.index(leaf.divided) if leaf.divided else 0
-            vectors = layout.seq_positions(seq) * layout.size(leaf.divided) + part
+            part = layout.index(leaf.input_axes) if leaf.input_axes else 0
+            vectors = layout.seq_positions(seq) * layout.size(leaf.input_axes) + part
             return layers.dropout(x.reshape(rows, seq, -1), leaf.dropout, own, place, vectors).reshape(x.shape)
 
         return replace(leaf, drop=drop)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.random import threefry2x32_p
 from jax.typing import DTypeLike
 
 from aifx.nn.lora import LoraBank, LoraMatrix
 from aifx.nn.quantized import Int8Table, QuantizedMatrix, SomeMatrix, two_term_product
 from aifx.parallel.context import ForwardContext
-from jax_kernels._ops.attention.mask import Mask, SegmentIds
 from jax_kernels._ops.quantized_matmul import quantized_linear
+from jax_kernels.dispatch import varying, varying_axes
 from jax_kernels.implementations import current_device
 from jax_kernels.products import is_bfloat16_on_cpu, product, row_major
-from jax_kernels.shard_maps import varying, varying_axes
+
+LARGEST_PIXEL = 255
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
@@ -156,6 +159,19 @@ def centred(images: jax.Array, dtype: DTypeLike, epsilon: float = 1e-5) -> jax.A
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=(1, 2, 3), keepdims=True) + epsilon)
 
 
+def normalized_pixels(images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: DTypeLike) -> jax.Array:
+    """Images `[rows, height, width, channels]` with pixels from 0 to 255 as numbers of `dtype`.
+
+    They are normalized by the mean and deviation of each channel (of pixels from 0 to 1), or if there are none, each
+    image by its own.
+    """
+    if not mean:
+        return centred(images, dtype)
+    means, stds = np.array(mean), np.array(std)
+    x = images.astype(jnp.float32) * np.float32(1 / (LARGEST_PIXEL * stds)) - np.float32(means / stds)
+    return x.astype(dtype)
+
+
 def dropout(
     x: jax.Array, rate: float, ctx: ForwardContext, place: int | jax.Array = 0, number: jax.Array | None = None
 ) -> jax.Array:
@@ -204,35 +220,3 @@ def _counts(number: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
 def in_layer(ctx: ForwardContext, number: int | jax.Array) -> ForwardContext:
     """`ctx` with a key of this layer's own, so that layers draw differently, unrolled and scanned alike."""
     return ctx if ctx.key is None else replace(ctx, key=jax.random.fold_in(ctx.key, number))
-
-
-def attention_with_dropout(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    rate: float,
-    ctx: ForwardContext,
-    place: int,
-    segment_ids: SegmentIds | None = None,
-    window: int | None = None,
-    scale: float | None = None,
-    logit_softcap: float | None = None,
-) -> jax.Array:
-    """Causal attention with dropout of its weights, as q, `[batch, seq, num_heads, head_dim]`.
-
-    k and v `[batch, all steps, num_kv_heads, head_dim]`, `segment_ids` and the options after it as in
-    `jax_kernels.attention`, whose implementations have no dropout: this one holds all scores.
-    """
-    wide, group, (_, seq, heads, _) = jnp.promote_types(q.dtype, jnp.float32), q.shape[2] // k.shape[2], q.shape
-    k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))
-    positions = ctx.layout.seq_positions(seq)
-    mask = Mask(causal=True, window=window, q_offset=ctx.layout.seq_start(seq), segment_ids=segment_ids)
-    seen = mask.block(0, seq, 0, k.shape[1])
-    assert seen is not None
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide) * (scale or q.shape[-1] ** -0.5)
-    if logit_softcap is not None:
-        scores = logit_softcap * jnp.tanh(scores / logit_softcap)
-    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
-    first = ctx.layout.index(axes) * heads if (axes := ctx.layout.axes("heads")) else 0
-    number = (first + jnp.arange(heads))[:, None] * k.shape[1] + positions
-    return jnp.einsum("bhqk,bkhd->bqhd", dropout(weights, rate, ctx, place, number).astype(v.dtype), v)

@@ -25,7 +25,7 @@ class LoraMatrix:
         b: `[..., rank, outputs]`.
         scale: alpha / rank.
         dropout: share of x that is dropped before `a` in training.
-        divided: the mesh axes over which devices divide the inputs.
+        input_axes: the mesh axes over which the inputs are sharded.
         drop: the dropout of this layer and step; None outside training.
     """
 
@@ -34,7 +34,7 @@ class LoraMatrix:
     b: jax.Array
     scale: float = field(metadata={"static": True})
     dropout: float = field(default=0.0, metadata={"static": True})
-    divided: tuple[str, ...] = field(default=(), metadata={"static": True})
+    input_axes: tuple[str, ...] = field(default=(), metadata={"static": True})
     drop: Drop | None = field(default=None, metadata={"static": True})
 
     def as_matrix(self, inputs: int) -> LoraMatrix:

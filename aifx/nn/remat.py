@@ -1,4 +1,4 @@
-"""What the backward pass of a layer computes again."""
+"""Rematerialization: the backward pass of a layer computes activations again instead of keeping them."""
 
 from __future__ import annotations
 

@@ -20,6 +20,14 @@ Angles: TypeAlias = tuple[jax.Array, jax.Array]
 Frequencies: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 
+# Why and how frequencies are scaled. A pair of features turns by its frequency, in radians per position. A model that
+# was trained on `original_len` tokens has never seen the angles that longer sequences give to slow pairs. Dividing a
+# frequency by `factor` squeezes the longer sequence into the known angles, but blurs how far apart neighbours are,
+# which fast pairs tell. So llama3 and yarn divide the frequencies of slow pairs, keep those of fast ones, and blend
+# between: llama3 along the turns that a pair makes in the first context, from `low` to `high`; yarn along the pair's
+# index, between the pairs that make `beta_fast` and `beta_slow` turns ("NTK-by-parts").
+
+
 @dataclass(frozen=True)
 class Rotary:
     """The frequencies of a model's rotary positions.
@@ -60,13 +68,13 @@ class Rotary:
             first, last = math.floor(self._pair(self.beta_fast)), math.ceil(self._pair(self.beta_slow))
             first, last = max(first, 0), min(last, self.width - 1)
             ramp = (np.arange(self.width // 2) - first) / (last - first or 0.001)
-            divided = np.clip(ramp, 0.0, 1.0)
-            return divided * plain / self.factor + (1 - divided) * plain
+            slow = np.clip(ramp, 0.0, 1.0)  # 0 for fast pairs, which come first, and 1 for slow ones
+            return slow * plain / self.factor + (1 - slow) * plain
         return plain
 
     @property
     def scale(self) -> float:
-        """Of cosines and sines."""
+        """The factor of cosines and sines."""
         if self.scaling != "yarn":
             return 1.0
         if self.attention_factor is not None:

@@ -9,9 +9,9 @@ from typing import Any
 from aifx.config import Config
 from aifx.config.sections import MeshSection, ModelSection
 from aifx.core.errors import ConfigError
-from aifx.models.layered_section import LayeredSection
+from aifx.models.sections import LayeredSection
 from aifx.parallel.mesh import Degrees, all_degrees
-from aifx.planning.counting import Counted, gathered_bytes, held_by_one, outputs_divided, weight_collectives
+from aifx.planning.counting import Counted, gathered_bytes, held_by_one, num_output_shards, weight_collectives
 from aifx.planning.figures import rates_of
 from aifx.planning.hardware import GPU_NAMES, Hardware, find_hardware
 from aifx.planning.network import link_uses, network_of
@@ -93,7 +93,7 @@ class _Estimate:
 
 
 def needed_bytes(counted: Counted, hardware: Hardware) -> int:
-    """Of one device, by count."""
+    """Bytes that one device needs, by count."""
     state = counted.parameters + counted.frozen + counted.optimizer + counted.batch
     copy = counted.state if hardware.platform == "cpu" else 0
     used = counted.gradients + counted.activations + counted.copies + counted.gathered + 2 * counted.logits
@@ -153,7 +153,7 @@ def _counted(
     one, two = alone(1), alone(2)
     for share in shares:
         rows, shared = share.rows, share.degrees.tensor * share.degrees.context
-        parts = outputs_divided(share.programs, one.head[0])
+        parts = num_output_shards(share.programs, one.head[0])
         for micro in (size for size in range(rows, 0, -1) if rows % size == 0):
             settings = {**share.settings, "train.gradient_accumulation": rows // micro, **remat}
             counted = replace(
@@ -185,7 +185,7 @@ def _meshes(hardware: Hardware) -> Iterator[Degrees]:
 
 
 def _mesh_settings(mesh: MeshSection, degrees: Degrees) -> dict[str, int]:
-    """What `[mesh]` must say: sizes above 1, and those that it sets to something else."""
+    """The values that `[mesh]` needs for these degrees: sizes above 1, and those that it sets to something else."""
     default = type(mesh)()
     return {
         f"mesh.{axis}": size

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 GPUS_PER_NODE = 8
 GPUS_PER_RACK = 72
-"""Of a rack whose NVLink spans its nodes (GB200 NVL72)."""
+"""GPUs of a rack whose NVLink spans its nodes (GB200 NVL72)."""
 
 GPU_NAMES = {chip.short_name: chip.name for chip in ACCELERATORS if chip.short_name}
 
@@ -135,7 +135,7 @@ class HardwareName:
 
 @dataclass(frozen=True)
 class HardwareList(Result):
-    """What `aifx plan --list --json` prints."""
+    """The document that `aifx plan --list --json` prints."""
 
     hardware: list[HardwareName]
 
@@ -271,7 +271,7 @@ def _chip(name: str) -> Accelerator:
 
 
 def _device_kind(chip: Accelerator) -> str:
-    """What JAX calls it: the first of the catalogue's patterns, without its wildcards."""
+    """JAX's name of a chip: the first of the catalogue's patterns, without its wildcards."""
     kind = re.sub(r"\(\?!.*?\)|\.\*|\?", "", chip.kinds[0])
     assert find_accelerator(kind) is chip, kind
     return kind

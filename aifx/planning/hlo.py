@@ -65,7 +65,7 @@ class Instruction:
 
 @dataclass
 class Traffic:
-    """What one run of a program moves on one device.
+    """Bytes that one run of a program moves on one device.
 
     Attributes:
         product_bytes: operands and results of matrix products and convolutions, with what is fused to them.
@@ -93,7 +93,7 @@ class Traffic:
 
 
 def count_traffic(text: str) -> Traffic:
-    """Of the entry computation of a compiled module."""
+    """The traffic of the entry computation of a compiled module."""
     computations, entry = _parse(text)
     return _Counting(computations).of(entry)
 
@@ -161,7 +161,7 @@ class _Counting:
         ]
 
     def _turns(self, loop: Instruction) -> int | None:
-        """How often a loop turns: as XLA writes it, otherwise the number that its condition compares with."""
+        """The number of a loop's turns: as XLA writes it, otherwise the one that its condition compares with."""
         if (known := _TURNS.search(loop.attributes)) is not None:
             return int(known[1])
         condition = _CONDITION.search(loop.attributes)
@@ -182,8 +182,10 @@ class _Counting:
         )
 
     def _moved(self, one: Instruction, called: list[str], inside: Mapping[str, Instruction]) -> float:
-        """What an instruction reads and writes in main memory. Of an array that it only slices or updates, the slice
-        alone."""
+        """Bytes that an instruction reads and writes in main memory.
+
+        Of an array that it only slices or updates, the slice alone counts.
+        """
         operands = [inside[name] for name in one.operands if name in inside]
         if one.opcode in SLICES:
             return one.result_bytes + (one.whole_bytes if operands and operands[0].result_bytes else 0.0)
@@ -196,7 +198,7 @@ class _Counting:
         return sum(operand.result_bytes for operand in operands) + one.result_bytes
 
     def _read(self, computation: str, index: int) -> float:
-        """What a fused computation reads of its parameter number `index`."""
+        """Bytes that a fused computation reads of its parameter number `index`."""
         inside = self._computations.get(computation, [])
         for one in inside:
             if one.opcode == "parameter" and one.attributes == str(index):
@@ -222,7 +224,7 @@ class _Counting:
         return total
 
     def _written(self, computation: str) -> float:
-        """What a fused computation writes."""
+        """Bytes that a fused computation writes."""
         inside = {one.name: one for one in self._computations.get(computation, [])}
         root = next((one for one in inside.values() if one.is_root), None)
         return self._stored(inside, root) if root is not None else 0.0
@@ -242,7 +244,7 @@ class _Counting:
 
 
 def collective(one: Instruction, given: float) -> Collective:
-    """Of an instruction whose operands have `given` bytes."""
+    """The collective of an instruction whose operands have `given` bytes."""
     group = _group(one.attributes)
     return Collective(one.opcode, given * (len(group) or 1) if one.opcode == "all-gather" else given, group)
 
@@ -287,7 +289,7 @@ def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
 
 
 def _instruction(name: str, rest: str, *, is_root: bool) -> Instruction:
-    """From "f32[2,3]{1,0} fusion(%a, %b), kind=kLoop, calls=%c"."""
+    """Parse the right side of a line: `f32[2,3]{1,0} fusion(%a, %b), kind=kLoop, calls=%c`."""
     at = _end_of_type(rest)
     shape, call = rest[:at], rest[at:].lstrip()
     opcode, _, arguments = call.partition("(")
@@ -340,7 +342,7 @@ def _split_arguments(text: str) -> tuple[str, str, str]:
 
 
 def _bytes(shape: str, *, on_chip: bool = True) -> float:
-    """Of the arrays of a type; without those that a TPU keeps on the chip unless `on_chip`."""
+    """Bytes of the arrays of a type; without those that a TPU keeps on the chip unless `on_chip`."""
     total = 0.0
     for kind, dimensions, layout in _ARRAY.findall(shape):
         if not on_chip and _ON_CHIP.search(layout):

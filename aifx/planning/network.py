@@ -1,4 +1,4 @@
-"""How long collectives take between the devices of some hardware. Imports no JAX.
+"""The time of collectives between the devices of some hardware. Imports no JAX.
 
 A slice of TPUs is a torus of links; the GPUs of a node share a switch. Several slices or nodes, called islands here,
 are connected by the data center's network. A collective is a ring in each axis of the torus, all axes at once; between
@@ -14,25 +14,25 @@ from dataclasses import dataclass, field
 from aifx.planning.hardware import Hardware, torus_of
 
 ICI_SHARE = 0.9
-"""Of a TPU's links: 45 of a v4's 50 GB/s ("How to Scale Your Model", jax-ml/scaling-book, TPUs)."""
+"""Share of a TPU's links: 45 of a v4's 50 GB/s ("How to Scale Your Model", jax-ml/scaling-book, TPUs)."""
 
 HOP_S = 1e-6
-"""From a TPU to its neighbour (the same source)."""
+"""Latency from a TPU to its neighbour (the same source)."""
 
 CALL_S = 10e-6
-"""Of a collective among GPUs or over the network, however small: a guess."""
+"""Latency of a collective among GPUs or over the network, however small: a guess."""
 
 SWITCH_SHARE = 0.75
-"""Of a GPU's links in one direction, if the catalogue has no measured rate: of all-reduce it has some."""
+"""Share of a GPU's links in one direction, if the catalogue has no measured rate: of all-reduce it has some."""
 
 NETWORK_SHARE = 0.9
-"""Of the data center's network: a guess."""
+"""Share of the data center's network: a guess."""
 
 MEMORY_BYTES_S = 2e9
-"""Between the simulated devices of a processor, which copy from thread to thread: a guess."""
+"""Rate between the simulated devices of a processor, which copy from thread to thread: a guess."""
 
 NETWORK_BYTES_S = 50e9
-"""Of a GPU to other nodes, if the catalogue has no figure: a port of 400 Gb/s each, as DGX H100 has."""
+"""Rate of a GPU to other nodes, if the catalogue has no figure: a port of 400 Gb/s each, as DGX H100 has."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Collective:
 
 @dataclass(frozen=True)
 class LinkUse:
-    """What the collectives of one kind among as many devices need in a step.
+    """The needs of the collectives of one kind among as many devices, in a step.
 
     Attributes:
         devices: of a group.
@@ -102,7 +102,7 @@ class Network:
     _groups: dict[tuple[int, ...], _Group] = field(default_factory=dict, compare=False, repr=False)
 
     def seconds(self, one: Collective) -> tuple[float, str]:
-        """Of one call, and over which links it takes longest."""
+        """The time of one call, and the links over which it takes longest."""
         group = self._groups.get(one.group)
         if group is None:
             group = self._groups[one.group] = self._group(one.group)
@@ -178,6 +178,9 @@ class _Group:
 
 def sent(kind: str, size: float, members: int) -> float:
     """Bytes that each of so many devices sends in a ring."""
+    # In a ring of n devices, each sends a piece of 1/n of the array to the next one, n - 1 times: then all pieces are
+    # gathered, or summed. An all-reduce is a reduce-scatter and an all-gather, and sends twice as much (Patarasuk and
+    # Yuan 2009, doi:10.1016/j.jpdc.2008.09.002).
     if kind == "collective-permute":
         return size
     return (2 if kind == "all-reduce" else 1) * size * (members - 1) / members

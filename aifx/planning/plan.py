@@ -13,19 +13,18 @@ import psutil
 
 from aifx.config import Config
 from aifx.config.sections import CheckpointSection, ModelSection, OptimizerSection, Remat
-from aifx.models.layered_section import LayeredSection
-from aifx.planning.figures import Figure, rates_of
+from aifx.models.sections import LayeredSection
+from aifx.planning.figures import Figure, published_chips, rates_of
 from aifx.planning.hardware import Hardware
 from aifx.planning.network import LinkUse
-from aifx.planning.published import published_chips
 from aifx.planning.step_time import PASSES, Assumptions, Time, elementwise_bytes, mfu_of, step_time, time_of
 
 GPU_MEMORY_SHARE = 0.75
-"""What JAX takes of a GPU's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise (docs.jax.dev, GPU memory
-allocation)."""
+"""Share of a GPU's memory that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise (docs.jax.dev, GPU
+memory allocation)."""
 
 TPU_RESERVED_BYTES = 256 << 20
-"""What the TPU runtime keeps: libtpu gives programs 15.75 of a v5e's 16 GiB."""
+"""Memory that the TPU runtime keeps: libtpu gives programs 15.75 of a v5e's 16 GiB."""
 
 TRAINING_BYTES = 85_000_000
 """Memory of a training process in addition to its arrays and to the memory of a plan's process: tokenizer, data,
@@ -120,7 +119,7 @@ def make_plan(
     settings: Mapping[str, Any] | None = None,
     out_of_memory: bool = False,
 ) -> Plan:
-    """Raises ValueError if the catalogue lacks a peak.
+    """Make the plan from the events of a worker. Raises ValueError if the catalogue lacks a peak.
 
     Args:
         out_of_memory: the compiler refused the step for its memory.
@@ -189,7 +188,9 @@ def _memory(
     state = counted["parameters"] + counted["frozen"] + counted["optimizer"] + counted["batch"]
     temporaries = size(others, "copies of weights, gradients of logits, gathered weights")
     if compiled is not None:
-        # Gradients come while activations go, so XLA needs less than their sum.
+        # The peak is in the backward pass, while gradients come and activations go, so XLA needs less than their sum.
+        # `extra_bytes` is that peak without the arguments. Gradients, logits and activations are taken from it in this
+        # order, and the rest are temporaries.
         activations = max(min(activations, compiled["extra_bytes"] - gradients - logits), 0)
         read_again += ", as far as XLA keeps it in addition to the gradients"
         rest = max(compiled["extra_bytes"] - gradients - logits - activations, 0)
@@ -228,7 +229,7 @@ def _memory(
 
 
 def capacity_of(hardware: Hardware, room_bytes: int | None = None) -> Figure:
-    """What a run may use of the memory of one device."""
+    """The memory of one device that a run may use."""
     if hardware.capacity_bytes is None:
         room = (room_bytes or psutil.virtual_memory().available) / hardware.num_devices
         return Figure(room, "measured", "memory of this machine that is available now")
@@ -243,7 +244,7 @@ def capacity_of(hardware: Hardware, room_bytes: int | None = None) -> Figure:
 
 
 def _bytes_moved(counted: Mapping[str, Any], compiled: Mapping[str, Any] | None) -> Figure:
-    """Of one device."""
+    """Bytes that one device moves in a step."""
     if compiled and not compiled["traffic"]["unknown_loops"]:
         traffic = compiled["traffic"]
         source = "operands and results of XLA's program, with each iteration of a loop"
@@ -308,5 +309,5 @@ def _notes_on_time(
 
 
 def usable_cores() -> int:
-    """Of this machine, by this process."""
+    """The processor cores of this machine that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -60,7 +60,7 @@ class PlanFailure:
 
 @dataclass(frozen=True)
 class PlanList(Result):
-    """What `aifx plan --json` prints: a plan or a failure for each hardware, in the order asked for."""
+    """The document that `aifx plan --json` prints: a plan or a failure for each hardware, in the order asked for."""
 
     plans: list[Plan | PlanFailure]
 

@@ -1,4 +1,9 @@
-"""How long a step takes, from what was counted of it, and what follows for a run."""
+"""The time of a step, from its counts, and what follows for a run.
+
+This is a roofline with three roofs: products at the device's rate of operations, everything else at its rate of memory,
+collectives at the rate of the links. Products and other operations are taken to follow each other. Collectives in loops
+run beside them in part (`Shares.overlap`). The other collectives and the optimizer's update come on top.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +17,24 @@ from aifx.planning.hardware import Hardware
 from aifx.planning.network import LinkUse
 
 PASSES = 8
-"""How often a step moves its activations, if no compiler says: each is written and read on the way forward and back,
+"""Times that a step moves its activations, if no compiler says: each is written and read on the way forward and back,
 with what lies between."""
 
 ATTENTION_SHARE = 0.6
-"""Of the rate of other products, that attention reaches on an accelerator. The published rates fit about as well with
-anything from 0.5 to 1; those of long sequences want 0.4 to 0.9."""
+"""Share of the rate of other products that attention reaches on an accelerator. The published rates fit about as well
+with anything from 0.5 to 1; those of long sequences want 0.4 to 0.9."""
 
 SPREAD = 0.72, 1.19
-"""Of the predicted rate, between which 80 % of the rates of another program are expected, from the errors of published
-rates that were each predicted without its own source: `benchmarks/plan_published.py`."""
+"""Multiples of the predicted rate between which 80 % of the rates of another program are expected.
+
+They are from the errors of published rates, each predicted without its own source: `benchmarks/plan_published.py`."""
 
 _EDGES = ("all-gather", "reduce-scatter")
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the user declares.
+    """Values that the user declares.
 
     Attributes:
         price: of a chip for an hour, in any currency.
@@ -90,7 +96,7 @@ class StepTime:
 
     @property
     def bound(self) -> str:
-        """What takes longest: "products", "memory" or "links"."""
+        """The part that takes longest: "products", "memory" or "links"."""
         waiting = self.exposed + (self.links if self.links > self.computing else 0.0)
         return max((self.products, "products"), (self.elementwise + self.update, "memory"), (waiting, "links"))[1]
 
@@ -103,7 +109,7 @@ def step_time(
     *,
     is_cpu: bool,
 ) -> StepTime:
-    """Of one device.
+    """The time of a step on one device.
 
     On a processor, a compiled step says what is moved. On accelerators the count says it, since published rates were
     compared with counts; a compiled step takes as long as its bytes at the full bandwidth at least.
@@ -141,7 +147,7 @@ def update_bytes(counted: Mapping[str, Any]) -> float:
 
 
 def elementwise_bytes(counted: Mapping[str, Any]) -> float:
-    """Of a step that wasn't compiled: those of the update, of activations and of the sums of micro-batches."""
+    """Bytes of a step that wasn't compiled: of the update, of activations and of the sums of micro-batches."""
     micro_batches = counted["micro_batches"]
     sums = 3 * (micro_batches - 1) * counted["gradients"]
     return update_bytes(counted) + float(PASSES * micro_batches * counted["touched"] + sums)
@@ -157,7 +163,7 @@ def overlapped(links: Sequence[LinkUse]) -> tuple[float, float]:
 
 
 def mfu_of(hardware: Hardware, counted: Mapping[str, Any], step_s: float) -> tuple[float, str] | None:
-    """Of the model's own operations, with the peak in words; None if the catalogue has no peak."""
+    """MFU by the model's own operations, with the peak in words; None if the catalogue has no peak."""
     peak = peak_of(hardware.device_kind, hardware.platform, hardware.num_devices, counted["dtype"])
     if peak is None:
         return None

@@ -10,7 +10,7 @@ from aifx.config import Config
 from aifx.config.parts import resolve
 from aifx.config.sections import MeshSection
 from aifx.models.adapted import adapted_model
-from aifx.models.layered_section import LayeredSection
+from aifx.models.sections import LayeredSection
 from aifx.parallel.layout import Layout
 from aifx.planning.counting import Counted, count, count_activations, described_layout, with_traced_step
 from aifx.planning.hardware import Hardware
@@ -20,7 +20,7 @@ from aifx.tasks.base import Task
 
 @dataclass
 class Work:
-    """What is planned.
+    """A task on some hardware, which is counted for a plan.
 
     Attributes:
         asked: implementations by op, where the one that would run can't be traced here.
@@ -32,7 +32,7 @@ class Work:
     _kept: dict[Any, int] = field(default_factory=dict)  # activations without rematerialization, by mesh and batch
 
     def count(self, config: Config, *, alone: bool = False) -> Counted:
-        """Of the mesh of the configuration; of one device with the whole batch if `alone`."""
+        """The counts on the mesh of the configuration; on one device with the whole batch if `alone`."""
         try:
             return self._count(config, alone)
         except RuntimeError as error:  # JAX's own type
@@ -46,7 +46,10 @@ class Work:
         return with_traced_step(counted, config, with_model(self.task, config), self._layout(config.mesh), self.asked)
 
     def programs(self, config: Config) -> Programs:
-        """Of the mesh of the configuration, not to be compiled. Raises ConfigError if it does not divide the model."""
+        """The programs on the mesh of the configuration, not to be compiled.
+
+        Raises ConfigError if the mesh does not divide the model.
+        """
         return build(config, with_model(self.task, config), self._layout(config.mesh))
 
     def _layout(self, mesh: MeshSection) -> Layout:

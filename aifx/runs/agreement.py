@@ -1,4 +1,4 @@
-"""What the processes of a job must have in common, compared before the first step.
+"""Facts that the processes of a job must have in common, compared before the first step.
 
 A process with another flag, file or kernel would train another model on its part of each batch, and no error would say
 so.
@@ -31,7 +31,7 @@ from jax_kernels.op import Choice
 
 MAX_LINES = 8
 SEEN_S = 10.0
-"""How long a file of process 0 may take to appear on the other nodes."""
+"""Longest time that a file of process 0 takes to appear on the other nodes."""
 
 OF_A_PROCESS = re.compile(r"JAX_(COORDINATOR|PROCESS|NUM_PROCESS|LOCAL)\w*|NCCL_(SOCKET_IFNAME|IB_HCA|DEBUG\w*)")
 """Flags that differ between the processes of a job as a rule."""
@@ -109,14 +109,14 @@ def differences(processes: list[dict[str, Any]]) -> list[str]:
         facts = process["facts"]
         for name in sorted({*first, *facts}):
             if facts.get(name) != first.get(name):
-                who.setdefault((name, _shown(facts, name)), []).append(f"{index} on {process['host']}")
+                who.setdefault((name, _formatted(facts, name)), []).append(f"{index} on {process['host']}")
     return [
-        f"{name}: {value} in process {', '.join(where)}, {_shown(first, name)} in process 0"
+        f"{name}: {value} in process {', '.join(where)}, {_formatted(first, name)} in process 0"
         for (name, value), where in who.items()
     ]
 
 
-def _shown(facts: Facts, name: str) -> str:
+def _formatted(facts: Facts, name: str) -> str:
     return repr(facts[name]) if name in facts else "not set"
 
 
@@ -132,7 +132,7 @@ def share_choices(group: Group, kernels: Choices, trace: Callable[[], object]) -
 
 
 def facts_of_start(config: Config, **options: Any) -> Facts:
-    """What is known before any file is opened: configuration, packages, flags and the code of aifx."""
+    """The facts that are known before any file is opened: configuration, packages, flags and the code of aifx."""
     settings = {f"{section}.{key}": v for section, values in config.values().items() for key, v in values.items()}
     found = versions()
     packages = {f"version of {name}": found.get(name) for name in NUMERIC_PACKAGES}
@@ -143,7 +143,7 @@ def facts_of_start(config: Config, **options: Any) -> Facts:
 
 
 def facts_of_data(project: Project, data_digest: str, device_kind: str, **options: Any) -> Facts:
-    """What is known when the data is open and the project's own code is imported."""
+    """The facts that are known when the data is open and the project's own code is imported."""
     root = project.root.resolve()
     files = {Path(file).resolve() for m in list(sys.modules.values()) if (file := getattr(m, "__file__", None))}
     own = [path for path in files if path.is_relative_to(root)]
@@ -152,7 +152,7 @@ def facts_of_data(project: Project, data_digest: str, device_kind: str, **option
 
 
 def facts_of_program(lowered: jax.stages.Lowered, kernels: Choices | None) -> Facts:
-    """What is known when the step is traced: the implementation of each op's call, and the program."""
+    """The facts that are known when the step is traced: the implementation of each op's call, and the program."""
     made = kernels.made if kernels is not None else {}
     chosen = {f"kernel of {key}": choice.implementation for key, choice in made.items()}
     program = sha256_of(lowered.as_text())

@@ -34,7 +34,7 @@ PARTS = ("params", "ema")
 
 @dataclass(frozen=True)
 class AveragedRun(Result):
-    """What `aifx ckpt average --json` prints.
+    """The document that `aifx ckpt average --json` prints.
 
     Attributes:
         step: of the new run's checkpoint, the newest of `steps`.

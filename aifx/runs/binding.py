@@ -11,10 +11,11 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from aifx.checkpoint.manifest import ArrayEntry, Manifest, digest_of, read_manifest, step_directories
 from aifx.config import Config
 from aifx.config.config import number_settings
 from aifx.core.digests import sha256_of, sha256_of_file, sha256_of_json
@@ -24,7 +25,6 @@ from aifx.core.json_files import write_json
 from aifx.core.parsing import parse_json
 from aifx.core.project import Project, RunDirectory
 from aifx.kernels.choices_file import read_kernel_choices
-from aifx.runs.base_run import base_error
 from aifx.runs.provenance import read_provenance
 
 
@@ -41,7 +41,7 @@ class RunDigests:
     data: Mapping[str, Any] | None  # digest of the batches, and each version of a data set, "name@<64 digits>"
 
     def binding(self) -> dict[str, Any]:
-        """What a checkpoint that is saved now names in its manifest."""
+        """The entries by which the manifest of a checkpoint that is saved now names these digests."""
         return {
             "id": self.run_id,
             "settings": sha256_of_json(self.settings),
@@ -153,7 +153,7 @@ def record_errors(run: RunDirectory, project: Project, step: int, bound: Mapping
 
 
 def _record_change(path: Path, digest: str) -> str | None:
-    """How the file at `path` differs from the one with this SHA-256; None if it is that one."""
+    """The difference of the file at `path` from the one with this SHA-256; None if it is that one."""
     try:
         return None if sha256_of(read_file(path)) == digest else "its SHA-256 differs"
     except FileNotFoundError:
@@ -223,3 +223,64 @@ def _asset_digests(folder: Path) -> dict[str, str]:
             with open(open_file(path, below=folder), "rb") as file:
                 found[path.relative_to(folder).as_posix()] = sha256_of_file(file)
     return found
+
+
+@dataclass(frozen=True)
+class BaseRun:
+    """A checkpoint, and the digest of its weights, which stays the same if the model is imported again."""
+
+    run: str
+    step: int
+    digest: str
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def weights_of(manifest: Manifest) -> dict[str, ArrayEntry]:
+    """The weights that evaluation uses, by name without "params/" or "ema/"."""
+    names = {name.partition("/")[0] for name in manifest.arrays}
+    part = "ema" if "ema" in names else "params"
+    return {name.partition("/")[2]: e for name, e in manifest.arrays.items() if name.startswith(f"{part}/")}
+
+
+def weights_digest(manifest: Manifest) -> str:
+    """SHA-256 over the weights of a checkpoint, and those of its own base if they are adapters."""
+    own = digest_of((name, e.dtype, e.shape, e.digest) for name, e in weights_of(manifest).items())
+    base = manifest.run.get("base")
+    return sha256_of_json([own, base["digest"]]) if base else own
+
+
+def base_manifest(run: RunDirectory, base: BaseRun) -> Manifest:
+    """The manifest of the base's checkpoint. Raises CheckpointError if it is missing or its weights have changed.
+
+    Args:
+        run: the run whose weights need it.
+    """
+    what = f"run {run.name} needs the checkpoint of step {base.step} of run {base.run}, its finetune.base_run"
+    origin = run.sibling(base.run)
+    folder = step_directories(origin.checkpoints).get(base.step)
+    if folder is None:
+        why = "that run has no such checkpoint now" if origin.exists() else f"there is no run at {origin.path}"
+        raise CheckpointError(what, why, f"restore {origin.checkpoints / str(base.step)}, or import the model again")
+    manifest = read_manifest(folder)
+    if weights_digest(manifest) != base.digest:
+        why = f"its weights have changed: their digest was {base.digest[:12]}..."
+        raise CheckpointError(what, why, f"restore {folder}, or: aifx train --run ANOTHER-NAME")
+    if own := manifest.run.get("base"):
+        base_manifest(origin, BaseRun(**own))
+    return manifest
+
+
+def base_error(run: RunDirectory, bound: Mapping[str, Any]) -> CheckpointError | None:
+    """The error if the base that a checkpoint of `run` names is missing or has changed."""
+    try:
+        if named := bound.get("base"):
+            base_manifest(run, BaseRun(**named))
+    except CheckpointError as error:
+        return error
+    except (AifxError, TypeError) as error:
+        return CheckpointError(
+            f"run {run.name} names no usable base run", f"{error}", f"aifx ckpt verify --run {run.name}"
+        )
+    return None

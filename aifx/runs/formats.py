@@ -12,7 +12,7 @@ from aifx.config.sections import Quantization
 from aifx.core.artifact import ManifestFile
 from aifx.core.statuses import ProcessStatus
 from aifx.machine.energy import EnergyBasis
-from aifx.runs.time_account import Activity
+from aifx.runs.records import Activity
 
 
 class MetricsRecord(TypedDict):
@@ -43,7 +43,7 @@ class CountedEnergy(TypedDict):
 
 
 class Account(TypedDict):
-    """What the time since the line before of the same process was spent on."""
+    """The activities that the time since the last line of the same process was spent on."""
 
     elapsed_s: float  # since the process began
     seconds: dict[Activity, float]
@@ -111,7 +111,7 @@ class Validated(_Event):
 
 
 class TextSampled(_Event):
-    """What the model wrote after `log.sample`."""
+    """The text that the model wrote after `log.sample`."""
 
     event: Literal["sample"]
     step: int
@@ -189,7 +189,7 @@ class Warned(_Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RunEnd:
-    """How a training process ended."""
+    """The end of a training process."""
 
     status: ProcessStatus
     step: int

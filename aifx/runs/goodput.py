@@ -1,4 +1,4 @@
-"""What the time of a run went to, over all of its processes, from the lines of `events.jsonl` alone."""
+"""Goodput: the time of a run by what it went to, over all of its processes, from the lines of `events.jsonl` alone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 
 from aifx.core.json_values import number
 from aifx.machine.energy import EnergyBasis
+from aifx.runs.records import Activity
 from aifx.runs.status import BEGINNINGS, is_step
-from aifx.runs.time_account import Activity
 
 Category: TypeAlias = Literal[Activity, "repeated", "skipped", "down", "unknown"]
-"""What time went to. Docs/goodput.md explains them beside the categories of ml-goodput-measurement."""
+"""Uses of time. docs/goodput.md explains them beside the categories of ml-goodput-measurement."""
 
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 

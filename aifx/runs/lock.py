@@ -22,9 +22,9 @@ from aifx.core.project import RunDirectory
 from aifx.core.redaction import redact_arguments
 
 TRIES = 10
-"""How often a run must be held before it is called busy, for its process may be about to end."""
+"""Times that a run must be found held before it is called busy, for its process may be about to end."""
 LOOKING_S = 60.0
-"""How long a process that only looks may keep a run, such as one that was stopped."""
+"""Longest time that a process that only looks may keep a run, such as one that was stopped."""
 
 
 @dataclass(frozen=True)

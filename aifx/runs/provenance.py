@@ -24,7 +24,7 @@ NUMERIC_PACKAGES = ("python", "aifx", "jax", "jaxlib", "numpy", "optax", "grain"
 """Versions that can change a number of the run. The others only move bytes."""
 
 OUR_OWN = (":(exclude)runs", ":(exclude)datasets", ":(exclude,glob)bench/*/*.json", ":(exclude,glob).bench-*/**")
-"""What training, `aifx data` and `aifx bench` write into a project: its being untracked says nothing about the code."""
+"""Files that training, `aifx data` and `aifx bench` write into a project. Untracked ones do not make the code dirty."""
 
 _FLAGS = re.compile(
     r"XLA_\w+|JAX_\w+|LIBTPU_INIT_ARGS|NPROC|OMP_NUM_THREADS|NVIDIA_TF32_OVERRIDE|CUDA_VISIBLE_DEVICES|NCCL_\w+"
@@ -43,7 +43,7 @@ class ProvenanceDifference:
     new: Any
 
     def __str__(self) -> str:
-        return f"{self.name}: {_shown(self.old)} -> {_shown(self.new)}"
+        return f"{self.name}: {_formatted(self.old)} -> {_formatted(self.new)}"
 
 
 def provenance(
@@ -78,7 +78,7 @@ def provenance(
 
 
 def read_provenance(run: RunDirectory) -> dict[str, Any]:
-    """What `provenance` wrote into the run; empty if it cannot be read."""
+    """The document that `provenance` wrote into the run; empty if it cannot be read."""
     try:
         document = parse_json(read_file(run.provenance))
     except (OSError, ValueError):
@@ -87,7 +87,7 @@ def read_provenance(run: RunDirectory) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[ProvenanceDifference]:
-    """What has changed since, so that a resumed run may differ from an uninterrupted one.
+    """Changes since a run began that may make a resumed run differ from an uninterrupted one.
 
     That is: versions, data, devices, the flags of XLA and JAX, and on the CPU its model and the cores used.
     """
@@ -190,6 +190,6 @@ def _both(old: Mapping[str, Any], new: Mapping[str, Any], part: str, key: str) -
     return (old.get(part) or {}).get(key), (new.get(part) or {}).get(key)
 
 
-def _shown(value: Any) -> str:
+def _formatted(value: Any) -> str:
     text = "unset" if value is None else str(value)
     return text[:12] if re.fullmatch(r"[0-9a-f]{40,}", text) else text

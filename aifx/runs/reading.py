@@ -1,20 +1,22 @@
-"""What commands show and compare of a run directory: settings, curves, evaluations, predictions."""
+"""Reading a run directory, alive or dead: settings, evaluations, predictions, skipped batches, metrics as they come."""
 
 from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from aifx.checkpoint.manifest import step_directories
 from aifx.core.files import open_file, read_file
 from aifx.core.json_files import parse_lines, read_jsonl
 from aifx.core.json_values import number
 from aifx.core.parsing import parse_json
 from aifx.core.project import RunDirectory
-from aifx.runs.status import read_settings
+from aifx.machine.catalogue import utilization
+from aifx.runs.status import is_step, read_settings, run_status
 
 Quantity: TypeAlias = Literal["step_time_s", "units_per_s", "mfu", "memory_bytes"]
 
@@ -38,7 +40,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a checkpoint reached on one split."""
+    """The evaluation of a checkpoint on one split."""
 
     step: int
     split: str
@@ -172,3 +174,79 @@ class MetricsTail:
             self._offset += len(whole)
             self._end = whole[whole.rfind(b"\n", 0, -1) + 1 :]
         return parse_lines(whole), restart
+
+
+class WatchedRun:
+    """A run that another process trains, as it was read last: its status, the losses of its steps, its last record."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.losses: list[float | None] = []
+        self.last: dict[str, Any] = {}
+        self._run = run
+        self._tail = MetricsTail(run.metrics)
+        self.look()
+
+    def look(self) -> bool:
+        """Read what is new. Returns whether the run is alive."""
+        # The status first: once it says that the run has ended, its last record is there to be read.
+        self.status = run_status(self._run)
+        records, restart = self._tail.read()
+        if restart:
+            self.losses.clear()
+        self.losses += [number(record.get("loss")) for record in records]
+        self.last = records[-1] if records else self.last
+        return self.status.alive
+
+    @property
+    def utilization(self) -> str:
+        """ "MFU 31.0% (52.4%)" of the last step; empty if it is not known."""
+        return utilization(number(self.last.get("mfu")), number(self.last.get("ceiling_fraction")))
+
+    @property
+    def saved_step(self) -> int | None:
+        """The step of the last checkpoint."""
+        return max(step_directories(self._run.checkpoints), default=None)
+
+    @property
+    def time_to_go_s(self) -> float | None:
+        """At the speed of the last step; None if that is not known, or how many steps there are."""
+        step_s, num_steps = number(self.last.get("step_time_s")), self.status.num_steps
+        return step_s * (num_steps - self.status.step) if step_s and num_steps else None
+
+
+@dataclass(frozen=True)
+class Skips:
+    """The batches of a run that taught it nothing, by their number from 0.
+
+    Attributes:
+        left_out: those that no step takes, in rising order.
+        reasons: why, of each of them and of those whose update was not applied.
+    """
+
+    left_out: tuple[int, ...]
+    reasons: Mapping[int, str]
+
+
+def find_skips(events: Iterable[Mapping[str, Any]]) -> Skips:
+    """The skipped batches that the events of a run, in order, name. A start from nothing discards the earlier ones."""
+    left_out: set[int] = set()
+    reasons: dict[int, str] = {}
+    for event in events:
+        match event.get("event"):
+            case "start":
+                left_out, reasons = set(), {}
+            case "skip":
+                why = f"the update of step {event.get('step')} was not applied ({event.get('reason')})"
+                reasons |= dict.fromkeys(_batches([event.get("batch")]), why)
+            case "rollback":
+                batches = _batches(event.get("batches"))
+                left_out |= batches
+                went_back = f"went back from step {event.get('from_step')} ({event.get('reason')})"
+                why = f"no step takes it since the run {went_back}"
+                reasons |= dict.fromkeys(batches, why)
+    return Skips(tuple(sorted(left_out)), reasons)
+
+
+def _batches(numbers: Any) -> set[int]:
+    """The numbers of batches in a list of a ledger; a damaged line has others too."""
+    return {n for n in numbers if is_step(n)} if isinstance(numbers, list) else set()

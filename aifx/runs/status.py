@@ -55,7 +55,7 @@ class RunStatus(Result):
 
 @dataclass(frozen=True)
 class RunList(Result):
-    """What `aifx runs ls --json` prints."""
+    """The document that `aifx runs ls --json` prints."""
 
     runs: list[RunStatus]
 
@@ -179,7 +179,7 @@ def _ending(process: Sequence[Mapping[str, Any]]) -> Status:
 
 
 def ending_before(run: RunDirectory, pid: int) -> Status | None:
-    """How the process of the run before that of `pid` ended, None if there was none."""
+    """The ending of the process of the run before that of `pid`, None if there was none."""
     events = read_jsonl(run.events)
     last = _last_process(events)
     if last and last[0].get("pid") == pid:
@@ -200,7 +200,7 @@ def read_settings(run: RunDirectory) -> dict[str, Any]:
 
 
 def _best_by(settings: Mapping[str, Any]) -> BestBy:
-    """What ranks the checkpoints of a run; the loss if its configuration does not set it."""
+    """The metric that ranks the checkpoints of a run; the loss if its configuration does not set it."""
     best_by = settings.get("checkpoint.best_by")
     try:
         return parse_best_by(best_by) if isinstance(best_by, str) else LOSS

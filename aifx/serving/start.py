@@ -35,8 +35,7 @@ from aifx.nn.quantized import Int8Table, QuantizedMatrix
 from aifx.parallel.layout import Layout
 from aifx.programs.decoding import DecodingPrograms
 from aifx.programs.serving import ServingPrograms, page_bytes
-from aifx.runs.base_run import weights_digest
-from aifx.runs.binding import read_digests
+from aifx.runs.binding import read_digests, weights_digest
 from aifx.serving.device import Device
 from aifx.serving.engine import Engine
 from aifx.serving.generate import unable_to_write

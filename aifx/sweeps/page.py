@@ -17,7 +17,7 @@ ROW = 22
 MOST_ROWS = 20
 MOST_KEYS = 8
 LOG_SPAN = 20
-"""From this ratio of the largest to the smallest value on, an axis is logarithmic."""
+"""Least ratio of the largest to the smallest value for a logarithmic axis."""
 
 
 def report_page(report: SweepReport) -> str:
@@ -49,26 +49,26 @@ def named(setting: RankedSetting) -> str:
 def _ranking(report: SweepReport) -> Picture | None:
     """A row per setting, the best first: its trials, their mean, and how far a lead over it would be undecided."""
     ranked = [one for one in report.settings if one.rank is not None and one.value is not None]
-    shown = ranked[:MOST_ROWS]
-    if not shown:
+    rows = ranked[:MOST_ROWS]
+    if not rows:
         return None
-    best, sign = shown[0].value or 0.0, -1 if parse_best_by(report.best_by).direction == "max" else 1
-    with canvas("ranking", height=40 + ROW * len(shown)) as on:
+    best, sign = rows[0].value or 0.0, -1 if parse_best_by(report.best_by).direction == "max" else 1
+    with canvas("ranking", height=40 + ROW * len(rows)) as on:
         on.axes.axvline(best, color=LINE, lw=1)
-        for row, one in enumerate(shown):
+        for row, one in enumerate(rows):
             if one.margin is not None:
                 (line,) = on.axes.plot([best, best + sign * one.margin], [row] * 2, color=FAINT, lw=1.5, ls=(0, (3, 2)))
                 on.tip(line, f"a difference up to {number(one.margin)} is undecided")
             _trials(on, [(trial.value, row) for trial in one.trials], one.trials)
             (mean,) = on.axes.plot(one.value, row, "|", color=INK, markersize=14, markeredgewidth=2, zorder=3)
             on.tip(mean, f"{named(one)}: {number(one.value)}")
-        on.rows([named(one) for one in shown])
-        on.axes.set_ylim(len(shown) - 0.4, -0.6)
+        on.rows([named(one) for one in rows])
+        on.axes.set_ylim(len(rows) - 0.4, -0.6)
         ticks(on.axes.xaxis, MaxNLocator(4), lambda value: f"{value:g}")
         on.key("trial", 0)
         on.key("mean")
         on.key("undecided within", is_dashed=True)
-        hidden = f"; {len(ranked) - len(shown)} more are in the table" if len(ranked) > len(shown) else ""
+        hidden = f"; {len(ranked) - len(rows)} more are in the table" if len(ranked) > len(rows) else ""
         return on.picture("Settings", f"{report.best_by}{hidden}")
 
 

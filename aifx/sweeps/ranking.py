@@ -16,8 +16,7 @@ from aifx.core.results import Result
 from aifx.core.statuses import Status
 from aifx.runs.status import run_status
 from aifx.sweeps.record import End, Sweep, Trial
-from aifx.sweeps.samplers import Sampler
-from aifx.sweeps.space import SEED, Values
+from aifx.sweeps.space import SEED, Sampler, Values
 
 Verdict: TypeAlias = Literal["best", "undecided", "worse", "unknown"]
 """A setting beside the best one. "unknown" if either has results of one seed only."""
@@ -82,7 +81,7 @@ class Importance:
 
 @dataclass(frozen=True)
 class SweepReport(Result):
-    """What `aifx sweep --json` and `aifx sweep show --json` print.
+    """The document that `aifx sweep --json` and `aifx sweep show --json` print.
 
     Attributes:
         best_by: what ranks the settings.
@@ -121,7 +120,7 @@ def report(project: Project, name: str, sweep: Sweep) -> SweepReport:
 
 
 def _setting(project: Project, trials: Sequence[Trial]) -> RankedSetting:
-    shown = [
+    listed = [
         SweepTrial(
             number=trial.number,
             run=trial.run,
@@ -133,7 +132,7 @@ def _setting(project: Project, trials: Sequence[Trial]) -> RankedSetting:
         )
         for trial in trials
     ]
-    return RankedSetting(None, trials[0].setting, *_mean_and_std(shown), None, None, None, shown)
+    return RankedSetting(None, trials[0].setting, *_mean_and_std(listed), None, None, None, listed)
 
 
 def _mean_and_std(trials: Sequence[SweepTrial]) -> tuple[float | None, float | None]:
@@ -203,7 +202,7 @@ def _studentized_range(num_groups: int, freedom: float) -> float:
 
 
 def importance(sweep: Sweep) -> list[Importance]:
-    """What each key matters, the most important first.
+    """The importance of each key, the most important first.
 
     An analysis of variance of one factor, on ranks so that a few bad losses do not hide the rest: the variance that the
     groups of a key explain, less what as many groups explain by chance (epsilon squared, Kelley 1935). Trials that

@@ -1,4 +1,4 @@
-"""What is kept of a sweep: `runs/NAME/sweep.jsonl`, which only grows, beside the runs of its trials.
+"""The record of a sweep: `runs/NAME/sweep.jsonl`, which only grows, beside the runs of its trials.
 
 A trial is recorded before its process starts, and its end when that is known. After a kill, the file therefore names
 all trials, and each run's own checkpoints show its last step.
@@ -20,15 +20,14 @@ from aifx.core.json_files import JsonLines, read_jsonl
 from aifx.core.json_values import plain
 from aifx.core.project import Project, RunDirectory
 from aifx.runs.lock import hold_run
-from aifx.sweeps.samplers import Sampler
-from aifx.sweeps.space import SEED, Space
+from aifx.sweeps.space import SEED, Sampler, Space
 
 SWEEP_FILE = "sweep.jsonl"
 WIDTH = 3
 """Digits of a trial's number in the name of its run, at least."""
 
 End: TypeAlias = Literal["completed", "early_stopped", "pruned", "diverged", "failed"]
-"""How a trial ended."""
+"""The end of a trial."""
 
 WITH_RESULT = ("completed", "early_stopped", "pruned", "diverged")
 """The ends of trials that are not started again."""
@@ -36,7 +35,7 @@ WITH_RESULT = ("completed", "early_stopped", "pruned", "diverged")
 
 @dataclass(frozen=True)
 class Design:
-    """What does not change while a sweep goes on.
+    """The part of a sweep that does not change while it goes on.
 
     Attributes:
         seed: of the sampler.

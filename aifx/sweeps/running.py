@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from aifx.cluster.local import KILL_S, POLL_S, visible_gpus
-from aifx.config.best_by import parse_best_by
+from aifx.config.best_by import BestBy, parse_best_by
 from aifx.config.toml import literal
 from aifx.core.errors import ExitCode, UsageError
 from aifx.core.lifecycle import exit_code_of
@@ -23,7 +24,6 @@ from aifx.kinds import load_config
 from aifx.runs.lock import holder, is_held
 from aifx.runs.manage import change_tags
 from aifx.runs.reading import MetricsTail
-from aifx.sweeps.pruning import Curve, Pruning, judge
 from aifx.sweeps.record import SweepFile, Trial
 from aifx.sweeps.starting import config_file, make_trial, trial_overrides
 
@@ -175,7 +175,7 @@ class Runner:
         child = Child(command, env={**os.environ, **self.slots[slot]}, grace_s=KILL_S)
         num_steps = load_config(self.project, settings, file=file).train.num_steps
         self.running.append(Running(trial, self.stack.enter_context(child), slot, num_steps))
-        logger.info(f"{trial.run}: {shown_values(trial.values)}")
+        logger.info(f"{trial.run}: {format_values(trial.values)}")
 
     def _prune(self) -> None:
         best_by = parse_best_by(self.file.sweep.design.best_by)
@@ -219,7 +219,7 @@ class Runner:
             logger.info(f"{trial.run}: {status.replace('_', ' ')}{reached}{f': {error}' if error else ''}")
 
 
-def shown_values(values: Mapping[str, Any]) -> str:
+def format_values(values: Mapping[str, Any]) -> str:
     """`optimizer.learning_rate=0.001 train.seed=0`."""
     return " ".join(f"{key}={literal(value)}" for key, value in values.items())
 
@@ -239,8 +239,60 @@ def _answer(ended: Ended) -> dict[str, Any]:
 
 
 def _error(ended: Ended, answer: Mapping[str, Any]) -> str | None:
-    """Why a trial has no value, in a line."""
+    """The reason that a trial has no value, in a line."""
     error = answer.get("error")
     if isinstance(error, Mapping):
         return ": ".join(str(error[part]).splitlines()[0] for part in ("what", "why") if error.get(part))
     return None if ended.succeeded else ended.why
+
+
+Curve: TypeAlias = Sequence[tuple[int, float]]
+"""Step and value of each validation, in order."""
+
+LEAST_OTHERS = 5
+"""Other trials that must have reached a step: Optuna's `n_startup_trials`."""
+
+WARMUP_FRACTION = 0.25
+"""Share of a trial's steps in which it is not judged: its learning rate may still rise."""
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """The reason to prune a trial: its best value up to `step` is worse than the median of the others'."""
+
+    step: int
+    value: float
+    median: float
+
+
+def judge(curve: Curve, others: Iterable[Curve], best_by: BestBy, num_steps: int) -> Pruning | None:
+    """The reason to prune a trial at the earliest of its validations that gives one; None if it should go on.
+
+    This is the median rule of Golovin et al. 2017, "Google Vizier: A Service for Black-Box Optimization", as Optuna's
+    MedianPruner has it: a trial whose best value is worse than the median of the others' best values up to the same
+    step is not worth its time. Other than successive halving, it needs no rungs: a trial is compared with all that have
+    reached its step, whenever they ran.
+
+    Args:
+        curve: the trial's own.
+        others: those of all other trials, whether they go on or have ended.
+        num_steps: of the trial.
+    """
+    rivals = [other for other in others if other]
+    for step, _ in curve:
+        if not WARMUP_FRACTION * num_steps <= step < num_steps:
+            continue
+        reached = [best_until(other, step, best_by) for other in rivals if other[-1][0] >= step]
+        values = [value for value in reached if value is not None]
+        own = best_until(curve, step, best_by)
+        if len(values) >= LEAST_OTHERS and own is not None:
+            median = statistics.median(values)
+            if best_by.is_better(median, own):
+                return Pruning(step, own, median)
+    return None
+
+
+def best_until(curve: Curve, step: int, best_by: BestBy) -> float | None:
+    """The best value of the validations up to a step; None if there is none."""
+    values = [value for at, value in curve if at <= step]
+    return (max(values) if best_by.direction == "max" else min(values)) if values else None

@@ -15,21 +15,24 @@ from aifx.core.project import Project
 from aifx.core.results import Result
 from aifx.kinds import load_config
 from aifx.sweeps.record import Design, End, Sweep, Trial, is_sweep, read_sweep, sweep_folder, trial_name
-from aifx.sweeps.samplers import (
+from aifx.sweeps.space import (
     SAMPLERS,
+    SEED,
     Outcome,
     Sampler,
+    Space,
     check_optuna,
     grid_size,
     is_known_ahead,
+    overrides,
+    parse_space,
     sample,
 )
-from aifx.sweeps.space import SEED, Space, overrides, parse_space
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for; None is not given.
+    """The options of the command line; None is not given.
 
     Attributes:
         settings: `KEY=A,B,C` texts. Without any, a sweep that exists goes on with its own.
@@ -55,7 +58,7 @@ class PlannedTrial:
 
 @dataclass(frozen=True)
 class PlannedSweep(Result):
-    """What `aifx sweep --dry-run --json` prints: the trials whose values depend on no result, and how many follow."""
+    """The document that `aifx sweep --dry-run --json` prints: the trials known ahead, and the number of all trials."""
 
     sweep: str
     num_trials: int
@@ -177,7 +180,7 @@ def planned(sweep: Sweep, name: str) -> Iterator[Trial]:
 
 
 def plan(sweep: Sweep, name: str) -> PlannedSweep:
-    """What the sweep would do."""
+    """The trials of a sweep that are known ahead."""
     trials = [PlannedTrial(trial.run, trial.values, trial.status) for trial in planned(sweep, name)]
     return PlannedSweep(name, max(sweep.num_trials, len(trials)), trials)
 

@@ -14,7 +14,7 @@ from aifx.config.toml import Origin
 from aifx.core.errors import AifxError, ConfigError, EnvironmentFault
 from aifx.core.project import Project, RunDirectory
 from aifx.kernels.verification import may_have_accelerator
-from aifx.models.layered_section import LayeredSection
+from aifx.models.sections import LayeredSection
 from aifx.parallel.group import Group
 from aifx.parallel.layout import local_layout
 from aifx.parallel.mesh import AXES, Degrees

@@ -11,8 +11,7 @@ from typing import Any
 from aifx.core.errors import EnvironmentFault
 from aifx.core.project import RunDirectory
 from aifx.core.statuses import ProcessStatus
-from aifx.runs.records import Ledger
-from aifx.runs.time_account import TimeAccount
+from aifx.runs.records import Ledger, TimeAccount
 from aifx.training.hook import Hook
 from aifx.training.records import Record, RunInfo, TrainResult
 

@@ -15,7 +15,7 @@ from aifx.data.base import Batch
 from aifx.parallel.group import Group
 from aifx.programs.build import Programs
 from aifx.programs.state import TrainState
-from aifx.runs.time_account import TimeAccount
+from aifx.runs.records import TimeAccount
 from aifx.specs import Params
 from aifx.training.hook import Hook, Stop, TakeStep
 from aifx.training.hooks.stop_vote import StopVote

@@ -20,7 +20,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from aifx.data.base import Batch
 from aifx.parallel.layout import Layout
-from aifx.runs.time_account import Span, TimeAccount
+from aifx.runs.records import Span, TimeAccount
 from aifx.training.records import Record, RunInfo
 
 Sums: TypeAlias = "np.ndarray[Any, Any] | jax.Array"

@@ -46,8 +46,15 @@ from aifx.parallel.group import Group
 from aifx.parallel.layout import Layout, local_layout
 from aifx.programs.build import Programs, build
 from aifx.runs.agreement import agree, check_shared, facts_of_data
-from aifx.runs.base_run import BaseRun, weights_digest
-from aifx.runs.binding import RunDigests, binding_errors, kernel_digest, open_digests, read_digests
+from aifx.runs.binding import (
+    BaseRun,
+    RunDigests,
+    binding_errors,
+    kernel_digest,
+    open_digests,
+    read_digests,
+    weights_digest,
+)
 from aifx.runs.provenance import differences, provenance, read_provenance
 from aifx.serving.generate import unable_to_write
 from aifx.tasks.base import Task, data_digest, evaluation_source, training_source

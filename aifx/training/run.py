@@ -37,8 +37,8 @@ from aifx.parallel.layout import local_layout
 from aifx.programs.build import Programs
 from aifx.runs.agreement import agree, check_shared, facts_of_program, facts_of_start, share_choices
 from aifx.runs.lock import hold_run
+from aifx.runs.records import TimeAccount
 from aifx.runs.status import ending_before
-from aifx.runs.time_account import TimeAccount
 from aifx.specs import Params
 from aifx.tasks.base import training_source
 from aifx.tasks.preflight import check_best_by

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from aifx.checkpoint.orbax import OrbaxCheckpoint
     from aifx.checkpoint.verification import ArrayDifference, CheckpointDifference
     from aifx.runs.averaging import AveragedRun
-    from aifx.runs.pruning import PrunedCheckpoints
+    from aifx.runs.checkpoints import PrunedCheckpoints
 
 
 def ckpt_ls(run: str | None = None, *, project: StrPath = ".") -> CheckpointList:
@@ -206,7 +206,7 @@ def ckpt_prune(
         ([3], [])
     """
     from aifx.kinds import read_config
-    from aifx.runs.pruning import Policy, plan_pruning, prune
+    from aifx.runs.checkpoints import Policy, plan_pruning, prune
 
     found = find_project(Path(project))
     directory = found.existing_run(run)
@@ -269,7 +269,7 @@ def ckpt_cp(
     """
     from aifx.checkpoint.copying import copy_checkpoint, open_stored
     from aifx.core.stores import open_store
-    from aifx.runs.copying import copy_into_run
+    from aifx.runs.checkpoints import copy_into_run
 
     given, to = str(source), str(target)
     if "/" in given:

@@ -12,7 +12,7 @@ from aifx.core.errors import UsageError
 from aifx.core.json_files import read_jsonl
 from aifx.core.project import Project, RunDirectory, find_project
 from aifx.kinds import load_config, read_config
-from aifx.runs.skips import find_skips
+from aifx.runs.reading import find_skips
 from aifx.tasks.registry import open_task
 from aifx.tasks.row_views import ShownBatch, ShownData, ShownExample, ShownRow, ShownValues, show_batch, show_rows
 from aifx.verbs.arguments import Settings, StrPath, overrides

@@ -13,8 +13,8 @@ from aifx.core.steps import parse_step
 from aifx.verbs.arguments import Step, StrPath
 
 if TYPE_CHECKING:
-    from aifx.hub.documents import ImportDocument
     from aifx.hub.exported import ExportedModel
+    from aifx.hub.starting import ImportDocument
 
 
 def import_model(
@@ -60,11 +60,10 @@ def import_model(
     except UsageError:
         found, is_new = Project(Path(project).absolute()), True
     from aifx.hub import comparison
-    from aifx.hub.documents import ImportDocument
     from aifx.hub.folder import open_folder
     from aifx.hub.importing import import_model
     from aifx.hub.orbax import open_orbax
-    from aifx.hub.starting import start_project
+    from aifx.hub.starting import ImportDocument, start_project
 
     if check:
         comparison.need_transformers()

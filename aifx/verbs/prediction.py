@@ -16,7 +16,7 @@ from aifx.verbs.arguments import Settings, Step, StrPath, overrides
 
 if TYPE_CHECKING:
     from aifx.data.frames import Rows
-    from aifx.loading.model import LoadedModel
+    from aifx.loading.prediction import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def load(run: StrPath, *, step: Step = None, settings: Settings = None) -> Loade
         True
     """
     directory, project = open_run(run)
-    from aifx.loading.model import LoadedModel
+    from aifx.loading.prediction import LoadedModel
     from aifx.loading.restore import restore_run
 
     return LoadedModel(restore_run(directory, project, step=parse_step(step), overrides=overrides(settings)))

@@ -15,8 +15,7 @@ from aifx.core.json_values import number
 from aifx.core.project import find_project
 from aifx.core.results import Result
 from aifx.machine.catalogue import utilization
-from aifx.runs.bill import Bill, read_bill
-from aifx.runs.bill_words import Spent, headline, remarks, spent
+from aifx.runs.bill import Bill, Spent, headline, read_bill, remarks, spent
 from aifx.runs.provenance import read_provenance
 from aifx.runs.reading import Evaluation, Prediction, Setting, changed_settings, read_evaluations, read_predictions
 from aifx.runs.status import RunList, RunStatus, list_runs, run_status
@@ -24,7 +23,7 @@ from aifx.verbs.arguments import StrPath
 
 if TYPE_CHECKING:
     from aifx.runs.comparison import Comparison, Pair
-    from aifx.runs.watching import WatchedRun
+    from aifx.runs.reading import WatchedRun
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +159,7 @@ def runs_watch(run: str | None = None, *, project: StrPath = ".") -> WatchedRun:
         >>> watched.look(), watched.status.step
         (False, 3)
     """
-    from aifx.runs.watching import WatchedRun
+    from aifx.runs.reading import WatchedRun
 
     return WatchedRun(find_project(Path(project)).existing_run(run))
 

@@ -62,14 +62,14 @@ def command_types() -> dict[str, Any]:
     from aifx.evaluation import dataset, held_out
     from aifx.health import documents as health
     from aifx.health.diff import Difference
-    from aifx.hub.documents import ImportDocument
     from aifx.hub.exported import ExportedModel
+    from aifx.hub.starting import ImportDocument
     from aifx.kernels import report as kernels
     from aifx.planning.hardware import HardwareList
     from aifx.planning.planner import PlanList
     from aifx.runs import comparison, status
     from aifx.runs.averaging import AveragedRun
-    from aifx.runs.pruning import PrunedCheckpoints
+    from aifx.runs.checkpoints import PrunedCheckpoints
     from aifx.scaffold import projects
     from aifx.search.building import BuiltIndex
     from aifx.search.searching import SearchResult

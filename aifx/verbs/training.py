@@ -78,7 +78,7 @@ def train(
         hint = f"aifx train --run {fork_from or run} --refit"
         raise UsageError(f"--refit and {other} cannot be used together", why, hint)
     from aifx.kinds import load_config
-    from aifx.runs.time_account import process_started_at
+    from aifx.runs.records import process_started_at
     from aifx.training.resume_checks import latest_result, open_refit
     from aifx.training.run import train as train_run
 

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def check_score_options(window: int | None, scale: float | None, logit_softcap: float | None) -> None:
-    """Raises ValueError naming the option that cannot be used."""
+    """Raise ValueError naming the option that cannot be used."""
     if window is not None and (not isinstance(window, int | np.integer) or window < 1):
         raise ValueError(f"window: expected a positive integer or None, got {window!r}")
     if scale is not None and not math.isfinite(scale):

@@ -17,8 +17,7 @@ from aifx.hub.architectures import named_specs
 from aifx.kinds import read_config
 from aifx.loading.restore import RestoredRun
 from aifx.parallel.context import ForwardContext
-from aifx.runs.base_run import BaseRun, weights_digest
-from aifx.runs.binding import open_digests
+from aifx.runs.binding import BaseRun, open_digests, weights_digest
 from aifx.specs import merge_frozen, split_frozen
 from aifx.tasks.registry import load_task
 
@@ -43,12 +42,12 @@ def make_adapter_run(project: Project, base: RunDirectory, *settings: str, name:
 
 
 def logits_of(trained: RestoredRun) -> np.ndarray:
-    """Of `peer_models.inputs()`, `[rows, seq, vocab]`."""
+    """The logits `[rows, seq, vocab]` of `peer_models.inputs()`."""
     return _forward(trained, with_head=True)
 
 
 def hidden_of(trained: RestoredRun) -> np.ndarray:
-    """Of `peer_models.inputs()`, `[rows, seq, embed]`."""
+    """The head's input `[rows, seq, embed]` for `peer_models.inputs()`."""
     return _forward(trained, with_head=False)
 
 

@@ -33,7 +33,7 @@ def write_folder(folder: Path, name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def hub_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """From the name of a stored case to its folder, which no test changes."""
+    """A function from the name of a stored case to its folder, which no test changes."""
     return lambda name: made_once(tmp_path_factory, f"hub-{name}", lambda at: write_folder(at / name, name)) / name
 
 

@@ -76,7 +76,7 @@ def maxtext_of(tensors: dict[str, np.ndarray], config: dict[str, Any], *, is_sca
 
 
 def maxtext_logits(arrays: dict[str, np.ndarray], config: dict[str, Any], tokens: np.ndarray) -> np.ndarray:
-    """What MaxText's Llama computes of its unscanned arrays, `[batch, seq, vocab]`, in float64.
+    """The logits `[batch, seq, vocab]` of MaxText's Llama with unscanned arrays, in float64.
 
     As `attentions.py`, `embeddings.py` and `decoders.py` in `layers/` of MaxText e591f30: attention's scores are not
     divided by the root of the head's width.

@@ -68,8 +68,11 @@ def random_cases(seed, count):
                "num_hidden_layers": one_of(1, 2, 3), "intermediate_size": one_of(5, 20), "image_size": sides,
                "layer_norm_eps": one_of(1e-12, 1e-6)}  # fmt: skip
         means = {"image_mean": rng.uniform(size=3).tolist(), "image_std": rng.uniform(0.2, 1.0, 3).tolist()}
-        shown = {**one_of(HALF, IMAGENET), **means}
-        yield f"random-vit-{seed}-{number}", ("vit", vit, {**shown, "size": {"height": sides[0], "width": sides[1]}})
+        preprocessor = {**one_of(HALF, IMAGENET), **means}
+        yield (
+            f"random-vit-{seed}-{number}",
+            ("vit", vit, {**preprocessor, "size": {"height": sides[0], "width": sides[1]}}),
+        )
         is_basic, stages = one_of(True, False), one_of(1, 2, 3)
         widths = [one_of(2, 4, 6) for _ in range(stages)]
         resnet = {**RESNET, "layer_type": "basic" if is_basic else "bottleneck", "embedding_size": widths[0],
@@ -77,7 +80,7 @@ def random_cases(seed, count):
                   "depths": [one_of(1, 2, 3) for _ in range(stages)],
                   "downsample_in_bottleneck": one_of(True, False)}  # fmt: skip
         size = {"height": one_of(17, 32, 45), "width": one_of(17, 32, 45)}
-        yield f"random-resnet-{seed}-{number}", ("resnet", resnet, {**shown, "size": size})
+        yield f"random-resnet-{seed}-{number}", ("resnet", resnet, {**preprocessor, "size": size})
 
 
 def values_of(key, shape):

@@ -1,4 +1,4 @@
-"""What an imported image model computes."""
+"""Computations with an imported image model."""
 
 from __future__ import annotations
 

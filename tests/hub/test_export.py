@@ -24,8 +24,7 @@ from aifx.hub.exporting import export_model
 from aifx.hub.importing import import_model
 from aifx.kinds import bundled
 from aifx.models import Family
-from aifx.models.decoder.presets import PRESETS
-from aifx.models.decoder.section import DecoderSection
+from aifx.models.decoder.section import PRESETS, DecoderSection
 
 
 def imported(folder, project):

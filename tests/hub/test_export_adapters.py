@@ -27,7 +27,7 @@ SLOW = [name for name in peer_models.FIXED if name not in QUICK]
 
 @pytest.fixture
 def adapted(hub_models, empty_project):
-    """From the name of a case to a run with adapters for its model."""
+    """A function from the name of a case to a run with adapters for its model."""
 
     def make(name, *settings):
         base = empty_project.run(import_model(str(hub_models(name)), empty_project, name="base").run)

@@ -1,4 +1,4 @@
-"""What `aifx import` refuses, with the place, and without writing anything."""
+"""Models that `aifx import` refuses, with the place, and without writing anything."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def config(**values):
     return "config.json", values
 
 
-def shown(**values):
+def preprocessor(**values):
     return "preprocessor_config.json", values
 
 
@@ -154,12 +154,12 @@ REFUSED = {
     "a stage without a width": ("resnet-basic", config(hidden_sizes=[4, 0]), r"hidden_sizes = \[4, 0\]"),
     "a bottleneck of no width": ("resnet-bottleneck", config(hidden_sizes=[16, 24, 42]), "hidden_sizes = "),
     "blocks that the weights lack": ("resnet-basic", config(depths=[1, 9000]), r"no tensor resnet\.encoder\.stages\.1"),
-    "means of other channels": ("vit", shown(image_mean=[0.5]), r"image_mean = \[0\.5\]"),
-    "no deviation": ("vit", shown(image_std=[0.5, 0.5, 0]), r"image_std = "),
-    "no mean": ("vit", shown(image_mean=None), "image_mean = None"),
-    "no scale": ("vit", shown(rescale_factor=0), "rescale_factor = 0"),
-    "blue first": ("vit", shown(do_flip_channel_order=True), "do_flip_channel_order = True"),
-    "no size": ("vit", shown(size={"longest_edge": 12}), "size = "),
+    "means of other channels": ("vit", preprocessor(image_mean=[0.5]), r"image_mean = \[0\.5\]"),
+    "no deviation": ("vit", preprocessor(image_std=[0.5, 0.5, 0]), r"image_std = "),
+    "no mean": ("vit", preprocessor(image_mean=None), "image_mean = None"),
+    "no scale": ("vit", preprocessor(rescale_factor=0), "rescale_factor = 0"),
+    "blue first": ("vit", preprocessor(do_flip_channel_order=True), "do_flip_channel_order = True"),
+    "no size": ("vit", preprocessor(size={"longest_edge": 12}), "size = "),
 }
 
 

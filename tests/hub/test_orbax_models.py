@@ -32,7 +32,7 @@ from aifx.models.hub import HubConfig
 
 @pytest.fixture
 def llama(hub_models, tmp_path):
-    """From the name of a case to its folder."""
+    """A function from the name of a case to its folder."""
 
     def folder(name: str) -> Path:
         stored, changes = orbax_models.CASES[name]

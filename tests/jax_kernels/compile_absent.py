@@ -76,7 +76,7 @@ A100 = {
 }
 GPUS: dict[str, dict[str, Any]] = {"h100": H100, "a100": A100}
 PALLAS = ("gpu.triton", "mosaic_gpu", "tpu_custom_call")
-"""What XLA calls programs that are Pallas kernels."""
+"""XLA's names for programs that are Pallas kernels."""
 TPUS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def compile_case(name: str, implementation: str, target: str, case: str, dtype: str, every: bool) -> dict[str, Any]:
-    """What the implementation refuses, or what was compiled of its first config, of `every` one if asked."""
+    """The reason that an implementation refuses a case, or the results of compiling its first config, or every one."""
     op = OPS[name]
     call = next(c for c in compiled_cases(op) if c.name == case).call(dtype)
     mesh, platform, kind, cores = _describe(target)

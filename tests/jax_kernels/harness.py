@@ -1,4 +1,4 @@
-"""What the tests of every op share: how far a result may be off, and where a kernel runs.
+"""The parts that the tests of every op share: how far a result may be off, and where a kernel runs.
 
 A kernel runs on its hardware where that is at hand (JAX_PLATFORMS=cuda make test ARGS=tests/jax_kernels), elsewhere in
 its interpreter, which stands in for a device that the kernel takes.

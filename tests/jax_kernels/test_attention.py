@@ -120,7 +120,7 @@ def case(name, dtype):
 
 
 def calls(implementation, dtypes):
-    """Of as many blocks as masks need to hide some, show others whole and cut through the rest; and offsets, if traced.
+    """Calls with enough blocks for masks to hide some, show others whole and cut through the rest; and traced offsets.
 
     Drawn by way of a seed: left to itself, Hypothesis has a few dozen examples small and much like each other.
     """

@@ -41,7 +41,7 @@ CALLS = st.builds(
 
 
 def seen_by_block(call: Call, block_q: int, block_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each block of scores, whether a query sees a key, and whether all see all; what lies past an end sees all."""
+    """Whether in each block of scores a query sees a key, and whether all see all; what lies past an end sees all."""
     at, key = np.arange(call.q_len)[:, None] + call.q_offset, np.arange(call.kv_len)
     seen = (key <= at) if call.causal else np.ones((call.q_len, call.kv_len), bool)
     if call.window is not None:
@@ -58,7 +58,7 @@ def by_tile(call: Call, of_keys: bool, size: int, block: int) -> tuple[np.ndarra
 
 
 def check(visited: np.ndarray, some: np.ndarray) -> None:
-    """What is seen is visited, once, and nothing else, but that a tile which sees nothing may look at a block."""
+    """Assert that seen blocks are visited once, and no others, but that a tile which sees nothing may look at one."""
     sees = some.any(axis=1)
     np.testing.assert_array_equal(visited[sees], some[sees])
     assert np.all(visited.sum(axis=1)[~sees] <= 1)
@@ -126,7 +126,7 @@ def test_the_mosaic_gpu_kernels(call, of_keys):
 @settings(max_examples=30, deadline=None)
 @given(CALLS)
 def test_pairs_that_see_each_other_are_those_of_the_mask(call: Call) -> None:
-    """What kernels declare as their work."""
+    """The work that kernels declare."""
     mask = call.mask(None, None).block(0, call.q_len, 0, call.kv_len)
     everyone = call.q_len * call.kv_len
     assert call.seen_pairs() == (everyone if mask is None else int(np.asarray(mask).sum()))

@@ -16,11 +16,10 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 from jax_kernels._ops.attention import ATTENTION, attention
 from jax_kernels._ops.attention.call import Call
 from jax_kernels._ops.swiglu import swiglu
-from jax_kernels.dispatch import Choices, choose, choose_unmeasured, using
+from jax_kernels.dispatch import Choices, choose, choose_unmeasured, free_axes, using
 from jax_kernels.implementations import Device, Implementation, current_device, interpreting, make_device
 from jax_kernels.op import Choice, Op, call_key
 from jax_kernels.ops import OPS
-from jax_kernels.shard_maps import free_axes
 from jax_kernels.versions import LIMITS, limit_of
 
 CALL = Call(1, 64, 64, 2, 2, 16, "float32", True, None, 0, False, 0.25, None)

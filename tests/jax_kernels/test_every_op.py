@@ -1,4 +1,4 @@
-"""What holds of every op: its cases are calls of it, its implementations agree, and so do one and several devices."""
+"""Properties of every op: its cases are calls of it, its implementations agree, and so do one and several devices."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def float64():
 
 @pytest.fixture
 def short_chunks(monkeypatch):
-    """Of 37 tokens, which divide no case: without it, a vocabulary this small makes one chunk of all."""
+    """Chunks of 37 tokens, which divide no case: without it, a vocabulary this small makes one chunk of all."""
     monkeypatch.setattr(xla, "CHUNK_LOGITS", 1)
     monkeypatch.setitem(xla.CHUNK_TOKENS, "cpu", 37)
 
@@ -193,7 +193,7 @@ def test_a_kernel_with_any_options(implementation, tokens, embed, vocab, dtype, 
 @pytest.mark.slow
 @pytest.mark.parametrize("implementation", KERNELS)
 def test_float16_keeps_the_small_gradients_of_a_mean(implementation):
-    """What is asked of a token here is 2^-13, of a column of the vocabulary a 700th of it: less than float16 holds."""
+    """The gradient for a token here is 2^-13, for a column of the vocabulary a 700th of it: less than float16 holds."""
     case = Case("a mean over many tokens", 40, 4, 700, "sum")
     x, weight, labels = arrays(case)
     rounded = [jnp.asarray(y, "float16") for y in (x, weight)]
@@ -231,7 +231,7 @@ def test_nothing_counts(implementation):
     [("xla", "uint8"), *((implementation, "int32") for implementation in (*EVERYWHERE, *KERNELS))],
 )
 def test_labels_outside_the_vocabulary(implementation, dtype):
-    """Of six tokens, those of labels -1 (255 of uint8) and 7 of 7 are wrong, and that of 3 is ignored."""
+    """Six tokens, of which those of labels -1 (255 of uint8) and 7 of 7 are wrong, and that of 3 is ignored."""
     case = Case("wrong labels", 6, 8, 7, "none", ignore_label=3)
     x, weight, _ = (jnp.asarray(y, "float32") for y in arrays(case))
     labels = jnp.asarray(np.array([0, -1, 3, 7, 6, 2]).astype(dtype))

@@ -28,7 +28,7 @@ SMALL_BLOCKS = {
     },
     "pallas_tpu": {"block_rows": 16},
 }
-"""Of which small arrays, too, have several, and a program of the backward takes several turns."""
+"""Block sizes of which small arrays, too, have several, and a program of the backward takes several turns."""
 
 by_name = pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: f"{case.op}, {case.name}")
 

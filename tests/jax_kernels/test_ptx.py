@@ -54,7 +54,7 @@ def output(row: int, tiles: int, size: str = "%r1070") -> str:
 
 @pytest.mark.parametrize(("row", "tiles", "heads_over"), [(1000, 8, 3), (576, 5, 3), (64, 1, 3), (1024, 8, 0)])
 def test_stores_into_the_next_row_are_found(row: int, tiles: int, heads_over: int) -> None:
-    """Of each head but the last, whose store is cut off where the array ends."""
+    """Stores of each head overlap the next, but for the last, whose store is cut off where the array ends."""
     found = overlapping_stores(output(row, tiles))
     stores = 4 * tiles * 2 - (row % 128 == 64)  # of 64 rows the last store is cut off to nothing
     expected = f"attention_mosaic_gpu: {heads_over} of {stores} stores run into the bytes of another"

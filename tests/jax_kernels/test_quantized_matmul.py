@@ -24,10 +24,10 @@ from jax_kernels._ops.quantized_matmul.cases import DTYPES, SMALL_CASES, Case
 from jax_kernels.implementations import interpreting, make_device
 
 UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-"""How far rounding to the nearest moves a number, relative to it."""
+"""Largest distance by which rounding to the nearest moves a number, relative to it."""
 
 SMALLEST = 2.0**-24
-"""Of float16, above zero: its steps do not shrink further."""
+"""Smallest number of float16 above zero: its steps do not shrink further."""
 
 KERNELS = ("pallas_triton", "pallas_tpu")
 DEVICES = {
@@ -245,7 +245,7 @@ def test_quantize(dtype, source, block, exponents, zero, seed):
 
 
 def rounding(dtype, size, scale):
-    """How far numbers of this size are from what they are quantized to: half a step, and of a float32 division u.
+    """The distance of numbers of this size from their quantized values: half a step, and of a float32 division u.
 
     Steps of int8 are the scale. Those of e4m3fn are 2^-3 of the power of two below the number, 2^-9 of the scale at the
     least; XLA may round to float16 on the way, which moves a number by 2^-11 of it and so over the middle of a step.

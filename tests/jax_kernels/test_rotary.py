@@ -20,7 +20,7 @@ SMALL_BLOCKS = {
     "pallas_triton": {"block_len": 4, "block_heads": 2, "num_warps": 4},
     "pallas_tpu": {"block_len": 16, "block_lanes": 128},
 }
-"""Of which small arrays, too, have several along each axis."""
+"""Block sizes of which small arrays, too, have several along each axis."""
 
 
 def arrays(case, seed=0):

@@ -21,7 +21,7 @@ SMALL_BLOCKS = {
     "pallas_triton": {"block_tokens": 16, "block_mlp": 32, "block_embed": 16, "num_warps": 4, "num_stages": 2},
     "pallas_tpu": {"block_tokens": 16, "block_mlp": 128, "block_embed": 128},
 }
-"""Of which small arrays, too, have several along each axis."""
+"""Block sizes of which small arrays, too, have several along each axis."""
 
 
 def arrays(case, seed=0):
@@ -144,7 +144,7 @@ def test_any_shape(tokens, embed, mlp, dtype):
 
 
 def written_by_kernels(implementation, program, *operands):
-    """How many arrays each kernel of a program writes."""
+    """The number of arrays that each kernel of a program writes."""
     with running(SWIGLU, implementation, Case("drawn", 32, 16, 64).call("float32")):
         jaxpr = jax.make_jaxpr(program)(*operands)
     counts = []

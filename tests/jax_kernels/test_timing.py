@@ -1,4 +1,4 @@
-"""What is timed is what the device does: as often as was asked, and nothing besides."""
+"""Timing covers the device's work: as often as was asked, and nothing besides."""
 
 import re
 from typing import Any

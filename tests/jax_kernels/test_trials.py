@@ -1,4 +1,4 @@
-"""What crashes or hangs costs itself alone."""
+"""A trial that crashes or hangs costs itself alone."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from aifx.data.spec import keep_spec
 from aifx.evaluation.dataset import evaluate_files
 from aifx.evaluation.held_out import evaluate
 from aifx.kinds import load_config
-from aifx.loading.model import LoadedModel
+from aifx.loading.prediction import LoadedModel
 from aifx.runs.binding import open_digests
 from aifx.specs import init_params
 from aifx.tasks import open_task

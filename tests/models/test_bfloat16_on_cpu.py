@@ -1,4 +1,4 @@
-"""What XLA compiles for a CPU in bfloat16: products that the processor's matrix units take, where it has them.
+"""Programs that XLA compiles for a CPU in bfloat16: products that the processor's matrix units take, if it has them.
 
 They take row-major operands only. XLA widens others to float32, or multiplies them without those units. A machine
 without such units does not show the difference in its times, so these tests read the compiled programs.

@@ -14,9 +14,8 @@ from numpy_decoder import forward
 
 from aifx.core.errors import ConfigError
 from aifx.data.spec import DataSpec, Field
-from aifx.models.decoder import paged_cache
-from aifx.models.decoder.make import make
-from aifx.models.decoder.model import Decoder
+from aifx.models.decoder import decoding
+from aifx.models.decoder.model import Decoder, make
 from aifx.models.decoder.section import DecoderSection
 from aifx.nn.stacking import stack_layers, unstack_layers
 from aifx.specs import init_params, is_spec
@@ -86,12 +85,12 @@ def tokens(seed=0, batch=2, seq=SEQ):
 
 
 def scores(model, params, hidden):
-    """What the head makes of `[..., embed]`."""
+    """The head's outputs for `[..., embed]`."""
     return model.head(params, CONTEXT)(hidden.reshape(-1, hidden.shape[-1])).reshape(*hidden.shape[:-1], -1)
 
 
 def prefill(model, params, inputs, lengths, empty):
-    """What the head reads of the prompts, which begin the rows of `inputs`, and a cache that holds them."""
+    """The head's input for the prompts, which begin the rows of `inputs`, and a cache that holds them."""
     hidden, cached = model.extend(params, inputs, empty, CONTEXT)
     return hidden, {**cached, "lengths": lengths}
 
@@ -100,7 +99,7 @@ def prefill(model, params, inputs, lengths, empty):
 def paged(family, scan):
     """A model over pages that are shorter than its rows, and its programs: they serve prompts of any length."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paged_cache, "PAGE_SIZE", 8)
+        patch.setattr(decoding, "PAGE_SIZE", 8)
         model = decoder(**FAMILIES[family], scan_layers=scan)
         params, rows = params_of(model), jnp.zeros(2, jnp.int32)
         empty = jit(lambda: init_params(model.cache_specs(2, SEQ), jax.random.key(0)))()

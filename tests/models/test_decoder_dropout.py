@@ -14,6 +14,7 @@ from forward import CONTEXT, outputs_of
 from aifx.models.decoder.model import Decoder
 from aifx.models.decoder.section import DecoderSection
 from aifx.nn import layers
+from aifx.nn.attention import attention_with_dropout
 from aifx.nn.stacking import stack_layers
 from aifx.parallel.context import ForwardContext
 from aifx.specs import init_params
@@ -103,10 +104,10 @@ def test_its_attention_is_the_kernels_when_nothing_is_dropped(num_kv_heads: int)
     )
     segment_ids = jnp.asarray([[1] * 5 + [2] * 7, [1] * 9 + [0] * 3], jnp.int32)
     for ids in (None, segment_ids):
-        plain = layers.attention_with_dropout(q, k, v, 0.0, drawn(), 0, ids)
+        plain = attention_with_dropout(q, k, v, 0.0, drawn(), 0, ids)
         want = attention(q, k, v, causal=True, segment_ids=ids)
         np.testing.assert_allclose(plain, want, atol=2e-6)
-    dropped = layers.attention_with_dropout(q, k, v, 0.5, drawn(rows=(0, 1)), 0)
+    dropped = attention_with_dropout(q, k, v, 0.5, drawn(rows=(0, 1)), 0)
     # The first token attends to itself alone: a head's one weight is doubled or dropped.
     first, values = np.asarray(dropped[:, 0]), np.repeat(np.asarray(v[:, 0]), 4 // num_kv_heads, axis=1)
     kept = [np.allclose(a, 2 * b) for a, b in zip(first.reshape(8, 8), values.reshape(8, 8), strict=True)]

@@ -1,4 +1,4 @@
-"""What a model can do is declared in its protocol, with defaults."""
+"""The capabilities of a model are declared in its protocol, with defaults."""
 
 from __future__ import annotations
 

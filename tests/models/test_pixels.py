@@ -10,23 +10,23 @@ import pytest
 
 from aifx.core.errors import ConfigError
 from aifx.data.spec import DataSpec, Field
-from aifx.models.pixels import normalized
 from aifx.models.resnet import ResnetSection
 from aifx.models.resnet.model import make as make_resnet
 from aifx.models.vit import VitSection
 from aifx.models.vit.model import make as make_vit
+from aifx.nn.layers import normalized_pixels
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
 
 
 def test_by_each_channels_mean_and_deviation():
     section = VitSection(pixel_mean=(0.4, 0.5, 0.6), pixel_std=(0.2, 0.1, 0.3))
-    got = normalized(IMAGES, section, np.float32)
+    got = normalized_pixels(IMAGES, section.pixel_mean, section.pixel_std, np.float32)
     np.testing.assert_allclose(got, (IMAGES / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.1, 0.3], atol=1e-5)
 
 
 def test_each_image_by_its_own():
-    got = np.asarray(normalized(IMAGES, VitSection(), np.float32))
+    got = np.asarray(normalized_pixels(IMAGES, (), (), np.float32))
     np.testing.assert_allclose(got.mean((1, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(got.std((1, 2, 3)), 1, atol=1e-3)
 

@@ -112,7 +112,7 @@ def test_pictures_too_small_for_the_stages_are_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("block", ["small", "basic"])
 def test_the_maximum_is_read_in_place_of_the_mean(block):
-    """What one pixel shows fades in the mean over the image, and not in the maximum."""
+    """A feature of one pixel fades in the mean over the image, and not in the maximum."""
     section = ResnetSection(channels=(4, 6), block=block, stem="3x3", norm_groups=2, pooling="max")
     x = np.zeros((2, 8, 8, 6), np.float32)
     x[1, 3, 5, 2] = 1.0

@@ -1,4 +1,4 @@
-"""How a processor's bfloat16 is judged."""
+"""The speed of a processor's bfloat16, by its flags and by measurement."""
 
 import re
 

@@ -22,7 +22,7 @@ from aifx.core.project import Project
 from aifx.loading.restore import restore_run
 from aifx.evaluation.held_out import evaluate
 from aifx.serving.generate import write_text
-from aifx.loading.model import LoadedModel
+from aifx.loading.prediction import LoadedModel
 from aifx.kinds import load_config
 from aifx.training import restore
 from aifx.training.hook import Hook

@@ -1,4 +1,4 @@
-"""What a plan counts, against what XLA compiles."""
+"""The counts of a plan, against what XLA compiles."""
 
 from __future__ import annotations
 

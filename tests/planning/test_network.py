@@ -1,4 +1,4 @@
-"""How long collectives take on the links of a torus, a switch and a network."""
+"""The time of collectives on the links of a torus, a switch and a network."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_an_all_to_all_on_a_ring_takes_a_quarter_of_an_all_gather_of_the_same_ar
 
 
 def test_slices_and_nodes_are_connected_by_the_network() -> None:
-    """What must enter an island is divided among its members; the slower of both links counts."""
+    """Bytes that enter an island are shared by its members; the slower of both links counts."""
     slices = network("v5e-256x4")
     alone = slices.seconds(Collective("all-reduce", SIZE, (0, 256, 512, 768)))
     assert alone == (pytest.approx(2 * SIZE * 3 / 4 / (0.9 * 3.125e9) + CALL_S), "network")

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from aifx.planning.counting import count_operations
 from aifx.planning.hlo import count_traffic
 from aifx.planning.network import Collective
-from aifx.planning.operations import count_operations
 from jax_kernels._ops.attention import ATTENTION, attention
 from jax_kernels._ops.attention.call import Call
 from jax_kernels._ops.attention.pallas_mosaic_gpu.warpgroup import HAS_INTERPRETER

@@ -61,7 +61,7 @@ def test_several_kinds_of_hardware_make_a_table(project: Project) -> None:
 
 
 @pytest.mark.representative("a plan")
-def test_a_model_that_fits_no_device_is_divided_among_several(project: Project) -> None:
+def test_a_model_that_fits_no_device_is_sharded_over_several(project: Project) -> None:
     """One device is too small, and the smallest machine that would do is named. Eight divide the state."""
     hardware = ("--hardware", "h100", "--hardware", "h100x8")
     done = aifx(project, "plan", "--no-compile", *hardware, "--fit", *LARGE)
@@ -102,8 +102,8 @@ def test_a_run_keeps_its_plan_and_shows_what_was_predicted_and_measured(project:
     run = project.run("main")
     check_document("files/plan", json.loads(run.plan.read_text()))
     plan = json.loads(run.plan.read_text())["plan"]
-    shown = json.loads(aifx(project, "runs", "show", "main", "--json").stdout)
-    found = {one["quantity"]: one for one in shown["predictions"]}
+    printed = json.loads(aifx(project, "runs", "show", "main", "--json").stdout)
+    found = {one["quantity"]: one for one in printed["predictions"]}
     assert list(found) == ["step_time_s", "units_per_s", "mfu", "memory_bytes"]
     assert all(one["measured"] > 0 for one in found.values())
     assert found["step_time_s"]["predicted"] == plan["time"]["step_s"]["value"]

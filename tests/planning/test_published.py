@@ -14,9 +14,8 @@ import pytest
 from effort import IS_LONG
 
 from aifx.config.sections import Remat
-from aifx.planning.figures import SHARES
+from aifx.planning.figures import SHARES, published_chips, published_rates
 from aifx.planning.hardware import find_hardware
-from aifx.planning.published import published_chips, published_rates
 from aifx.planning.step_time import SPREAD
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks/plan_published.py"

@@ -1,4 +1,4 @@
-"""How long a step takes, of what was counted; and of no preset faster than hardware is."""
+"""The time of a step, from its counts; for no preset is it shorter than the hardware allows."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from aifx.commands.console.output import Output
 from aifx.commands.plan.command import between, count, print_plan, print_table, seconds
 from aifx.core.project import Project
 from aifx.kinds import load_config
-from aifx.models.decoder.presets import PRESETS as DECODERS
+from aifx.models.decoder.section import PRESETS as DECODERS
 from aifx.models.decoder.section import window_of
-from aifx.models.resnet.presets import PRESETS as RESNETS
-from aifx.models.vit.presets import PRESETS as VITS
+from aifx.models.resnet.section import PRESETS as RESNETS
+from aifx.models.vit.section import PRESETS as VITS
 from aifx.planning.figures import Figure, rates_of
 from aifx.planning.hardware import Hardware, find_hardware, hardware_names
 from aifx.planning.plan import Plan, make_plan
@@ -179,9 +179,9 @@ def test_a_run_shows_the_intervals_of_its_plan(planned: Any, project: Project) -
         one = found[quantity]
         assert (one.predicted, one.low, one.high) == (figure.value, figure.low, figure.high)
     run.config.touch()
-    shown = inprocess.run(["runs", "show", "main"], project.root, dict(os.environ)).stdout
+    printed = inprocess.run(["runs", "show", "main"], project.root, dict(os.environ)).stdout
     interval = f"{time.step_s.low:.3g} s to {time.step_s.high:.3g} s"
-    assert interval in shown
+    assert interval in printed
     assert interval in run_page(run, project)
 
 

@@ -1,4 +1,4 @@
-"""What a run cost, and how often it should save."""
+"""The cost of a run, and how often it should save."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ LIMIT_S = 120.0
 
 @dataclass(frozen=True)
 class Device:
-    """What `jax.Device` tells."""
+    """The fields of `jax.Device` that provenance reads."""
 
     platform: str = "cpu"
     device_kind: str = "cpu"

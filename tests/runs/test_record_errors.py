@@ -1,4 +1,4 @@
-"""What a checkpoint names of where its run came from, compared with what is there."""
+"""The records that a checkpoint names of its run's origin, compared with the files that are there."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
-def begun(project: Project, dataset: str | None = None) -> tuple[RunDirectory, dict[str, Any]]:
+def started_run(project: Project, dataset: str | None = None) -> tuple[RunDirectory, dict[str, Any]]:
     """A run whose training began, and what a checkpoint of it names."""
     run = project.run("main")
     run.path.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def test_the_versions_of_a_mix(project: Project) -> None:
     one, other = (make_version(project, name, {"text": [name] * 4}) for name in ("books", "web"))
     catalog = open_catalog(project.datasets, project)
     mix = execute(mix_of(parse_sets(["books:1", "web:1"], []), catalog), "mix", catalog, LIMITS).version
-    run, bound = begun(project, "mix")
+    run, bound = started_run(project, "mix")
     assert bound["data"]["versions"] == [version.manifest.whole_reference for version in (mix, one, other)]
     assert list(record_errors(run, project, 1, bound)) == []
     manifest = one.path / "manifest.json"
@@ -53,7 +53,7 @@ def test_the_versions_of_a_mix(project: Project) -> None:
 
 @pytest.mark.parametrize("how", ["link", "dangling", "fifo", "folder", "missing", "changed"])
 def test_a_record_that_is_no_file_has_changed(project: Project, how: str) -> None:
-    run, bound = begun(project)
+    run, bound = started_run(project)
     assert list(record_errors(run, project, 1, bound)) == []
     moved = run.provenance.rename(run.path / "elsewhere.json")
     match how:
@@ -71,7 +71,7 @@ def test_a_record_that_is_no_file_has_changed(project: Project, how: str) -> Non
 
 @pytest.mark.parametrize("how", ["link", "fifo"])
 def test_digests_that_are_no_file_are_an_error_of_the_checkpoint(project: Project, how: str) -> None:
-    run, bound = begun(project)
+    run, bound = started_run(project)
     config = load_config(project, [])
     moved = run.digests.rename(run.path / "elsewhere.json")
     run.digests.symlink_to(moved) if how == "link" else os.mkfifo(run.digests)
@@ -88,7 +88,7 @@ def test_a_changed_file_that_numbers_depend_on(project: Project, change: str) ->
     tokenizer.write_text("{}")
     choice = {"call": "attention", "implementation": "xla", "config": []}
     write_kernel_choices(run, {"cpu": [choice]})
-    run, bound = begun(project)
+    run, bound = started_run(project)
     assert list(binding_errors(run, config, 1, bound)) == []
     match change:
         case "asset":

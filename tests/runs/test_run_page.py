@@ -83,7 +83,7 @@ def test_the_page_of_a_long_run_stays_small(tmp_path: Path) -> None:
     assert len(page) < 400_000
 
 
-def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
+def test_a_run_that_has_just_started(tmp_path: Path) -> None:
     (tmp_path / "aifx.toml").touch()
     run = Project(tmp_path).run("new")
     run.path.mkdir(parents=True)

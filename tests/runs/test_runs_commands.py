@@ -154,15 +154,15 @@ def test_show_tells_where_the_time_went(project: Project) -> None:
     assert bill["energy"]["operational_gco2e"] == pytest.approx(600.0)
     assert bill["advice"]["mtbf_source"] == "assumed"
     people = aifx(project, "runs", "show", "a").stdout
-    shown = people[people.index("goodput") : people.index("setting ")].splitlines()
-    assert re.match("goodput 90.0% .*26 min 40 s", shown[0])
-    assert shown[2].split()[:6] == ["steps", "24", "min", "00", "s", "90.0%"]
-    assert any(re.match(r"cost 4\.00 .*\b9\b.*0\.40", line) for line in shown)
-    assert "energy 2 kWh, nameplate" in shown
-    assert any("88%" in line for line in shown)
-    assert "emissions 600 gCO2e" in shown
-    assert any(re.search(r"250 g/kWh .*PUE.* 1\.2", line) for line in shown)
-    assert max(map(len, shown)) <= 80
+    lines = people[people.index("goodput") : people.index("setting ")].splitlines()
+    assert re.match("goodput 90.0% .*26 min 40 s", lines[0])
+    assert lines[2].split()[:6] == ["steps", "24", "min", "00", "s", "90.0%"]
+    assert any(re.match(r"cost 4\.00 .*\b9\b.*0\.40", line) for line in lines)
+    assert "energy 2 kWh, nameplate" in lines
+    assert any("88%" in line for line in lines)
+    assert "emissions 600 gCO2e" in lines
+    assert any(re.search(r"250 g/kWh .*PUE.* 1\.2", line) for line in lines)
+    assert max(map(len, lines)) <= 80
 
 
 def test_compare(project: Project) -> None:

@@ -18,7 +18,7 @@ from aifx.runs.agreement import check_shared
 
 
 def outcomes(folders: list[Path], *, is_needed: bool = True) -> list[Exception | None]:
-    """How the check ends in each process of a job, whose run directories are these."""
+    """The end of the check in each process of a job, whose run directories are these."""
 
     def check(index: int, port: int) -> Exception | None:
         me = Membership("a test", f"127.0.0.1:{port}", len(folders), index)

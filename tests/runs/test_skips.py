@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aifx.runs.skips import find_skips
+from aifx.runs.reading import find_skips
 
 SKIP = {"event": "skip", "step": 5, "batch": 4, "reason": "non_finite"}
 ROLLBACK = {"event": "rollback", "from_step": 9, "to_step": 4, "step": 8, "batches": [7, 8], "reason": "spike"}

@@ -1,4 +1,4 @@
-"""What a killed process leaves beside a file that it was replacing."""
+"""Temporary files that a killed process leaves beside a file that it was replacing."""
 
 from __future__ import annotations
 

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from aifx.core.json_files import read_jsonl
-from aifx.runs import time_account
-from aifx.runs.records import Ledger
-from aifx.runs.time_account import TimeAccount, process_started_at
+from aifx.runs import records
+from aifx.runs.records import Ledger, TimeAccount, process_started_at
 
 IMPORTED_AT = time.perf_counter()
 
@@ -26,8 +25,8 @@ def now(monkeypatch: pytest.MonkeyPatch) -> Any:
             self.seconds += seconds
 
     clock = Clock()
-    monkeypatch.setattr(time_account.time, "perf_counter", lambda: clock.seconds)
-    monkeypatch.setattr(time_account, "_boot_clock", lambda: clock.seconds + 5e4)
+    monkeypatch.setattr(records.time, "perf_counter", lambda: clock.seconds)
+    monkeypatch.setattr(records, "_boot_clock", lambda: clock.seconds + 5e4)
     return clock
 
 

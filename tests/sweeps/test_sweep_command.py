@@ -46,9 +46,9 @@ def test_each_trial_is_a_run_and_the_settings_are_ranked(swept: Any, monkeypatch
     assert "\n[train]\ngradient_accumulation = 1\n" in out
     assert re.search(r"sweep-006: completed.*2\.0000.*12", err)
     assert read_tags(swept.project.run("sweep-001")) == ("sweep",)
-    code, shown, _ = swept.command("show", "--json")
+    code, printed, _ = swept.command("show", "--json")
     assert code == 0
-    document = json.loads(shown)
+    document = json.loads(printed)
     assert document["best"].startswith("[train]\ngradient_accumulation = 1\n\n[optimizer]\nlearning_rate = 1.0\n")
     assert [trial["run"] for trial in document["settings"][0]["trials"]] == ["sweep-003", "sweep-004"]
     monkeypatch.chdir(swept.root)

@@ -12,9 +12,9 @@ from aifx.config.best_by import BestBy
 from aifx.core.parsing import parse_toml
 from aifx.core.project import Project
 from aifx.sweeps.page import report_page
-from aifx.sweeps.pruning import LEAST_OTHERS, Pruning, judge
 from aifx.sweeps.ranking import SweepReport, explained, margin_between, report
 from aifx.sweeps.record import Design, End, Sweep, Trial
+from aifx.sweeps.running import LEAST_OTHERS, Pruning, judge
 from aifx.sweeps.space import Choices, Range, Space
 
 LOSS, ACCURACY = BestBy("loss", "min"), BestBy("accuracy", "max")
@@ -72,7 +72,7 @@ def test_settings_are_ranked_by_their_mean_over_seeds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_a_lead_is_undecided_as_by_the_test_of_games_and_howell(tmp_path: Path, seed: int) -> None:
-    """Of three settings, of which the second varies little with the seed and the third a lot."""
+    """Three settings, of which the second varies little with the seed and the third a lot."""
     draw = random.Random(seed)
     shapes = ((0.1, 0.0, 0.5), (0.2, 1.5, 0.2), (0.3, 3.0, 2.0))
     results = {rate: [draw.gauss(mean, spread) for _ in range(5)] for rate, mean, spread in shapes}
@@ -123,7 +123,7 @@ def test_a_pruned_trial_counts_with_what_it_had_but_not_for_the_spread(tmp_path:
     assert found.settings[1].verdict == "worse"
 
 
-def test_trials_that_have_not_ended_are_shown_and_do_not_count(tmp_path: Path) -> None:
+def test_trials_that_have_not_ended_are_listed_and_do_not_count(tmp_path: Path) -> None:
     sweep = sweep_of({0.1: [1.0], 0.2: [2.0]})
     sweep.trials[2] = Trial(2, "s-002", {"optimizer.learning_rate": 0.2, "train.seed": 0})
     found = reported(sweep, tmp_path)

@@ -1,4 +1,4 @@
-"""What `--set` of a sweep means, and which settings follow from it."""
+"""The meaning of `--set` of a sweep, and the settings that follow from it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,19 @@ import pytest
 from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.project import Project
 from aifx.kinds import load_config
-from aifx.sweeps.samplers import RANDOM_FIRST, Outcome, check_optuna, grid_size, sample
-from aifx.sweeps.space import Choices, Range, Space, overrides, parse_space, value_of
+from aifx.sweeps.space import (
+    RANDOM_FIRST,
+    Choices,
+    Outcome,
+    Range,
+    Space,
+    check_optuna,
+    grid_size,
+    overrides,
+    parse_space,
+    sample,
+    value_of,
+)
 
 
 @pytest.fixture

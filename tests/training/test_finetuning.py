@@ -20,7 +20,7 @@ from aifx.core.errors import CheckpointError, ConfigError, UsageError
 from aifx.core.project import Project
 from aifx.evaluation.held_out import evaluate
 from aifx.kinds import load_config
-from aifx.runs.base_run import weights_digest
+from aifx.runs.binding import weights_digest
 from aifx.training.run import train
 
 PICTURES = Path(__file__).parents[2] / "templates/vision-inspection/data/fashion_mnist_small.npz"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from aifx.runs.goodput import read_goodput
-from aifx.runs.time_account import Activity, Span, TimeAccount
+from aifx.runs.records import Activity, Span, TimeAccount
 from aifx.training.meter import DataWait
 
 END_S = 300
@@ -61,8 +61,8 @@ def test_the_account_of_a_run_that_is_not_disturbed(tiny, monkeypatch: pytest.Mo
         clock.seconds = time.perf_counter()
         return clock.seconds
 
-    monkeypatch.setattr("aifx.runs.time_account.time", SimpleNamespace(perf_counter=read))
-    monkeypatch.setattr("aifx.runs.time_account._boot_clock", lambda: clock.seconds)
+    monkeypatch.setattr("aifx.runs.records.time", SimpleNamespace(perf_counter=read))
+    monkeypatch.setattr("aifx.runs.records._boot_clock", lambda: clock.seconds)
     result = tiny.train()
     events = tiny.events()
     found = read_goodput(events)

@@ -242,7 +242,7 @@ def _is_run(name: str) -> bool:
 
 def _predict(version: Version, view: View, run: str) -> Iterator[tuple[str, float]]:
     """The certainty of a run of the project for each row."""
-    from aifx.loading.model import LoadedModel
+    from aifx.loading.prediction import LoadedModel
     from aifx.loading.restore import restore_run
 
     project = find_project()

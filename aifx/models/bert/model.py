@@ -16,7 +16,7 @@ INIT_STDDEV = 0.02
 
 
 class Bert:
-    """From tokens `[rows, seq]` to a vector for each."""
+    """An encoder of tokens `[rows, seq]`, which returns a vector for each."""
 
     def __init__(self, section: BertSection) -> None:
         self.section = section

@@ -1,7 +1,6 @@
 """The decoder-only transformer: GPT-2, Llama and models between them."""
 
 from aifx.models import Family
-from aifx.models.decoder.presets import PRESETS
-from aifx.models.decoder.section import DecoderSection
+from aifx.models.decoder.section import PRESETS, DecoderSection
 
-FAMILY = Family("decoder", DecoderSection, "aifx.models.decoder.make:make", PRESETS, hub="aifx.models.decoder.hub")
+FAMILY = Family("decoder", DecoderSection, "aifx.models.decoder.model:make", PRESETS, hub="aifx.models.decoder.hub")

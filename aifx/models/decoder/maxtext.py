@@ -29,7 +29,7 @@ _LLAMA31 = {
     "rope_high_freq_factor": 4.0,
     "rope_original_len": 8192,
 }
-"""What `LLaMARotaryEmbedding` computes, whatever MaxText's configuration says."""
+"""The frequencies that `LLaMARotaryEmbedding` computes, whatever MaxText's configuration says."""
 
 _LAYER = {
     "pre_self_attention_layer_norm/scale": "attention_norm/scale",

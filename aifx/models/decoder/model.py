@@ -11,21 +11,28 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from aifx.core.errors import ConfigError
+from aifx.data.spec import DataSpec
 from aifx.models.base import Head
-from aifx.models.decoder import paged_cache
-from aifx.models.decoder.divided import check_layout, joined, with_own_kv_head
-from aifx.models.decoder.fused import fuse_projections, query_key_value
-from aifx.models.decoder.halves import mlp, norm, norm_of_heads, norm_of_sum
+from aifx.models.decoder.blocks import (
+    check_layout,
+    fuse_projections,
+    mlp,
+    norm,
+    norm_of_heads,
+    norm_of_sum,
+    output_product,
+    query_key_value,
+    with_own_kv_head,
+)
+from aifx.models.decoder.decoding import PagedDecoding, Sequences, write_keys_values
 from aifx.models.decoder.section import DecoderSection, head_dim, num_kv_heads, window_of
-from aifx.models.decoder.sequences import Sequences
 from aifx.models.decoder.specs import decoder_specs, rotary_of, window_rotary_of
-from aifx.models.decoder.writes import Writes
 from aifx.nn import layers
 from aifx.nn.adapters import with_adapter_dropout
-from aifx.nn.paged_attention import attend_pages
+from aifx.nn.attention import attend_pages, attention_with_dropout, ring_attention
 from aifx.nn.quantized import Int8Table, as_dense, lookup_rows
 from aifx.nn.remat import rematerialized
-from aifx.nn.ring import ring_attention
 from aifx.nn.rotary import turned
 from aifx.nn.vocabulary import lookup
 from aifx.parallel.context import ForwardContext
@@ -39,7 +46,7 @@ WEIGHTS, ATTENDED, MLP = range(3)
 """Places of a layer where dropout draws: the weights of attention, its output and the MLP's."""
 
 
-class Decoder(Writes):
+class Decoder(PagedDecoding):
     """A decoder over `vocab_size` tokens, trained on sequences of `seq_len`; `DecoderSection.conflicts` checks it."""
 
     gathers = (LAYERS,)
@@ -74,7 +81,7 @@ class Decoder(Writes):
         return rows * self.seq_len * (6 * products + 12 * attended)
 
     def hidden(self, params: Params, batch: Mapping[str, jax.Array], ctx: ForwardContext) -> jax.Array:
-        """What the head reads, `[tokens, embed]`, of `inputs` int32 `[batch, seq]`: on a mesh, of own tokens.
+        """The head's input `[tokens, embed]` for `inputs` int32 `[batch, seq]`; on a mesh, for own tokens.
 
         `segment_ids` `[batch, seq]` keeps attention within each document, `positions` `[batch, seq]` counts again in
         each.
@@ -97,7 +104,7 @@ class Decoder(Writes):
     def forward(
         self, params: Params, inputs: jax.Array, sequences: Sequences, cache: Params | None, ctx: ForwardContext
     ) -> tuple[jax.Array, Params | None]:
-        """What the head reads, `[tokens, embed]`, of inputs `[batch, seq]`, and the layers' caches with them."""
+        """The head's input `[tokens, embed]` for inputs `[batch, seq]`, and the layers' caches with them."""
         check_layout(self.section, ctx, is_packed=sequences.segment_ids is not None)
         dtype = params["final_norm"]["scale"].dtype
         x, sequences = self.embed(params["embedding"], inputs, sequences, ctx.layout, dtype)
@@ -132,11 +139,11 @@ class Decoder(Writes):
         (batch, seq), positions = inputs.shape, sequences.positions
         if positions is None and layout.axes("seq"):
             positions = layout.seq_positions(seq)[None]
-        is_divided = bool(layout.axes("tokens") or layout.dividing("vocab", self.vocab_size))
+        is_sharded = bool(layout.axes("tokens") or layout.dividing("vocab", self.vocab_size))
         table = params["token"]
         x = (
             lookup(table, inputs.reshape(-1), layout, self.vocab_size)
-            if is_divided
+            if is_sharded
             else lookup_rows(table, inputs, dtype)
         )
         x = x * math.sqrt(self.section.embed_dim) if self.section.embedding_scale else x
@@ -145,7 +152,7 @@ class Decoder(Writes):
             if sequences.cached is None and seq * layout.count("seq") > self.max_seq_len:
                 raise ValueError(f"inputs: {seq} tokens, but learned positions end at {self.max_seq_len}")
             places = params["position"][:seq] if positions is None else params["position"][positions]
-            if is_divided:
+            if is_sharded:
                 places = jnp.broadcast_to(places, (batch, seq, places.shape[-1])).reshape(batch * seq, -1)
                 places = layout.own_tokens(places)
             x = x + places
@@ -187,12 +194,12 @@ class Decoder(Writes):
             q, k = (turned(x, self.rotary.width, sequences.angles) for x in (q, k))
         cached = sequences.cached
         if cache is not None and cached is not None:
-            cache = paged_cache.write(cache, cached.page_table, cached.held, k, v)
+            cache = write_keys_values(cache, cached.page_table, cached.lengths, k, v)
             pages = cache["key"], cache["value"], cached.page_table
             if cached.new == "one":
-                out = decode_attention(q[:, 0], *pages, cached.held + 1, window=window, **self.scores)
+                out = decode_attention(q[:, 0], *pages, cached.lengths + 1, window=window, **self.scores)
             else:
-                out = attend_pages(q, *pages, cached.held, window=window, **self.scores)
+                out = attend_pages(q, *pages, cached.lengths, window=window, **self.scores)
         elif layout.is_ring and (axes := layout.axes("seq")):
             out = ring_attention(q, k, v, axes)
         else:
@@ -202,16 +209,14 @@ class Decoder(Writes):
             if own is not None and layout.axes("seq"):
                 ids = own, layout.gather_seq(own)
             if ctx.training and self.section.dropout:
-                out = layers.attention_with_dropout(
-                    q, k, v, self.section.dropout, ctx, WEIGHTS, ids, window, **self.scores
-                )
+                out = attention_with_dropout(q, k, v, self.section.dropout, ctx, WEIGHTS, ids, window, **self.scores)
             else:
                 offset = layout.seq_start(q.shape[1])
                 seen: dict[str, Any] = {"causal": True, "window": window, "segment_ids": ids, "q_offset": offset}
                 out = attention(q, k, v, **seen, **self.scores)
         out = out.reshape(x.shape[0], -1)
         output = layers.as_matrix(params["output"], out.shape[1])
-        return joined(out, output, params.get("output_bias"), layout), cache
+        return output_product(out, output, params.get("output_bias"), layout), cache
 
     def dropout(self, x: jax.Array, sequences: Sequences, ctx: ForwardContext, place: int) -> jax.Array:
         """x `[tokens, embed]` with dropout by sequence, in training: each token's is the same on every mesh."""
@@ -226,3 +231,23 @@ class Decoder(Writes):
         row, step = jnp.divmod(layout.own_tokens(jnp.arange(rows * seq)), seq)
         own = replace(ctx, row_ids=ctx.row_ids[row])
         return layers.dropout(x, rate, own, place, layout.seq_positions(seq)[step])
+
+
+def make(section: DecoderSection, data: DataSpec) -> Decoder:
+    """The decoder for sequences as `data` describes them. Raises ConfigError for an unknown or too small vocabulary."""
+    inputs = data.fields.get("inputs")
+    if inputs is None or len(inputs.shape) != 1 or not inputs.dtype.startswith("int"):
+        found = "no such field" if inputs is None else f"{inputs.dtype} {list(inputs.shape)}"
+        why = f"it reads the tokens of a sequence, and the field inputs of this data is {found}"
+        raise ConfigError("a decoder cannot be trained on this data", why, "aifx config keys model    (other families)")
+    vocab_size = section.vocab_size or data.vocab_size
+    if vocab_size is None:
+        why = "neither it nor the data says how many tokens there are"
+        raise ConfigError("model.vocab_size is not set", why, "vocab_size = 50257 below [model]")
+    if data.vocab_size is not None and vocab_size < data.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size = {vocab_size} is less than the vocabulary of the data, {data.vocab_size}",
+            "every token needs a row of the embedding",
+            f"aifx train --set model.vocab_size={data.vocab_size}",
+        )
+    return Decoder(section, vocab_size=vocab_size, seq_len=inputs.shape[0])

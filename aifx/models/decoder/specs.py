@@ -44,7 +44,7 @@ def repeat_layer(layer: Specs, section: DecoderSection) -> Specs:
 
 
 def window_rotary_of(section: DecoderSection) -> Rotary | None:
-    """Of layers with a window, if they have frequencies of their own."""
+    """The rotary positions of layers with a window; None if they are those of the other layers."""
     if section.rope_window_theta is None:
         return None
     return Rotary(int(head_dim(section) * section.rope_fraction), section.rope_window_theta)

@@ -17,8 +17,17 @@ import jax
 import jax.numpy as jnp
 
 from aifx.models.base import Head, Model
-from aifx.models.resnet.convolutions import NORM_EPSILON, conv, conv_spec, frozen_norm_specs, norm_specs, output_specs
-from aifx.models.resnet.features import max_pool, normalized, pooled
+from aifx.models.resnet.features import (
+    NORM_EPSILON,
+    conv,
+    conv_spec,
+    frozen_norm_specs,
+    max_pool,
+    norm_specs,
+    normalized,
+    output_specs,
+    pooled,
+)
 from aifx.models.resnet.section import ResnetSection
 from aifx.nn import initializers, layers
 from aifx.parallel.context import ForwardContext
@@ -56,7 +65,7 @@ class Block:
 
 
 class DeepResnet(Model):
-    """From images `[rows, height, width, channels]` of any size and scale to `num_outputs` numbers each."""
+    """A network from images `[rows, height, width, channels]` of any size and scale to `num_outputs` numbers each."""
 
     def __init__(self, section: ResnetSection, *, image_shape: tuple[int, int, int], num_outputs: int) -> None:
         self.section = section
@@ -175,5 +184,5 @@ class DeepResnet(Model):
 
 
 def _halved(size: int) -> int:
-    """What a stride of 2 makes of a side of an image."""
+    """The side of an image after a stride of 2."""
     return (size + 1) // 2

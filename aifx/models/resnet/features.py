@@ -1,14 +1,19 @@
-"""From an image to its features: what residual networks have in common."""
+"""The parts that residual networks share: normalized images, convolutions and their arrays, pooling."""
 
 from __future__ import annotations
+
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from aifx.models import pixels
 from aifx.models.resnet.section import ResnetSection
+from aifx.nn import initializers, layers
+from aifx.specs import ArraySpec, Initializer, Specs
+
+NORM_EPSILON = 1e-5
 
 CONTRAST_EPSILON = 1e-3
 """Added to the variance around a pixel. That of the whole image is around 1."""
@@ -22,8 +27,8 @@ def normalized(images: jax.Array, section: ResnetSection, dtype: DTypeLike) -> j
     say how bright a picture is. With `pixel_mean`, it follows the pixels as further planes.
     """
     if not section.local_contrast:
-        return pixels.normalized(images, section, dtype)
-    plain = pixels.normalized(images, section, jnp.float32)
+        return layers.normalized_pixels(images, section.pixel_mean, section.pixel_std, dtype)
+    plain = layers.normalized_pixels(images, section.pixel_mean, section.pixel_std, jnp.float32)
     x = plain - _mean_around(plain, section.local_contrast)
     variance = _mean_around(jnp.square(x), section.local_contrast)
     local = x * jax.lax.rsqrt(variance + CONTRAST_EPSILON)
@@ -57,3 +62,47 @@ def max_pool(x: jax.Array, window: tuple[int, ...], stride: int, padding: int) -
         x, lowest, jax.lax.max, (1, *window, 1), (1, stride, stride, 1), ((0, 0), edge, edge, (0, 0))
     )
     return found
+
+
+def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """x convolved with a kernel `[size, size, inputs, outputs]` of an odd size, every `stride` pixels.
+
+    Pads by size // 2 on each side, as PyTorch's networks do: an image of any size stays one.
+    """
+    padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def conv_spec(size: int, inputs: int, outputs: int, gain: float = 1.0) -> ArraySpec:
+    """A kernel `[size, size, inputs, outputs]`, first values as He et al. (arXiv 1502.01852) for rectified inputs."""
+    init: Initializer = initializers.normal(gain * math.sqrt(2.0 / (size**2 * inputs)))
+    shape, axes = (size, size, inputs, outputs), (None, None, None, "embed")
+    return ArraySpec(shape, axes, init, matrix=((0, 1, 2), (3,)), decay=True)
+
+
+def norm_specs(width: int, scale: Initializer = initializers.ones) -> Specs:
+    return {
+        "scale": ArraySpec((width,), ("embed",), scale),
+        "bias": ArraySpec((width,), ("embed",), initializers.zeros),
+    }
+
+
+def frozen_norm_specs(width: int) -> Specs:
+    """A norm by stored statistics, none of whose arrays is trained."""
+    firsts = {
+        "scale": initializers.ones,
+        "bias": initializers.zeros,
+        "mean": initializers.zeros,
+        "variance": initializers.ones,
+    }
+    return {name: ArraySpec((width,), ("embed",), init, kind="buffer", is_exact=True) for name, init in firsts.items()}
+
+
+def output_specs(inputs: int, num_outputs: int) -> Specs:
+    """The head."""
+    return {
+        "weight": ArraySpec((inputs, num_outputs), ("embed", None), initializers.normal(0.02), decay=True),
+        "bias": ArraySpec((num_outputs,), (None,), initializers.zeros),
+    }

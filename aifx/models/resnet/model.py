@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from aifx.core.errors import ConfigError
 from aifx.data.spec import DataSpec
 from aifx.models.base import Head, Model
-from aifx.models.resnet.convolutions import NORM_EPSILON, conv, conv_spec, norm_specs, output_specs
 from aifx.models.resnet.deep import DeepResnet
-from aifx.models.resnet.features import normalized, pooled
+from aifx.models.resnet.features import NORM_EPSILON, conv, conv_spec, norm_specs, normalized, output_specs, pooled
 from aifx.models.resnet.section import ResnetSection
 from aifx.nn import layers
 from aifx.parallel.context import ForwardContext
@@ -24,7 +23,7 @@ KERNEL = 3
 
 
 class Resnet(Model):
-    """From images `[rows, height, width, channels]` of any scale to `num_outputs` numbers each.
+    """A network from images `[rows, height, width, channels]` of any scale to `num_outputs` numbers each.
 
     A stage widens the channels, halves the image by maxima and refines it in residual blocks. The head reads the mean
     over what is left of the image. Raises ConfigError if the images are too small to be halved that often.

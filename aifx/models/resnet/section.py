@@ -1,4 +1,7 @@
-"""`[model]` of residual networks."""
+"""`[model]` of residual networks, and named ones (presets), whose values apply where the project sets none.
+
+Source of the presets: He et al., "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), table 1.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pydantic import Field
 
 from aifx.config import Config
 from aifx.config.sections import Conflict, Fraction, NonNegativeInt, PositiveInt
-from aifx.models.image_section import ImageModelSection
+from aifx.models.sections import ImageModelSection
 
 
 class ResnetSection(ImageModelSection):
@@ -79,3 +82,12 @@ class ResnetSection(ImageModelSection):
                 f"model.blocks_per_stage has {len(self.num_blocks)} numbers and model.channels {len(self.channels)}",
                 "each stage has a width and a number of blocks",
             )
+
+
+_DEEP: dict[str, Any] = {"channels": [64, 128, 256, 512], "stem": "7x7", "norm_groups": 32}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "resnet-18": {**_DEEP, "block": "basic", "blocks_per_stage": [2, 2, 2, 2]},
+    "resnet-34": {**_DEEP, "block": "basic", "blocks_per_stage": [3, 4, 6, 3]},
+    "resnet-50": {**_DEEP, "block": "bottleneck", "blocks_per_stage": [3, 4, 6, 3]},
+}

@@ -27,7 +27,7 @@ BLOCK_GAIN = 0.1
 
 
 class SeriesModel(Model):
-    """From windows, as `aifx.data.series_windows.SeriesData` describes them, to outputs of each step of the horizon.
+    """A network from windows (`aifx.data.series_windows.SeriesData`) to outputs of each step of the horizon.
 
     Args:
         num_outputs: of each step, such as its quantiles.
@@ -121,8 +121,10 @@ class SeriesModel(Model):
         past: jax.Array | None,
         ctx: ForwardContext,
     ) -> tuple[jax.Array | None, jax.Array]:
-        """What a block finds in the context `[rows, context]`, None from the last, and what it adds to the features of
-        the horizon `[rows, horizon, embed]`."""
+        """The part of the context that a block explains, `[rows, context]`, and its forecast `[rows, horizon, embed]`.
+
+        The blocks after it read the context without that part; the last block returns None for it.
+        """
         kernel = self.section.pooling[number]
         count = jnp.maximum(self._pooled_sum(observed, kernel), 1.0)
         cells = self._pooled_sum(rest, kernel) / count

@@ -32,7 +32,7 @@ alone, and make it certain of a wrong class."""
 
 
 class Tabular(Model):
-    """From inputs `[rows, columns]` to `num_outputs` numbers each.
+    """A network from inputs `[rows, columns]` to `num_outputs` numbers each.
 
     A number is encoded by the bins of its column, piecewise linearly, and becomes `embed_dim` numbers by a linear layer
     of its own with a ReLU ("Q-LR" of Gorishniy et al. 2022, arXiv 2203.05556). A standardized number is limited to

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from aifx.core.errors import ConfigError
 from aifx.data.spec import DataSpec
 from aifx.models.base import Head, Model
-from aifx.models.pixels import normalized
 from aifx.models.vit.section import VitSection
 from aifx.nn import initializers, layers
 from aifx.nn.remat import rematerialized
@@ -23,7 +22,7 @@ INIT_STDDEV = 0.02
 
 
 class Vit(Model):
-    """From images `[rows, height, width, channels]` of any scale to `num_outputs` numbers each.
+    """A network from images `[rows, height, width, channels]` of any scale to `num_outputs` numbers each.
 
     Patches and a class token go through layers of attention and MLP. The head reads the class token.
     Raises ConfigError if the patches do not fill the image.
@@ -94,7 +93,7 @@ class Vit(Model):
 
     def embed(self, params: Params, images: jax.Array, ctx: ForwardContext) -> jax.Array:
         """The class token and the patches of images, with their positions: `[rows, tokens, embed]`."""
-        x = normalized(images, self.section, params["patch"].dtype)
+        x = layers.normalized_pixels(images, self.section.pixel_mean, self.section.pixel_std, params["patch"].dtype)
         rows, height, width, channels = x.shape
         size, d = self.section.patch_size, self.section.embed_dim
         x = x.reshape(rows, height // size, size, width // size, size, channels).swapaxes(2, 3)

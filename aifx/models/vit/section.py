@@ -1,4 +1,8 @@
-"""`[model]` of vision transformers."""
+"""`[model]` of vision transformers, and named ones (presets), whose values apply where the project sets none.
+
+Sources: Dosovitskiy et al., "An Image is Worth 16x16 Words" (arXiv 2010.11929), table 1, for ViT-B; Touvron et al.,
+"Training data-efficient image transformers" (arXiv 2012.12877), table 1, for the width of ViT-S.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from pydantic import Field
 
 from aifx.config import Config
 from aifx.config.sections import ROUNDING, Conflict, Fraction, PositiveFloat, PositiveInt, Remat, setting
-from aifx.models.image_section import ImageModelSection
+from aifx.models.sections import ImageModelSection
 
 
 class VitSection(ImageModelSection):
@@ -47,3 +51,14 @@ class VitSection(ImageModelSection):
                 f"model.embed_dim = {self.embed_dim} does not divide by model.num_heads = {self.num_heads}",
                 "each head has an equal part of it",
             )
+
+
+_SMALL: dict[str, Any] = {"num_layers": 12, "embed_dim": 384, "num_heads": 6, "mlp_dim": 1536}
+_BASE: dict[str, Any] = {"num_layers": 12, "embed_dim": 768, "num_heads": 12, "mlp_dim": 3072}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "vit-s-16": {**_SMALL, "patch_size": 16},
+    "vit-s-32": {**_SMALL, "patch_size": 32},
+    "vit-b-16": {**_BASE, "patch_size": 16},
+    "vit-b-32": {**_BASE, "patch_size": 32},
+}

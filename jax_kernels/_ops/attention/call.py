@@ -73,7 +73,7 @@ class Call:
         return int(np.maximum(np.broadcast_to(stop - start, at.shape), 0).sum())
 
     def product_flops(self) -> int:
-        """Of one matrix product over the pairs that see each other."""
+        """Operations of one matrix product over the pairs that see each other."""
         return 2 * self.batch * self.num_heads * self.seen_pairs() * self.head_dim
 
     def mask(self, q_offset: int | jax.Array | None, segment_ids: SegmentIds | None) -> Mask:

@@ -1,4 +1,4 @@
-"""What each kernel of attention declares of itself: a loop whose bounds the mask decides can't be counted otherwise."""
+"""The cost that each kernel of attention declares: a loop whose bounds the mask decides can't be counted otherwise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORWARD, OF_QUERIES, OF_KEYS = 2, 2, 3
 
 
 def cost(call: Call, products: int, arrays: Iterable[Any]) -> pl.CostEstimate:
-    """Of a kernel that reads and writes `arrays`, each once; None among them are left out."""
+    """The cost of a kernel that reads and writes `arrays`, each once; None among them are left out."""
     flops = products * call.product_flops()
     moved = sum(x.size * x.dtype.itemsize for x in arrays if x is not None)
     return pl.CostEstimate(flops=flops, transcendentals=flops // (2 * call.head_dim * products), bytes_accessed=moved)

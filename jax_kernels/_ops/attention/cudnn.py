@@ -44,12 +44,12 @@ def attention(
 
 
 def unsupported_reason(call: Call, device: Device) -> str | None:
-    """Why cuDNN cannot take this call without a mask."""
+    """The reason that cuDNN does not support this call without a mask; None if it does."""
     return _first_reason(call, device, {"segment ids": call.has_segments})
 
 
 def unsupported_reason_masked(call: Call, device: Device) -> str | None:
-    """Why cuDNN cannot take this call with a mask."""
+    """The reason that cuDNN does not support this call with a mask; None if it does."""
     checks = {
         "no segment ids": not call.has_segments,
         # JAX lowers the scores that a mask hides, by 2**41 in bfloat16.

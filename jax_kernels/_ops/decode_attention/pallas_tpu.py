@@ -86,13 +86,13 @@ def _sublanes(call: Call) -> int:
 
 
 def _page_bytes(call: Call) -> int:
-    """What a page of one head takes in VMEM."""
+    """Bytes of a page of one head in VMEM."""
     return call.page_size * pl.cdiv(call.head_dim, LANES) * LANES * jnp.dtype(call.dtype).itemsize
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a call is cut up: a block is `pages` pages of `heads` key heads."""
+    """The blocks of a call: each is `pages` pages of `heads` key heads."""
 
     call: Call
     heads: int

@@ -176,7 +176,7 @@ def _store(call: Call, ref: Any, rows: jax.Array, mask: jax.Array, values: jax.A
 
 
 def unsupported_reason(call: Call, device: Device) -> str | None:
-    """Why the kernels cannot take this call on this device; None where they can."""
+    """The reason that the kernels do not support this call on this device; None if they do."""
     if device.platform != "gpu" or device.compute_capability is None:
         return "needs an NVIDIA GPU"
     if device.compute_capability < (8, 0):
@@ -193,7 +193,7 @@ def unsupported_reason(call: Call, device: Device) -> str | None:
 
 
 def configs(call: Call, device: Device) -> Sequence[Config]:
-    """From the best guess on: as many parts of rows as fill the device, few of them shorter than SHORTEST_PART."""
+    """Parts of rows to try, the best guess first: as many as fill the device, few shorter than SHORTEST_PART."""
     assert device.compute_capability is not None
     seen = min(call.capacity, call.window or call.capacity)
     programs = call.batch * call.num_kv_heads * _head_blocks(call)

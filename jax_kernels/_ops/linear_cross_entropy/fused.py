@@ -33,8 +33,9 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class Kernels(ABC):
-    """What an implementation brings, for a call. Labels are in the vocabulary; numbers of each token are `[tokens]`
-    float32.
+    """The kernels of an implementation, for a call.
+
+    Labels are in the vocabulary; numbers of each token are `[tokens]` float32.
 
     Attributes:
         config: with `block_vocab`, the columns of a kernel's block, and `chunks`, the parts to cut the vocabulary into.
@@ -46,7 +47,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def statistics(self, x: Array, weight: Array, labels: Array) -> tuple[Array, Array, Array | None]:
-        """Of the capped logits of each token the log-sum-exp, the label's and, where there is smoothing, the sum."""
+        """The log-sum-exp of each token's capped logits, the label's logit and, if there is smoothing, their sum."""
 
     @abstractmethod
     def d_logits(self, x: Array, weight: Array, labels: Array, lse: Array, d_loss: Array, chunk: Chunk) -> Array:
@@ -117,8 +118,10 @@ def columns(weight: Array, chunk: Chunk, multiple: int = LANES) -> Array:
 
 
 def _in_range(call: Call, d_loss: Array) -> tuple[Array, Array | None]:
-    """What is asked of each token, and a number to multiply the gradients by: float16 would lose the small values
-    that a mean over many tokens asks for."""
+    """The loss's gradient for each token, scaled into the range of the type, and the factor that undoes the scaling.
+
+    float16 would lose the small values that a mean over many tokens asks for.
+    """
     if call.dtype != "float16":
         return d_loss, None
     largest = jnp.max(jnp.abs(d_loss))

@@ -139,7 +139,7 @@ class Block:
         return self.call.logit_softcap * capped, 1.0 - capped * capped
 
     def indices(self, like: Array, piece: slice) -> Array:
-        """Of the vocabulary, for each of a piece's logits."""
+        """Positions in the vocabulary of a piece's logits."""
         first: Array = self.start + piece.start
         return first + lax.broadcasted_iota(jnp.int32, like.shape, 1)
 
@@ -223,7 +223,7 @@ def _across(x: Array, like: Array) -> Array:
 
 
 def unsupported_reason(call: Call, device: Device) -> str | None:
-    """Why the kernels cannot take this call on this device; None where they can."""
+    """The reason that the kernels do not support this call on this device; None if they do."""
     if device.platform != "tpu" or any(old in device.kind for old in ("v2", "v3", "v4")):
         return "needs a TPU v5 or later"
     if call.dtype not in ("bfloat16", "float16", "float32"):
@@ -252,7 +252,7 @@ def _fit(length: int, most: int, multiple: int) -> int:
 
 
 def _vmem_bytes(call: Call, tokens: int, vocab: int) -> int:
-    """What a kernel asks for: its blocks, each of them twice, the numbers of each token, and a piece at work."""
+    """Bytes of VMEM that a kernel needs: its blocks, each twice, the numbers of each token, and a piece at work."""
     size = 2 if call.dtype == "bfloat16" else 4
     # Products of float32 hold their operands as three of bfloat16.
     parts = 0 if size == 2 else 3 * 2 * min(call.embed, DEPTH) * (tokens + min(vocab, PIECE))

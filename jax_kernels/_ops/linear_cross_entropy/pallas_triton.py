@@ -201,7 +201,7 @@ def _store(ref: Ref, value: Array, *ranges: BlockRange, mask: Array | None = Non
 
 
 def unsupported_reason(call: Call, device: Device) -> str | None:
-    """Why the kernels cannot take this call on this device; None where they can."""
+    """The reason that the kernels do not support this call on this device; None if they do."""
     if device.platform != "gpu" or device.compute_capability is None:
         return "needs an NVIDIA GPU"
     if device.compute_capability < (8, 0):
@@ -214,9 +214,11 @@ def unsupported_reason(call: Call, device: Device) -> str | None:
 
 
 def configs(call: Call, device: Device) -> Sequence[Config]:
-    """From the best guess on, with blocks no longer than what they divide. The products over few columns of a short
-    embedding would leave a GPU idle: fewer chunks then, and blocks of which a processor holds two, one at work while
-    the other writes."""
+    """Block sizes to try, the best guess first, with blocks no longer than what they divide.
+
+    The products over few columns of a short embedding would leave a GPU idle: fewer chunks then, and blocks of which a
+    processor holds two, one at work while the other writes.
+    """
     assert device.compute_capability is not None
     hopper = (9, 0) <= device.compute_capability < (12, 0)
     kind = "float32" if call.dtype == "float32" else "hopper" if hopper else "ampere"

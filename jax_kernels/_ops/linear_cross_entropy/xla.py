@@ -164,11 +164,11 @@ def _d_logits(
 
 
 def _gradients(x: Array, weight: Array, d_logits: Array) -> tuple[Array, Array]:
-    """Of the weight and of a chunk of x, from that of the chunk's logits."""
+    """Gradients of the weight and of a chunk of x, from that of the chunk's logits."""
     d_logits = d_logits.astype(x.dtype)
     return _product(x.T, d_logits), _product(d_logits, weight.T)
 
 
 def _product(a: Array, b: Array) -> Array:
-    """Of matrices, summed in float32 or wider."""
+    """The product of matrices, summed in float32 or wider."""
     return product(a, b, dtype=jnp.promote_types(a.dtype, jnp.float32))

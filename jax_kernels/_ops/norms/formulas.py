@@ -1,4 +1,4 @@
-"""What a norm and its gradient are, on rows at hand: whole arrays in XLA's implementation, blocks in the kernels'.
+"""Norms and their gradients, on rows at hand: whole arrays in XLA's implementation, blocks in the kernels'.
 
 Rows come in pieces, `[rows, width]` each, whose columns together are embed's, with zeros beyond it. All are float32 or
 wider.
@@ -21,14 +21,14 @@ Pieces: TypeAlias = Iterable[jax.Array]
 
 
 class Statistics(NamedTuple):
-    """Of each row, `[rows, 1]`: its mean, None for rms_norm, and the reciprocal of its deviation."""
+    """The mean of each row, None for rms_norm, and the reciprocal of its deviation, `[rows, 1]`."""
 
     mean: jax.Array | None
     reciprocal: jax.Array
 
 
 def added(x: jax.Array, residual: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """What is normalized, in x's type and wide. A sum is rounded first: the backward will see no more of it."""
+    """The values to normalize, in x's type and wide. A sum is rounded first: the backward will see no more of it."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     if residual is None:
         return x, x.astype(wide)
@@ -62,7 +62,7 @@ def scaled(values: jax.Array, stats: Statistics, scale: jax.Array, bias: jax.Arr
 
 
 class Pulls(NamedTuple):
-    """Of each row, `[rows, 1]`: what its gradient loses because the row moves its own statistics.
+    """The parts of each row's gradient, `[rows, 1]`, that vanish because the row moves its own statistics.
 
     Means over the columns, of the gradient of the normalized values times those values, and of that gradient alone.
     """
@@ -72,7 +72,7 @@ class Pulls(NamedTuple):
 
 
 def pulls(call: Call, stats: Statistics, pieces: Iterable[tuple[jax.Array, jax.Array, jax.Array]]) -> Pulls:
-    """From pieces of (values, scale, d_out), each of which is looked at once."""
+    """The means over pieces of (values, scale, d_out), each of which is looked at once."""
 
     def terms() -> Iterator[tuple[jax.Array, jax.Array]]:
         for values, scale, d_out in pieces:
@@ -86,7 +86,7 @@ def pulls(call: Call, stats: Statistics, pieces: Iterable[tuple[jax.Array, jax.A
 def gradients(
     values: jax.Array, stats: Statistics, scale: jax.Array, d_out: jax.Array, pulls: Pulls
 ) -> tuple[jax.Array, jax.Array]:
-    """Of a piece of what was normalized, and of scale what each row adds to it.
+    """Gradients of a piece of the normalized array, and the part of scale's gradient that each row adds.
 
     Each product is formed for itself: what two loops share, XLA would write out for a CPU.
     """
@@ -103,8 +103,10 @@ def _sum(pieces: Iterable[jax.Array]) -> jax.Array:
 
 
 def _sums(pieces: Iterable[tuple[jax.Array, ...]]) -> list[jax.Array]:
-    """Of several values over the columns of all pieces, each `[rows, 1]`. Pieces of a width are added to one another
-    first: a sum along a row crosses registers, lanes and warps."""
+    """Sums of several values over the columns of all pieces, each `[rows, 1]`.
+
+    Pieces of a width are added to one another first: a sum along a row crosses registers, lanes and warps.
+    """
     by_width: dict[int, tuple[jax.Array, ...]] = {}
     for values in pieces:
         width = values[0].shape[-1]

@@ -98,7 +98,7 @@ def _run(kernel: Any, call: Call, config: Config, inputs: Any, outputs: Any, scr
 
 @dataclass(frozen=True)
 class Pieces:
-    """Of the rows of an array, float32: each is read where it is looked at."""
+    """The pieces of an array's rows, float32: each is read where it is looked at."""
 
     ref: Any
     rows: Any
@@ -174,7 +174,7 @@ def _by_sublane(rows: jax.Array) -> jax.Array:
 
 
 def unsupported_reason(call: Call, device: Device) -> str | None:
-    """Why the kernels cannot take this call on this device; None where they can."""
+    """The reason that the kernels do not support this call on this device; None if they do."""
     if device.platform != "tpu" or any(old in device.kind for old in ("v2", "v3", "v4")):
         return "needs a TPU v5 or later"
     if call.dtype not in ("bfloat16", "float32"):  # float16 "Invalid vector type for load", Mosaic says

@@ -142,7 +142,7 @@ class Block:
         self.has = [self._has(columns) for columns in self.has_columns]
 
     def _has(self, columns: jax.Array | None) -> jax.Array | None:
-        """What the array has of a piece; None where it has all."""
+        """The part of a piece that the array has; None if it has all."""
         masks = [None if self.has_rows is None else self.has_rows[:, None], None if columns is None else columns[None]]
         known = [jnp.broadcast_to(mask, self.shape) for mask in masks if mask is not None]
         return reduce(and_, known) if known else None
@@ -224,7 +224,7 @@ def _wide(piece: jax.Array | None) -> jax.Array | None:
 
 
 def unsupported_reason(call: Call, device: Device) -> str | None:
-    """Why the kernels cannot take this call on this device; None where they can."""
+    """The reason that the kernels do not support this call on this device; None if they do."""
     if device.platform != "gpu" or device.compute_capability is None:
         return "needs an NVIDIA GPU"
     if device.compute_capability < (8, 0):
@@ -240,7 +240,10 @@ def unsupported_reason(call: Call, device: Device) -> str | None:
 
 
 def configs(call: Call, device: Device) -> Sequence[Config]:
-    """From the best guess on, by reasoning: nothing was timed. The first spills no registers, compiled for an H100."""
+    """Block sizes to try, the best guess first, by reasoning: nothing was timed.
+
+    The first spills no registers, compiled for an H100.
+    """
     count, width = _pieces(call)
     rows = min(power_below(max(1, BLOCK // (count * width))), MOST_ROWS, pl.next_power_of_2(call.rows))
     cores = MULTIPROCESSORS.get(device.compute_capability or (0, 0), 128)

@@ -53,7 +53,7 @@ class Call:
 
     @property
     def accumulator(self) -> Any:
-        """What the products of a block are summed in: exactly, for int8."""
+        """The type in which the products of a block are summed: exactly, for int8."""
         return jnp.int32 if self.dtype == "int8" else jnp.float32
 
     def scale_of(self, block: Any) -> tuple[Any, Any]:

@@ -33,7 +33,7 @@ MULTIPLIED = {"int8": ("v5", "v6"), "float8_e4m3fn": ("TPU7",)}
 
 
 def unsupported_reason(call: Call, device: Device) -> str | None:
-    """Why the kernel cannot take this call on this device; None where it can."""
+    """The reason that the kernel does not support this call on this device; None if it does."""
     if device.platform != "tpu" or not any(kind in device.kind for kind in MULTIPLIED[call.dtype]):
         return f"needs a TPU that multiplies {call.dtype}"
     if 0 in (call.m, call.k, call.n):
@@ -44,8 +44,10 @@ def unsupported_reason(call: Call, device: Device) -> str | None:
 
 
 def configs(call: Call, device: Device) -> Sequence[Config]:
-    """From the best guess on; the order is that of multiplications a cycle in compiled kernels, nothing was measured.
-    Blocks with all of k are best, whose sums need not wait in memory: a v5e's matrix units idle 1 % of the cycles."""
+    """Block sizes to try, the best guess first: by multiplications per cycle in compiled kernels, nothing was measured.
+
+    Blocks with all of k are best, whose sums need not wait in memory: a v5e's matrix units idle 1 % of the cycles.
+    """
     sizes = [(512, 1024, 4096), (1024, 1024, 4096), (512, 512, 4096), (512, 1024, 2048), (256, 512, 2048)]
     if "v6" in device.kind:  # memory is slow beside its matrix units
         sizes[:2] = sizes[1::-1]
@@ -129,7 +131,7 @@ def _resize(x: Array, shape: tuple[int, int]) -> Array:
 
 @dataclass(frozen=True)
 class Plan:
-    """How the kernel walks along k, in so many `steps` of `block_k`."""
+    """The steps of the kernel along k, so many `steps` of `block_k`."""
 
     call: Call
     block_k: int
@@ -150,7 +152,7 @@ def _kernel(plan: Plan, x: Ref, weight: Ref, x_scale: Ref, weight_scale: Ref, ou
     step, length = pl.program_id(2), plan.block_k // plan.scales
 
     def scale(products: Array, index: int) -> None:
-        """Of a whole block of scales, the `index`-th of this step."""
+        """Add the scaled products of a whole block of scales, the `index`-th of this step."""
         block = step // plan.steps_of_scale * plan.scales + index
         lanes = lax.broadcasted_iota(jnp.int32, x_scale.shape, 1)
         factors = jnp.sum(jnp.where(lanes == block, x_scale[...], 0.0), axis=1, keepdims=True)

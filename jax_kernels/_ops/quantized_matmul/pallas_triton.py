@@ -33,7 +33,7 @@ GROUP = 8  # blocks of rows that run side by side, so that what they read of the
 
 NAMES = ("block_m", "block_n", "block_k", "num_warps", "num_stages", "k_last")
 SHARED_KIB = {(8, 0): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}
-"""What a program may have of shared memory, by compute capability; 99 on others (CUDA C++ Programming Guide, table of
+"""Shared memory that a program may have, by compute capability; 99 on others (CUDA C++ Programming Guide, table of
 technical specifications)."""
 
 Span = tuple[Any, int, int | None]
@@ -143,7 +143,7 @@ def _dot(call: Call, x: jax.Array, weight: jax.Array, contracted: int) -> jax.Ar
 
 
 def unsupported_reason(call: Call, device: Device) -> str | None:
-    """Why the kernel cannot take this call on this device; None where it can."""
+    """The reason that the kernel does not support this call on this device; None if it does."""
     if device.platform != "gpu" or device.compute_capability is None:
         return "needs an NVIDIA GPU"
     if device.compute_capability < (8, 0):
@@ -154,7 +154,7 @@ def unsupported_reason(call: Call, device: Device) -> str | None:
 
 
 def configs(call: Call, device: Device) -> Sequence[Config]:
-    """From the best guess on, with blocks no longer than the lengths that they divide."""
+    """Block sizes to try, the best guess first, with blocks no longer than the lengths that they divide."""
     fitting = []
     for block_m, block_n, block_k, *rest in _BLOCKS["few rows" if call.m <= FEW_ROWS else call.dtype]:
         blocks = (

@@ -61,7 +61,7 @@ def _product(call: Call, x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def _piece(x: jax.Array, weight: jax.Array, index: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """Of both along k."""
+    """A piece of both operands along k."""
     return (
         lax.dynamic_slice_in_dim(x, index * size, size, axis=1),
         lax.dynamic_slice_in_dim(weight, index * size, size, axis=0),

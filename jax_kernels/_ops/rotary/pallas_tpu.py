@@ -45,7 +45,7 @@ def rotary(call: Call, config: Config, x: jax.Array, cos: jax.Array, sin: jax.Ar
 
 
 def _rows(call: Call) -> tuple[int, int]:
-    """How many rows there are, and their length: those with angles of their own are one long row."""
+    """The number of rows and their length: rows with angles of their own are one long row."""
     return (1, call.batch * call.length) if call.angles_batch == call.batch else (call.batch, call.length)
 
 
@@ -70,7 +70,7 @@ def _kernel(call: Call, x: Any, cos: Any, sin: Any, out: Any) -> None:
 
 
 def unsupported_reason(call: Call, device: Device) -> str | None:
-    """Why the kernel cannot take this call on this device; None where it can."""
+    """The reason that the kernel does not support this call on this device; None if it does."""
     if device.platform != "tpu" or any(old in device.kind for old in ("v2", "v3", "v4")):
         return "needs a TPU v5 or later"
     if call.dtype not in ("bfloat16", "float32"):

@@ -66,7 +66,7 @@ def _kernel(call: Call, place: Any, x: Any, cos: Any, sin: Any, out: Any) -> Non
 
 
 def unsupported_reason(call: Call, device: Device) -> str | None:
-    """Why the kernel cannot take this call on this device; None where it can."""
+    """The reason that the kernel does not support this call on this device; None if it does."""
     if device.platform != "gpu" or device.compute_capability is None:
         return "needs an NVIDIA GPU"
     if device.compute_capability < (8, 0):
@@ -81,7 +81,7 @@ def unsupported_reason(call: Call, device: Device) -> str | None:
 
 
 PAIRS = 2048
-"""Of a program: 16 for each thread of four warps, whose loads from both halves are 16 bytes wide in half precision."""
+"""Pairs of a program: 16 for each thread of four warps, whose loads from both sides have 16 bytes in half precision."""
 
 
 def configs(call: Call, device: Device) -> Sequence[Config]:

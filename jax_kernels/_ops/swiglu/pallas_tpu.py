@@ -104,7 +104,7 @@ swiglu = differentiable(_project, _pull, lax.Precision.HIGHEST)
 
 
 def unsupported_reason(call: Call, device: Device) -> str | None:
-    """Why the kernels cannot take this call on this device; None where they can."""
+    """The reason that the kernels do not support this call on this device; None if they do."""
     if device.platform != "tpu" or any(old in device.kind for old in ("v2", "v3", "v4")):
         return "needs a TPU v5 or later"
     if call.dtype not in ("bfloat16", "float32"):
@@ -115,7 +115,7 @@ def unsupported_reason(call: Call, device: Device) -> str | None:
 
 
 def configs(call: Call, device: Device) -> Sequence[Config]:
-    """From the best guess on, with blocks no longer than what they divide; ordered by reasoning.
+    """Block sizes to try, the best guess first, with blocks no longer than what they divide; ordered by reasoning.
 
     A block of 1,024 x 1,024 takes 680 operations for each byte that it fetches, and a v6e has time for 560. Products of
     float32, six of bfloat16 each, keep smaller blocks as busy.

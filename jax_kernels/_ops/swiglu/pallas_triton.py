@@ -121,7 +121,7 @@ swiglu = differentiable(_project, _pull, lax.Precision.HIGHEST)
 
 
 def unsupported_reason(call: Call, device: Device) -> str | None:
-    """Why the kernels cannot take this call on this device; None where they can."""
+    """The reason that the kernels do not support this call on this device; None if they do."""
     if device.platform != "gpu" or device.compute_capability is None:
         return "needs an NVIDIA GPU"
     if device.compute_capability < (8, 0):
@@ -134,7 +134,7 @@ def unsupported_reason(call: Call, device: Device) -> str | None:
 
 
 def configs(call: Call, device: Device) -> Sequence[Config]:
-    """From the best guess on, with blocks no longer than what they divide."""
+    """Block sizes to try, the best guess first, with blocks no longer than what they divide."""
     assert device.compute_capability is not None
     hopper = (9, 0) <= device.compute_capability < (12, 0)
     rows = _BLOCKS["float32" if call.dtype == "float32" else "hopper" if hopper else "ampere"]

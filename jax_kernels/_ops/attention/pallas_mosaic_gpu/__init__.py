@@ -41,7 +41,7 @@ MOST_BLOCKS = 2**16 - 1  # along each axis but one of a CUDA grid
 
 
 def unsupported_reason(call: Call, device: Device) -> str | None:
-    """Why the kernels cannot take this call on this device; None where they can."""
+    """The reason that the kernels do not support this call on this device; None if they do."""
     if plgpu is None:
         return "JAX 0.10's Mosaic GPU needs absl-py, which is not installed"
     if device.platform != "gpu" or device.compute_capability is None or device.compute_capability[0] != 9:
@@ -91,7 +91,7 @@ def _padded(x: jax.Array, columns: tuple[int, ...]) -> jax.Array:
 
 
 def _forward(call: Call, config: Config, *operands: Any) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
-    """Of padded q, k and v, an offset `[1]` or None, and segment ids `[batch, 1, len]` if any."""
+    """The results for padded q, k and v, an offset `[1]` or None, and segment ids `[batch, 1, len]` if any."""
     q, k, v, offset, ids = operands
     size = dict(config)
     tiling = Tiling(call, of_keys=False, rows=size["block_q"], block=size["block_k"], stages=size["stages"])

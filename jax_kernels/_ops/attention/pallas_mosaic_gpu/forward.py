@@ -1,4 +1,4 @@
-"""The forward pass, FlashAttention-3's.
+"""The forward pass, FlashAttention-3's (Shah et al. 2024, arXiv 2407.08608).
 
 A computing warpgroup owns `rows` queries, whose scores and output stay in its registers, and the two take turns at the
 tensor cores: one multiplies, the other exponentiates.

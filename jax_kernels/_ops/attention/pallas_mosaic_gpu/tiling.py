@@ -1,4 +1,4 @@
-"""How a kernel cuts up the scores, and which of the pieces it computes, with a mask or without."""
+"""The tiles of the scores that a kernel computes, with a mask or without."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ FAR = 2**30  # positions away: no limit
 
 
 class Side(NamedTuple):
-    """What lies along queries, or along keys. In shared memory each has an axis of tiles or slots instead of batches
-    and heads, and matrices one of parts, which share out the columns; slots have two barriers, `filled` and `empty`."""
+    """The arrays along queries, or along keys.
+
+    In shared memory each has an axis of tiles or slots instead of batches and heads, and matrices one of parts, which
+    share out the columns. Slots have two barriers, `filled` and `empty`.
+    """
 
     matrices: tuple[Any, ...]  # [batch, len, heads, head_dim]
     vectors: tuple[Any, ...]  # [batch, heads, len]; segment ids, of one head, are the last

@@ -1,4 +1,4 @@
-"""What a computing warpgroup works with: products on tensor cores, scores in registers, vectors from shared memory."""
+"""The work of a computing warpgroup: products on tensor cores, scores in registers, vectors from shared memory."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def accumulate(*sums: tuple[jax.Array, jax.Array, Ref, Any], meanwhile: Callable
 
 
 def zeros(*shape: int) -> jax.Array:
-    """Of the layout of a product, or of its sums by row."""
+    """Zeros in the layout of a product, or of its sums by row."""
     layout = plgpu.Layout.WGMMA if len(shape) == 2 else plgpu.Layout.WGMMA.reduce(1)
     cast: jax.Array = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), layout)
     return cast

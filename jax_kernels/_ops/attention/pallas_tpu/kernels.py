@@ -1,4 +1,4 @@
-"""The three kernels, a visit at a time.
+"""The three kernels, a visit at a time; `pallas_triton/kernels.py` explains the algorithm.
 
 The vector registers, 8 rows of 128 lanes, decide the layouts. Scores are `[queries, keys]` in the forward and in the
 kernel for queries, where a number of each query, such as its maximum, stands in all lanes of its row; `[keys, queries]`

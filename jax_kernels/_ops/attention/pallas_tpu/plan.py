@@ -33,7 +33,7 @@ FIRST, LAST, WHOLE, PARTLY = 1, 2, 4, 8
 
 @dataclass(frozen=True)
 class Plan:
-    """How a kernel covers the scores: for each block of queries the blocks of keys, or the other way around.
+    """The order in which a kernel covers the scores: by block of queries the blocks of keys, or the other way around.
 
     The grid is (batch, kv head, query head of its group, visit), the last two swapped where blocks of keys are outer.
     """
@@ -50,8 +50,10 @@ class Plan:
         return self.call.q_len + -self.call.q_len % self.block_q, self.call.kv_len + -self.call.kv_len % self.block_k
 
     def visits(self, q_offset: int | Array, segment_ids: Array | None) -> tuple[Array, int | Array]:
-        """What to visit in which order, `[batch * visits]` int32, or `[visits]` without segment ids, which differ by
-        row of the batch; and the visits that the longest row makes."""
+        """The blocks to visit in order, `[batch * visits]` int32, and the number of visits that the longest row makes.
+
+        Without segment ids, which differ by row of the batch, the blocks are `[visits]`.
+        """
         sight = self.sight(q_offset, segment_ids)
         xp: Any = np if isinstance(sight, np.ndarray) else jnp
         sight = sight.swapaxes(-1, -2) if self.keys_outer else sight
@@ -72,7 +74,7 @@ class Plan:
         return jnp.asarray(visits, jnp.int32).reshape(-1), len(at) if xp is np else count.max().astype(jnp.int32)
 
     def sight(self, q_offset: int | Array, segment_ids: Array | None) -> Any:
-        """What a mask leaves of each block of scores: WHOLE, PARTLY or 0, `[1 or batch, q blocks, k blocks]`."""
+        """The part of each block that a mask leaves: WHOLE, PARTLY or 0, `[1 or batch, q blocks, k blocks]`."""
         call, (q_padded, k_padded) = self.call, self.padded
         q_first, k_first = np.arange(0, q_padded, self.block_q)[:, None], np.arange(0, k_padded, self.block_k)
         q_last = np.minimum(q_first + self.block_q, call.q_len) - 1

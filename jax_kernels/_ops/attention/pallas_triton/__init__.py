@@ -39,7 +39,7 @@ NAMES = ("block_q", "block_k", "num_warps", "num_stages")
 
 
 def unsupported_reason(call: Call, device: Device) -> str | None:
-    """Why the kernels cannot take this call on this device; None where they can."""
+    """The reason that the kernels do not support this call on this device; None if they do."""
     if device.platform != "gpu" or device.compute_capability is None:
         return "needs an NVIDIA GPU"
     if device.compute_capability < (8, 0):
@@ -54,7 +54,7 @@ def unsupported_reason(call: Call, device: Device) -> str | None:
 
 
 def configs(call: Call, device: Device) -> Sequence[Config]:
-    """From the best guess on, with blocks no longer than the lengths that they divide."""
+    """Block sizes to try, the best guess first, with blocks no longer than the lengths that they divide."""
     assert device.compute_capability is not None
     hopper = (9, 0) <= device.compute_capability < (12, 0)
     kind = "float32" if call.dtype == "float32" else "hopper" if hopper else "ampere"
@@ -168,8 +168,10 @@ def _run(
 
 
 def _specs(call: Call, block_q: int, block_k: int, by_key: bool) -> dict[str, Any]:
-    """What of each array a program may reach: its head in whole length, since the mask says which blocks it takes. A
-    head of queries goes with its one of keys; `by_key`, a head of keys goes with all of its group's queries."""
+    """The part of each array that a program may reach: its head in whole length, since the mask decides on blocks.
+
+    A head of queries goes with its one of keys; `by_key`, a head of keys goes with all of its group's queries.
+    """
     width, q_len, kv_len = width_of(call), max(call.q_len, block_q), max(call.kv_len, block_k)
     heads, group = (call.group if call.group > 1 else None, 1) if by_key else (None, call.group)
     return {

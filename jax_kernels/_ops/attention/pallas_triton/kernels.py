@@ -1,4 +1,15 @@
-"""The three kernels: the forward, the gradients of keys and values, and that of queries."""
+"""The three kernels: the forward, the gradients of keys and values, and that of queries.
+
+No array of all scores is ever in memory (FlashAttention, Dao et al. 2022, arXiv 2205.14135). A program has a block of
+queries and walks along blocks of keys. For each query it holds the largest score so far, the sum of
+exp(score - largest) and the values weighted by the same: the online softmax of Milakov and Gimelshein 2018, arXiv
+1805.02867. If a block has a larger score, both sums are first multiplied by exp(old largest - new largest).
+Exponentials are powers of 2, which the hardware has.
+
+The backward pass forms the scores again, from q, k and the log-sum-exp of each query, which the forward leaves. Let p
+be a query's weights and dp their gradient, d_out times the values. The weights sum to 1, so a score's gradient is
+p (dp - delta), where delta is the sum of p dp over the keys: it equals the sum of d_out out over head_dim.
+"""
 
 from __future__ import annotations
 

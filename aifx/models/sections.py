@@ -1,15 +1,31 @@
-"""Keys of `[model]` that all families of image models have."""
+"""Keys of `[model]` that several families share: those of stacked layers, which plans may change, and of images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Protocol, runtime_checkable
 
 from pydantic import Field
 
 from aifx.config import Config
-from aifx.config.sections import Conflict, ModelSection
+from aifx.config.sections import Conflict, ModelSection, Remat
 from aifx.core.errors import ConfigError
+
+
+@runtime_checkable
+class LayeredSection(Protocol):
+    """A `[model]` of layers that are alike.
+
+    Attributes:
+        scan_layers: compile one layer and loop over it.
+        remat: what the backward pass of a layer computes again.
+    """
+
+    @property
+    def scan_layers(self) -> bool: ...
+
+    @property
+    def remat(self) -> Remat: ...
 
 
 class ImageModelSection(ModelSection):

@@ -1,4 +1,4 @@
-"""Deleting checkpoints of a run by a policy."""
+"""Checkpoints of a run: deleting them by a policy, and copying one back."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
+from aifx.checkpoint.copying import CopiedCheckpoint, Stored, copy_checkpoint
 from aifx.checkpoint.folders import clean, remove
 from aifx.checkpoint.manifest import CheckpointInfo, list_bindings, list_checkpoints, ranked
-from aifx.core.errors import AifxError
+from aifx.core.errors import AifxError, CheckpointError
 from aifx.core.project import Project, RunDirectory
 from aifx.core.results import Result
+from aifx.core.stores import open_store
 from aifx.runs.binding import read_digests
 from aifx.runs.lock import hold_run
 from aifx.runs.provenance import read_provenance
@@ -34,7 +36,7 @@ class PrunedCheckpoint:
 
 @dataclass(frozen=True)
 class PrunedCheckpoints(Result):
-    """What `aifx ckpt prune --json` prints."""
+    """The document that `aifx ckpt prune --json` prints."""
 
     run: str
     removed: list[PrunedCheckpoint]
@@ -69,7 +71,7 @@ class Policy:
 
 
 def plan_pruning(project: Project, run: RunDirectory, policy: Policy) -> PrunedCheckpoints:
-    """What `prune` would do."""
+    """The checkpoints that `prune` would remove and keep."""
     infos = list_checkpoints(run.checkpoints)
     reasons = policy.reasons(infos)
     for step, user in _needed(project, run):
@@ -100,3 +102,12 @@ def _needed(project: Project, run: RunDirectory) -> Iterator[tuple[int, str]]:
         for base in bases:
             if base and base.get("run") == run.name:
                 yield int(base["step"]), other.name
+
+
+def copy_into_run(source: Stored, run: RunDirectory) -> CopiedCheckpoint:
+    """Copy a checkpoint of `run` back into it. Raises RunBusy, CheckpointError for one of another run."""
+    if read_digests(run).run_id != source.manifest.run.get("id"):
+        why = f"its manifest and {run.digests} name different runs"
+        raise CheckpointError(f"checkpoint {source.store.url} was saved by another run", why, "aifx runs ls")
+    with hold_run(run):
+        return copy_checkpoint(source, open_store(str(run.checkpoints)))
