@@ -41,8 +41,7 @@ def main() -> None:
         from rich.console import Console
 
         from aifx.benchmarking.suites import SUITES, Bench
-        from aifx.benchmarking.train.looping import Looping
-        from aifx.benchmarking.train.series import Series
+        from aifx.benchmarking.train.rounds import Looping, Series
         from aifx.benchmarking.train.subject import Subject
         from aifx.commands.train.panel import Panel
         from aifx.scaffold.projects import scaffold

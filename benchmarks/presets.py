@@ -89,7 +89,7 @@ def read_arguments() -> argparse.Namespace:
 def time_steps(project: Path, settings: dict[str, dict[str, Any]]) -> dict[str, float]:
     """The median time of a step, in seconds."""
     from aifx.benchmarking.suites import SUITES, Bench
-    from aifx.benchmarking.train.series import Series
+    from aifx.benchmarking.train.rounds import Series
     from aifx.benchmarking.train.subject import Subject
 
     series = {}

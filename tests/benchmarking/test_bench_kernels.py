@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from aifx.benchmarking import kernels
-from aifx.benchmarking.kernel_peers import BOUNDS, PEERS
+from aifx.benchmarking.kernels import BOUNDS, PEERS
 from aifx.benchmarking.suites import SUITES, Bench
 from aifx.core.errors import UsageError
 from aifx.machine.device_memory import cache_bytes

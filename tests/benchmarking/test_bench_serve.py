@@ -22,8 +22,19 @@ from aifx.benchmarking.serve import client as client_module
 from aifx.benchmarking.serve import target
 from aifx.benchmarking.serve.client import Api, Client, Load
 from aifx.benchmarking.serve.figures import MOST_SAMPLES, notes, results, thinned
-from aifx.benchmarking.serve.lengths import BLOCK, Lengths, check_lengths, read_trace
-from aifx.benchmarking.serve.load import Level, LoadOptions, Planned, PromptWriter, levels, parse_slo, plan
+from aifx.benchmarking.serve.load import (
+    BLOCK,
+    Lengths,
+    Level,
+    LoadOptions,
+    Planned,
+    PromptWriter,
+    check_lengths,
+    levels,
+    parse_slo,
+    plan,
+    read_trace,
+)
 from aifx.benchmarking.suites import SUITES, Bench
 from aifx.core import processes
 from aifx.core.errors import DataError, EnvironmentFault, UsageError

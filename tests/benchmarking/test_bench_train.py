@@ -20,8 +20,7 @@ from aifx.benchmarking.results import Measured
 from aifx.benchmarking.suites import SUITES, Bench
 from aifx.benchmarking.train import measure
 from aifx.benchmarking.train.growth import grow
-from aifx.benchmarking.train.looping import Looping
-from aifx.benchmarking.train.series import FILL, Series
+from aifx.benchmarking.train.rounds import FILL, Looping, Series
 from aifx.benchmarking.train.subject import Parts, Subject, uncached
 from aifx.core.errors import ConfigError, EnvironmentFault
 from aifx.machine.device_memory import peak_bytes, room

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aifx.benchmarking.results import Measured, Param
 from aifx.benchmarking.suites import Bench
-from aifx.benchmarking.train.series import Series
+from aifx.benchmarking.train.rounds import Series
 from aifx.benchmarking.train.subject import Subject
 from aifx.config import Config
 from aifx.core.errors import AifxError
