@@ -161,5 +161,5 @@ def test_exits_keep_their_codes(case):
     body, code = EXITS[case]
     done = ended(body)
     assert done.returncode == code, done
-    assert done.stdout.removeprefix("ready\n") == ""
+    assert "ready\n".startswith(done.stdout)  # the limit may come before it, or while it is written
     assert done.stderr.strip() == ("too late" if case == "at its limit" else "")
