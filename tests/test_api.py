@@ -21,7 +21,7 @@ import pytest
 
 import aifx
 import jax_kernels
-from aifx.data.readers.decoding import FEW
+from aifx.data.readers.pictures import FEW
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 NAMES = re.findall(r"^### ((?:aifx|jax_kernels)\.\w+)$", PAGE.read_text(), re.M)
@@ -223,7 +223,7 @@ def test_a_script_without_a_main_guard_trains(tmp_path: Path) -> None:
         logging.basicConfig()
         print("begun")
         result = aifx.train(settings={"train.validate_every": 3})
-        print(result.status, result.step, started.count("aifx.data.readers.decoding"))
+        print(result.status, result.step, started.count("aifx.core.calls"))
         print(aifx.evaluate("runs/main").metrics["examples"] > 0)
     """
     (tmp_path / "script.py").write_text(textwrap.dedent(script))

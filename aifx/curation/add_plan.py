@@ -30,9 +30,9 @@ from aifx.data.chat.lines import has_messages
 from aifx.data.names import Kind
 from aifx.data.readers.base import ColumnsChanged, DamagedFile, ReadOptions
 from aifx.data.readers.columnar import READERS
+from aifx.data.readers.encodings import AUTO, SAMPLE_BYTES, likely_encodings
+from aifx.data.readers.encodings import MOST_NAMED as LIKELY
 from aifx.data.readers.formats import KINDS, split_name
-from aifx.data.readers.likely_encodings import AUTO, SAMPLE_BYTES, likely_encodings
-from aifx.data.readers.likely_encodings import SHOWN as LIKELY
 from aifx.data.readers.sources import Listing, SourceFile, leads_out, name_of
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import Manifest, Source, Version

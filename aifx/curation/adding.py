@@ -25,13 +25,11 @@ from aifx.curation.step import Limits, Outcome, Step, row_prefix
 from aifx.data.chat.lines import CHAT_READERS
 from aifx.data.names import CHAT, RESERVED, ROW, SOURCE, SPLIT, Kind
 from aifx.data.readers.base import TEXT, BadRow, Batch, ColumnsChanged, DamagedFile, ReadOptions, joined
-from aifx.data.readers.columnar import READERS, Reader
-from aifx.data.readers.formats import KINDS, PAGES, Format
-from aifx.data.readers.images import IMAGE, TARGETS, target_field
-from aifx.data.readers.likely_encodings import AUTO
+from aifx.data.readers.columnar import LARGE_BYTES, READERS, Reader, read_documents, strings
+from aifx.data.readers.encodings import AUTO
+from aifx.data.readers.formats import IMAGE, KINDS, PAGES, TARGETS, Format, target_field
 from aifx.data.readers.sources import SourceFile
 from aifx.data.readers.streams import decided
-from aifx.data.readers.text import LARGE_BYTES, read_documents, strings
 from aifx.data.readers.web import check_installed
 from aifx.data.versions.manifest import Source
 from aifx.data.versions.shards import PART_BYTES, read_parts

@@ -21,9 +21,9 @@ from aifx.curation.near import JOINED, SHINGLE_WORDS
 from aifx.curation.step import Limits, read_decisions
 from aifx.curation.words import split_words
 from aifx.data.names import ROW
+from aifx.data.versions.catalog import check_shards
 from aifx.data.versions.manifest import ShardFile, Version
 from aifx.data.versions.shards import read_parts, write_shard
-from aifx.data.versions.verification import check_shards
 
 LEAST_WORDS = 20
 """Words of a row of which a copy is planted, at least: in a shorter one, an edit leaves too little."""

@@ -25,8 +25,8 @@ from aifx.curation.languages import identify
 from aifx.curation.rules import Rule, Texts
 from aifx.curation.step import Outcome, ShardStep, set_column
 from aifx.data.names import ROW
+from aifx.data.versions.catalog import check_own_rows
 from aifx.data.versions.manifest import TEXT_TYPES, Manifest
-from aifx.data.versions.parts import check_own_rows
 from aifx.data.versions.shards import dropped_rows
 
 UnicodeForm: TypeAlias = Literal["NFC", "NFKC", "none"]

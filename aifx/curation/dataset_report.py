@@ -19,9 +19,8 @@ from aifx.core.results import Result
 from aifx.curation.history import ancestors, settings_text
 from aifx.curation.profile import EDGES, Histogram, Lengths, Profile, most_frequent, read_profile
 from aifx.data.names import CHAT, CLUSTER, RESERVED, ROW, SOURCE, SPLIT, Kind
-from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.catalog import Catalog, check_own_rows
 from aifx.data.versions.manifest import Manifest, Version
-from aifx.data.versions.parts import check_own_rows
 from aifx.data.versions.sql import RowTable, identifier, open_tables, quoted
 
 EXAMPLES = 3

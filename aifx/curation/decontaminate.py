@@ -36,9 +36,9 @@ from aifx.curation.step import (
 from aifx.curation.words import I64, U64, find_words, split_words, text_buffer, word_runs
 from aifx.data.names import ROW, SOURCE, SPLIT
 from aifx.data.splits import Split
+from aifx.data.versions.catalog import check_shards
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.shards import read_parts, read_shard, return_memory
-from aifx.data.versions.verification import check_shards
 
 RUN_WORDS = 13
 """Words of a run. GPT-3 compares 13-grams (Brown et al. 2020, appendix C)."""

@@ -27,10 +27,9 @@ from aifx.curation.step import Limits
 from aifx.curation.work_folders import ROWS_FOLDER, holding_dataset, steps_folder
 from aifx.data.file_index import find_implicit
 from aifx.data.names import ROW
-from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.catalog import TOKENS, Catalog
 from aifx.data.versions.lineage import record_removal
 from aifx.data.versions.manifest import INDEXES, Version
-from aifx.data.versions.parts import TOKENS
 from aifx.data.versions.sql import RowTable, open_selection, open_tables
 
 CACHES = ("tokens", "chats", "tokenizers", "pages", "images", ROWS_FOLDER)

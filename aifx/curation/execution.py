@@ -52,22 +52,11 @@ from aifx.core.version import __version__
 from aifx.curation.profile import MOST_PARTS, PartialProfile, complete_profile, merge_profiles, profile_rows
 from aifx.curation.step import Limits, Step, check_row_ids
 from aifx.curation.work_folders import WORK, holding_dataset, holding_work, steps_folder
-from aifx.data.versions.catalog import Catalog, check_dataset_name
+from aifx.data.versions.catalog import Catalog, check_dataset_name, check_own_rows, check_shards, rows_and_bytes
 from aifx.data.versions.lineage import is_recorded, record_run
-from aifx.data.versions.manifest import (
-    DROPPED,
-    QUARANTINE,
-    SHARDS,
-    Manifest,
-    ShardFile,
-    Source,
-    StepRecord,
-    Version,
-)
-from aifx.data.versions.parts import check_own_rows, rows_and_bytes
+from aifx.data.versions.manifest import DROPPED, QUARANTINE, SHARDS, Manifest, ShardFile, Source, StepRecord, Version
 from aifx.data.versions.sealing import seal_version
 from aifx.data.versions.shards import ShardWriter, columns_of, return_memory
-from aifx.data.versions.verification import check_shards
 
 OUT, DONE, PREPARED, WHOLE = "out", "done", "prepared", "version"
 

@@ -15,10 +15,9 @@ from aifx.core.project import Project
 from aifx.core.results import Result
 from aifx.core.sanitize import shorten
 from aifx.data.names import CLUSTER, ROW, SOURCE
-from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.catalog import Catalog, check_own_rows, rows_and_bytes
 from aifx.data.versions.lineage import STEP_FACET, is_removal, new_sources, read_lineage
 from aifx.data.versions.manifest import Manifest
-from aifx.data.versions.parts import check_own_rows, rows_and_bytes
 from aifx.data.versions.sql import RowTable, identifier, open_tables
 from aifx.runs.provenance import read_provenance
 

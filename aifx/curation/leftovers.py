@@ -32,9 +32,8 @@ from aifx.core.project import cache_path
 from aifx.core.results import Result
 from aifx.curation.work_folders import READ, ROWS_FOLDER, WORK, steps_root
 from aifx.data.file_index import prune_indexes
-from aifx.data.versions.catalog import DATASET_NAME, Catalog
+from aifx.data.versions.catalog import DATASET_NAME, TOKENS, Catalog
 from aifx.data.versions.manifest import INDEXES, LATEST
-from aifx.data.versions.parts import TOKENS
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,7 @@ from typing import Any
 from aifx.core.artifact import short_reference
 from aifx.core.errors import UsageError
 from aifx.curation.step import Limits, Outcome, Step
-from aifx.data.versions.catalog import Catalog
-from aifx.data.versions.parts import MIX
+from aifx.data.versions.catalog import MIX, Catalog
 
 LEAST_SHARE = 0.002
 """Training takes rows in cycles of 1,000, which hold at least one of a set with this share."""

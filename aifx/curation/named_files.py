@@ -31,7 +31,7 @@ from aifx.data.names import CHAT, ROW, SOURCE, SPLIT, Kind
 from aifx.data.readers.base import TEXT, rows_not_utf8
 from aifx.data.readers.documents import read_text_rows
 from aifx.data.readers.encodings import FileScan, decode_blocks
-from aifx.data.readers.images import target_field
+from aifx.data.readers.formats import target_field
 from aifx.data.readers.parquet import batches_of
 from aifx.data.readers.rows import FORMATS, Row, read_rows
 from aifx.data.readers.sources import SourceFile

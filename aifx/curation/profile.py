@@ -30,9 +30,8 @@ from aifx.core.results import Result
 from aifx.curation.near import hash_bytes
 from aifx.curation.words import group_starts, mix
 from aifx.data.names import CHAT, CLUSTER, ROW, SOURCE, Kind
-from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.catalog import Catalog, check_own_rows
 from aifx.data.versions.manifest import PROFILE, Manifest, Version
-from aifx.data.versions.parts import check_own_rows
 from aifx.data.versions.shards import BULK, read_parts, repeats
 
 HASHES = 2048

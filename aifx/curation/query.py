@@ -21,8 +21,8 @@ from aifx.core.files import replacing
 from aifx.core.limits import limit_memory
 from aifx.core.results import Result
 from aifx.data.row_writers import RowWriter, escape_formula, flat, output_format
+from aifx.data.versions.catalog import check_own_rows
 from aifx.data.versions.manifest import Version
-from aifx.data.versions.parts import check_own_rows
 from aifx.data.versions.shards import records_of, return_memory
 from aifx.data.versions.sql import not_enough_memory, open_selection
 

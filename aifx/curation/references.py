@@ -23,9 +23,8 @@ from aifx.data.readers.documents import find_files
 from aifx.data.readers.sources import list_sources, name_of, without_secrets
 from aifx.data.sections import TextSection
 from aifx.data.splits import Split
-from aifx.data.versions.catalog import DATASET_NAME, Catalog, open_catalog
+from aifx.data.versions.catalog import DATASET_NAME, Catalog, check_shards, open_catalog
 from aifx.data.versions.manifest import Version
-from aifx.data.versions.verification import check_shards
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,7 @@ from aifx.data.file_index import find_implicit, split_reference
 from aifx.data.names import Kind
 from aifx.data.readers.encodings import FileScan
 from aifx.data.readers.sources import SourceFile
-from aifx.data.versions.catalog import Catalog
-from aifx.data.versions.parts import rows_and_bytes
-from aifx.data.versions.verification import check_files
+from aifx.data.versions.catalog import Catalog, check_files, rows_and_bytes
 
 if TYPE_CHECKING:
     from aifx.config.sections import DataSection

@@ -24,7 +24,7 @@ from aifx.data.readers.rows import FORMATS, Row, read_rows
 from aifx.data.readers.sources import SourceFile, local_file, named_file
 from aifx.data.sections import PathSection
 from aifx.data.spec import Column, ColumnKind
-from aifx.data.versions.parts import DatasetPart
+from aifx.data.versions.catalog import DatasetPart
 
 logger = logging.getLogger(__name__)
 

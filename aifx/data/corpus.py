@@ -52,7 +52,7 @@ from aifx.data.tokenizer import Tokenizer, text_sizes
 
 if TYPE_CHECKING:  # what these import decides no row, and a change of it makes no cache again
     from aifx.data.sections import DocumentSection, TextSection
-    from aifx.data.versions.parts import DatasetPart
+    from aifx.data.versions.catalog import DatasetPart
 
 logger = logging.getLogger(__name__)
 

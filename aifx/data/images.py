@@ -48,11 +48,24 @@ from aifx.data.order import BalancedOrder
 from aifx.data.picture_lists import Listing, list_pictures, list_version, picture_files
 from aifx.data.readers import archives
 from aifx.data.readers.archives import HINT, TRAINING_ARRAYS, read_arrays
-from aifx.data.readers.decoding import PIXELS, Decoded, Picture, decode_all, decode_one, write_row
 from aifx.data.readers.documents import files_below
 from aifx.data.readers.encodings import FileScan
-from aifx.data.readers.images import IMAGE, SUFFIXES
-from aifx.data.readers.pictures import MEDIA_TYPES, MODES, BadPicture, Geometry, decode, is_grey, open_picture
+from aifx.data.readers.formats import IMAGE, PICTURE_SUFFIXES
+from aifx.data.readers.pictures import (
+    MEDIA_TYPES,
+    MODES,
+    PIXELS,
+    BadPicture,
+    Decoded,
+    Geometry,
+    Picture,
+    decode,
+    decode_all,
+    decode_one,
+    is_grey,
+    open_picture,
+    write_row,
+)
 from aifx.data.readers.rows import FORMATS, Row, field, input_file, read_rows, unknown_format
 from aifx.data.readers.sources import SourceFile, local_file
 from aifx.data.row_cache import VERSION, FixedRows, open_mapped, rows_key
@@ -71,7 +84,7 @@ MOST_NAMED = 100  # pictures that a message lists one by one
 SKIP = "correct or remove it, or leave it out: aifx train --set data.errors=skip"
 ORDER: tuple[Split, ...] = ("test", "validation", "train")  # which split keeps a picture that is in several
 FILE_FIELD = "file"
-PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
+PICTURES = tuple(suffix.removeprefix(".") for suffix in PICTURE_SUFFIXES)
 DAMAGED = "write it again, or leave it out"
 
 
@@ -283,9 +296,11 @@ def read_images(file: SourceFile, geometry: Geometry, *, skips: bool = False) ->
     Raises DataError naming the file.
     """
     if file.path.is_dir():
-        pictures = [path for path in files_below(file.path) if path.suffix.lower() in SUFFIXES]
+        pictures = [path for path in files_below(file.path) if path.suffix.lower() in PICTURE_SUFFIXES]
         if not pictures:
-            raise DataError(f"{file.path} has no pictures", f"they are {', '.join(SUFFIXES)}", f"ls {file.path}")
+            raise DataError(
+                f"{file.path} has no pictures", f"they are {', '.join(PICTURE_SUFFIXES)}", f"ls {file.path}"
+            )
         for picture in pictures:
             try:
                 yield from list(read_images(input_file(str(picture)), geometry))
@@ -415,7 +430,7 @@ def open_images(
         return ImageStore(geometry, pixels, digests, problems)
 
     rows = [(contents.get(str(picture.path)), picture.row) for picture in files]
-    path = cache_path("images") / rows_key("aifx.data.readers.decoding", size, channels, fit, rows)
+    path = cache_path("images") / rows_key("aifx.data.readers.pictures", size, channels, fit, rows)
     return cached(path, "image store", VERSION, build, open_store, logger.warning)
 
 

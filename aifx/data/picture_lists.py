@@ -14,13 +14,13 @@ from pathlib import Path
 from aifx.core.errors import DataError, did_you_mean
 from aifx.core.plurals import counted
 from aifx.data.names import CLUSTER, ROW, SPLIT
-from aifx.data.readers.decoding import Picture
 from aifx.data.readers.documents import files_below
-from aifx.data.readers.images import SUFFIXES, TARGETS, Target, TargetKind
+from aifx.data.readers.formats import PICTURE_SUFFIXES, TARGETS, Target, TargetKind
+from aifx.data.readers.pictures import Picture
 from aifx.data.readers.rows import input_file, read_rows
 from aifx.data.readers.sources import SourceFile, name_of
 from aifx.data.splits import SPLIT_FOLDERS, Split, split_folders
-from aifx.data.versions.parts import DatasetPart
+from aifx.data.versions.catalog import DatasetPart
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def list_pictures(path: Path, name: str, classes: tuple[str, ...] = (), *, has_a
         why = "it takes a folder of pictures, a .csv file that lists them, or an .npz file"
         raise DataError(f"data.path = {name!r} cannot be used", why, f"ls -l {name}")
     if not examples:
-        raise DataError(f"{name} has no pictures", f"they are {', '.join(SUFFIXES)}", f"ls {name}")
+        raise DataError(f"{name} has no pictures", f"they are {', '.join(PICTURE_SUFFIXES)}", f"ls {name}")
     return Listing(name, examples, target, _classes(name, examples, target, classes, has_all))
 
 
@@ -136,11 +136,11 @@ def _classes_of(path: Path, name: str, split: Split | None) -> Iterator[Example]
     others: list[str] = []
     for folder in folders:
         files = list(files_below(path / folder))
-        pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
-        others += [f"{name}/{file.relative_to(path)}" for file in files if file.suffix.lower() not in SUFFIXES]
+        pictures = [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES]
+        others += [f"{name}/{file.relative_to(path)}" for file in files if file.suffix.lower() not in PICTURE_SUFFIXES]
         yield from (Example(file, f"{name}/{file.relative_to(path)}", folder, split) for file in pictures)
         if not pictures:
-            logger.warning(f"{name}/{folder} has no pictures ({', '.join(SUFFIXES)}), so it is no class")
+            logger.warning(f"{name}/{folder} has no pictures ({', '.join(PICTURE_SUFFIXES)}), so it is no class")
     if others:
         logger.info(f"{name}: {len(others)} files are no pictures, such as {others[0]}")
 

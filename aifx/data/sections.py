@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from aifx.data.names import Kind
     from aifx.data.readers.documents import Piece
     from aifx.data.readers.sources import SourceFile
-    from aifx.data.versions.parts import DatasetPart
+    from aifx.data.versions.catalog import DatasetPart
 
 
 MOST_FILES = 64  # files of a project's data that are opened to check them: the first megabyte of each
@@ -77,7 +77,7 @@ class DatasetSection(DataSection):
 
         Raises UsageError if there is no such version, DataError if it is damaged or of another kind.
         """
-        from aifx.data.versions.parts import open_parts
+        from aifx.data.versions.catalog import open_parts
 
         return () if self.dataset is None else open_parts(self.dataset, project, self.version_kind)
 

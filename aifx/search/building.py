@@ -31,12 +31,10 @@ from aifx.curation.step import Limits
 from aifx.curation.work_folders import WORK, holding_work
 from aifx.data.readers.parquet import open_parquet
 from aifx.data.row_cache import read_checked, write_checked
-from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.catalog import Catalog, check_own_rows, check_shards
 from aifx.data.versions.lineage import record_index
 from aifx.data.versions.manifest import TEXT_TYPES, ShardFile, Version
-from aifx.data.versions.parts import check_own_rows
 from aifx.data.versions.shards import return_memory
-from aifx.data.versions.verification import check_shards
 from aifx.search.embedders import F32, Embedder
 from aifx.search.indexes import (
     INDEX_FILE,

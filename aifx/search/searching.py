@@ -14,8 +14,8 @@ from aifx.core.results import Result
 from aifx.data.names import ROW
 from aifx.data.readers.parquet import open_parquet
 from aifx.data.readers.rows import input_file, read_rows
+from aifx.data.versions.catalog import check_shards
 from aifx.data.versions.manifest import Version
-from aifx.data.versions.verification import check_shards
 from aifx.search.embedders import F32, Embedder
 from aifx.search.indexes import Index
 from aifx.search.kinds import search_index

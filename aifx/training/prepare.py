@@ -32,7 +32,7 @@ from aifx.core.stop_signals import StopSignals
 from aifx.data.file_index import ImplicitVersion
 from aifx.data.spec import keep_spec, need_spec
 from aifx.data.text import TOKENIZER_FILE
-from aifx.data.versions.parts import dataset_record
+from aifx.data.versions.catalog import dataset_record
 from aifx.evaluation.held_out import metric_names
 from aifx.kernels.choice import RunChoices, run_choices
 from aifx.kernels.choices_file import write_kernel_choices

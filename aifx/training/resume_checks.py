@@ -21,7 +21,7 @@ from aifx.core.project import Project, RunDirectory
 from aifx.core.statuses import FINISHED, ProcessStatus
 from aifx.core.steps import StepChoice
 from aifx.data.sections import OWN_TOKENIZERS, TokenSection
-from aifx.data.versions.parts import whole_reference
+from aifx.data.versions.catalog import whole_reference
 from aifx.kinds import read_config
 from aifx.parallel.group import Group
 from aifx.runs.binding import binding_errors, foreign_checkpoint

@@ -31,7 +31,7 @@ from aifx.data.names import Kind
 from aifx.data.readers.base import ReadOptions
 from aifx.data.readers.sources import Listing, list_sources
 from aifx.data.versions.catalog import check_dataset_name
-from aifx.data.versions.licenses import check_license
+from aifx.data.versions.manifest import check_license
 from aifx.verbs.arguments import StrPath
 from aifx.verbs.catalogs import StepOptions, StepPlace, open_place
 

@@ -34,7 +34,7 @@ def open_view(
 ) -> tuple[Catalog, Version, View]:
     """The catalog, the version and what is shown of it. Raises UsageError, DataError."""
     from aifx.curation.labels.rows import view_of
-    from aifx.data.versions.verification import check_shards
+    from aifx.data.versions.catalog import check_shards
 
     catalog, _ = find_catalog(root, project)
     version = catalog.open(name)

@@ -336,7 +336,7 @@ def data_push(
         aifx.core.errors.EnvironmentFault: ...
     """
     from aifx.curation.databases.push import parse_target, push
-    from aifx.data.versions.parts import check_own_rows
+    from aifx.data.versions.catalog import check_own_rows
 
     target = parse_target(table)
     catalog, _ = find_catalog(root, project)

@@ -32,8 +32,7 @@ from aifx.curation.leftovers import collect_garbage
 from aifx.curation.step import Limits
 from aifx.data.sections import TextSection
 from aifx.data.text import TextFormat
-from aifx.data.versions.catalog import Catalog, open_catalog
-from aifx.data.versions.verification import check_files
+from aifx.data.versions.catalog import Catalog, check_files, open_catalog
 from aifx.search.building import build_index
 from aifx.search.embedders import HashedNgrams
 from aifx.search.indexes import IndexSettings

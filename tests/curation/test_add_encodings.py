@@ -13,7 +13,7 @@ from adding import add, environ_of, quarantine_of, rows_of
 from aifx.curation.add_plan import plan_add
 from aifx.curation.adding import decided_encoding
 from aifx.data.readers.base import ReadOptions
-from aifx.data.readers.likely_encodings import SAMPLE_BYTES
+from aifx.data.readers.encodings import SAMPLE_BYTES
 from aifx.data.readers.sources import list_sources
 from aifx.data.versions.catalog import open_catalog
 

@@ -26,7 +26,7 @@ from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
 from aifx.curation.add_plan import plan_add, refusal, run_add
 from aifx.curation.adding import Add
-from aifx.data.readers import streams, text
+from aifx.data.readers import columnar, streams
 from aifx.data.readers.base import ReadOptions
 from aifx.data.readers.documents import find_files
 from aifx.data.readers.sources import list_sources
@@ -175,13 +175,13 @@ def test_a_document_of_any_size_is_a_row_as_in_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     """It was cut into rows of 32 MiB. One beyond the limit of a row is refused, and never cut."""
-    monkeypatch.setattr(text, "FILL_BYTES", 100)
+    monkeypatch.setattr(columnar, "FILL_BYTES", 100)
     content = "".join(f"line {n} é\n" for n in range(100)) + "é" * 333
     data = content.encode()
     (tmp_path / f"a.txt{suffix}").write_bytes(gzip.compress(data) if suffix else data)
     (row,) = rows_of(add(tmp_path, "corpus", f"a.txt{suffix}").version)
     assert row["text"] == content
-    monkeypatch.setattr(text, "ROW_BYTES", len(data) - 1)
+    monkeypatch.setattr(columnar, "ROW_BYTES", len(data) - 1)
     version = add(tmp_path, "large", f"a.txt{suffix}").version
     (damage,) = quarantine_of(version)
     assert (version.manifest.rows, version.manifest.facts["damaged_files"], damage["line"]) == (0, 1, 1)

@@ -9,7 +9,7 @@ from adding import add, quarantine_of, rows_of
 
 from aifx.core.errors import UsageError
 from aifx.curation.add_plan import check_options
-from aifx.data.readers import text as reader
+from aifx.data.readers import columnar as reader
 from aifx.data.readers.base import ReadOptions
 
 CHAPTERS = [f"CHAPTER {n}. Of é\n\n" + f"Words of chapter {n}.\n" * n for n in range(1, 30)]

@@ -20,9 +20,8 @@ from aifx.curation import execution
 from aifx.curation.execution import OUT, TaskResult, execute, in_processes
 from aifx.curation.step import Limits, Step
 from aifx.curation.work_folders import holding_dataset
-from aifx.data.versions.catalog import Catalog, open_catalog
+from aifx.data.versions.catalog import Catalog, check_files, open_catalog
 from aifx.data.versions.manifest import SHARDS, Version
-from aifx.data.versions.verification import check_files
 
 TEXTS = (("a cat", "a dog"), ("a bird", "no fish"), ("an ox",))
 LIMITS = Limits(1 << 30, 1)

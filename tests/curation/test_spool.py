@@ -10,7 +10,7 @@ import pytest
 
 from aifx.curation.databases import sources
 from aifx.curation.databases.query import Part, Query, Snapshot, parse_database_url
-from aifx.data.readers.query import CHECK
+from aifx.data.readers.columnar import CHECK
 
 ROWS, BATCH = 60, 10
 QUERY = Query(parse_database_url("postgresql://127.0.0.1/shop"), "SELECT * FROM t", "id")

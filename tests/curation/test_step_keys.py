@@ -20,10 +20,9 @@ from aifx.curation import execution, history
 from aifx.curation.execution import execute, step_key, work_folder
 from aifx.curation.step import Limits
 from aifx.data.versions import lineage
-from aifx.data.versions.catalog import Catalog, open_catalog
+from aifx.data.versions.catalog import Catalog, check_files, open_catalog
 from aifx.data.versions.lineage import STEP_FACET
 from aifx.data.versions.manifest import LINEAGE
-from aifx.data.versions.verification import check_files
 
 LIMITS = Limits(1 << 30, 1)
 STEP = """

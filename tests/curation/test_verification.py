@@ -15,9 +15,8 @@ from aifx.core.errors import DataError
 from aifx.curation.execution import execute
 from aifx.curation.reports import list_versions
 from aifx.curation.step import Limits
-from aifx.data.versions.catalog import Catalog, open_catalog
+from aifx.data.versions.catalog import Catalog, check_files, check_shards, open_catalog
 from aifx.data.versions.manifest import Version, sums_text
-from aifx.data.versions.verification import check_files, check_shards
 
 LIMITS = Limits(1 << 30, 1)
 REGIONS = 23

@@ -56,8 +56,8 @@ def test_small_paddings_are_written(tmp_path: Path) -> None:
         "{{ '%05.2f' | format(1.5) }} {{ '%d' % 5551234567 }} {{ '{:>4}'.format(7) }} {{ '5551234567'.center(2) }}"
     )
     renderer = renderer_of(tmp_path, template)
-    shown = renderer.tokenizer.decode(renderer.prompt([{"role": "user", "content": "x"}]))
-    assert shown == "01.50 5551234567    7 5551234567"
+    written = renderer.tokenizer.decode(renderer.prompt([{"role": "user", "content": "x"}]))
+    assert written == "01.50 5551234567    7 5551234567"
 
 
 def test_small_products_are_computed(tmp_path: Path) -> None:
@@ -123,8 +123,8 @@ def test_a_template_that_marks_some_answers_or_two_parts_of_one(tmp_path: Path) 
     of = conversation("Hi", "Hello", "Bye", "So long")
     last = CHATML.replace("message.role == 'assistant'", "message.role == 'assistant' and loop.last")
     assert trained(renderer_of(tmp_path / "last", last), of) == ["So long<|im_end|>"]
-    divided = " }}{% endgeneration %}-{% generation %}{{ '<|im_end|>' }}{% endgen"
-    parts = CHATML.replace(" + '<|im_end|>' }}{% endgen", divided)
+    separated = " }}{% endgeneration %}-{% generation %}{{ '<|im_end|>' }}{% endgen"
+    parts = CHATML.replace(" + '<|im_end|>' }}{% endgen", separated)
     renderer = renderer_of(tmp_path / "parts", parts)
     assert trained(renderer, of) == ["Hello", "<|im_end|>", "So long", "<|im_end|>"]
     assert trained(renderer, of, least=2) == ["So long", "<|im_end|>"]

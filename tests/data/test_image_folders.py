@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
@@ -34,7 +35,7 @@ from aifx.data import file_index, row_cache
 from aifx.data.arrays import ArrayDataset, array_source
 from aifx.data.images import ImageFormat, Picture, StoredImages, open_images
 from aifx.data.picture_lists import list_pictures
-from aifx.data.readers import decoding
+from aifx.data.readers import pictures
 from aifx.data.readers.rows import input_file
 from aifx.data.sections import ImagesSection
 from aifx.data.splits import Split
@@ -87,7 +88,7 @@ def seeds(data: ArrayDataset, split: Split) -> list[int]:
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_folder_of_classes_is_divided_by_class_and_seed(project: Project) -> None:
+def test_a_folder_of_classes_is_split_by_class_and_seed(project: Project) -> None:
     data = open_(project, validation_fraction=0.25, test_fraction=0.2)
     assert data.spec.classes == ("bad", "good")
     assert data.spec.fields["inputs"].shape == (12, 16, 3)
@@ -135,7 +136,7 @@ def test_copies_stay_in_one_split(project: Project, paint: Paint, caplog: pytest
     assert "data/parts/bad/same.png and data/parts/good/03.png" in caplog.text
 
 
-def test_rare_sets_of_labels_are_divided_together(project: Project, paint: Paint) -> None:
+def test_rare_sets_of_labels_stay_together(project: Project, paint: Paint) -> None:
     names = ("crack", "dent", "rust", "scratch", "spot")
     sets = [[name for bit, name in enumerate(names) if number >> bit & 1] for number in range(32)]
     files = [paint(f"{seed:02}.png", seed).name for seed in range(52)]
@@ -244,7 +245,7 @@ def test_any_number_of_workers_gives_the_same_batches(
     (project.root / "data/parts/good/07.png").write_bytes(b"torn")
     expected = open_(project, errors="skip")
     monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "another"))
-    monkeypatch.setattr(decoding, "FEW", 0)
+    monkeypatch.setattr(pictures, "FEW", 0)
     found = open_(project, errors="skip", workers=workers)
     assert found.digest == expected.digest
     for seed, split in ((0, "train"), (None, "train"), (None, "test")):
@@ -257,13 +258,18 @@ def test_any_number_of_workers_gives_the_same_batches(
 def test_a_picture_that_kills_its_worker_is_named(
     project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(decoding, "FEW", 0)
-    code = "import os,sys\nfrom aifx.data.readers import decoding\nreal=decoding.decode\n"
-    code += "decoding.decode=lambda s,g: os.abort() if s.name.endswith('11.png') else real(s,g)\ndecoding.main()\n"
-    (tmp_path / "crashing.py").write_text(code)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    start = decoding.Child.of_module
-    monkeypatch.setattr(decoding.Child, "of_module", lambda module, *args, **keys: start("crashing", *args, **keys))
+    monkeypatch.setattr(pictures, "FEW", 0)
+    code = """
+    import os
+    from aifx.data.readers import pictures
+    real, share = pictures.decode, pictures._decode_share
+    def decode_share(*args):
+        pictures.decode = lambda s, g: os.abort() if s.name.endswith('11.png') else real(s, g)
+        yield from share(*args)
+    """
+    (tmp_path / "crashing.py").write_text(textwrap.dedent(code))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(pictures, "_decode_share", importlib.import_module("crashing").decode_share)
     with pytest.raises(DataError) as caught:
         open_(project, workers=2)
     assert caught.value.what == "data/parts/good/11.png cannot be used"
@@ -276,13 +282,13 @@ def test_a_picture_that_kills_its_worker_is_named(
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """The number of pictures that were decoded."""
     counted = Counter[str]()
-    real = decoding.decode
+    real = pictures.decode
 
     def decode(*args: Any) -> np.ndarray:
         counted["decoded"] += 1
         return real(*args)
 
-    monkeypatch.setattr(decoding, "decode", decode)
+    monkeypatch.setattr(pictures, "decode", decode)
     return counted
 
 
@@ -337,13 +343,13 @@ def test_pictures_of_the_same_bytes_are_not_decoded_again(
 def test_a_picture_that_changes_before_it_is_decoded_is_refused(
     project: Project, paint: Paint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = decoding.decode
+    real = pictures.decode
 
     def decode(*args: Any) -> np.ndarray:
         paint("parts/good/39.png", 59)
         return real(*args)
 
-    monkeypatch.setattr(decoding, "decode", decode)
+    monkeypatch.setattr(pictures, "decode", decode)
     with pytest.raises(DataError, match=r"data/parts/good/39\.png changed while it was read"):
         open_(project)
 
@@ -356,8 +362,8 @@ def test_other_code_decodes_again_and_a_run_goes_on_with_the_same_pixels(
     monkeypatch.setattr(row_cache, "code_digest", lambda *_: Code("other", {}))
     assert (open_(project).digest, decoded["decoded"]) == (first.digest, 2 * 52)
     monkeypatch.setattr(row_cache, "code_digest", lambda *_: Code("brighter", {}))
-    real = decoding.decode
-    monkeypatch.setattr(decoding, "decode", lambda *args: real(*args) | 1)
+    real = pictures.decode
+    monkeypatch.setattr(pictures, "decode", lambda *args: real(*args) | 1)
     assert open_(project).digest != first.digest
 
 
@@ -451,26 +457,27 @@ def test_an_interrupt_while_decoding_leaves_nothing(tmp_path: Path) -> None:
     copies(tmp_path / "pictures", 300, (16, 16))
     held = """
     import time
-    from aifx.data.readers import decoding
-    decode, decoded = decoding.decode, []
+    from aifx.data.readers import pictures
+    decode, decoded, share = pictures.decode, [], pictures._decode_share
     def decode_five(stream, geometry):
         decoded.append(stream)
         if len(decoded) > 5:
             time.sleep(3600)
         return decode(stream, geometry)
-    decoding.decode = decode_five
-    decoding.main()
+    def decode_share(*args):
+        pictures.decode = decode_five
+        yield from share(*args)
     """
     (tmp_path / "held.py").write_text(textwrap.dedent(held))
     code = """
     import sys
     from pathlib import Path
+    import held
     from aifx.core.digests import sha256_of_file
-    from aifx.data.readers import decoding
     from aifx.data.images import Picture, open_images
+    from aifx.data.readers import pictures
     from aifx.data.sections import ImagesSection
-    start = decoding.Child.of_module
-    decoding.Child.of_module = lambda module, *args, **keys: start("held", *args, **keys)
+    pictures._decode_share = held.decode_share
     files = [Picture(path, path.name) for path in Path(sys.argv[1]).iterdir()]
     contents = {str(file.path): sha256_of_file(file.path) for file in files}
     open_images(files, contents, ImagesSection(image_size=(64, 64), channels=3, workers=2))
@@ -480,12 +487,12 @@ def test_an_interrupt_while_decoding_leaves_nothing(tmp_path: Path) -> None:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ)
     stores = tmp_path / "cache/images"
 
-    def has_begun() -> bool:
+    def has_started() -> bool:
         return any(np.fromfile(path, np.uint8, 4096).any() for path in stores.glob("*/pixels"))
 
     deadline = time.monotonic() + 120
     workers: list[psutil.Process] = []
-    while not has_begun() or len(workers) < 2:
+    while not has_started() or len(workers) < 2:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)

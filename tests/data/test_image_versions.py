@@ -17,7 +17,7 @@ from aifx.core.errors import DataError
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset
 from aifx.data.images import ImageFormat
-from aifx.data.readers import decoding
+from aifx.data.readers import pictures
 from aifx.data.sections import ImagesSection
 
 HELD_OUT = {"validation_fraction": 0.2, "test_fraction": 0.2, "image_size": (8, 8)}
@@ -40,7 +40,7 @@ def open_images(project: Project, **keys: object) -> ArrayDataset:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_batches_are_those_of_the_folder(project: Project, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "FEW", 4)
+    monkeypatch.setattr(pictures, "FEW", 4)
     for number, (label, data) in enumerate(zip(LABELS, PICTURES, strict=True)):
         path = project.root / f"data/parts/{label}/{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def test_the_store_is_named_by_the_shards(project: Project, monkeypatch: pytest.
     first = open_images(project, dataset="parts", errors="skip")
     for path in version.shards:
         os.utime(path, ns=(0, 0))
-    monkeypatch.setattr(decoding, "decode", lambda *_: pytest.fail("it is decoded again"))
+    monkeypatch.setattr(pictures, "decode", lambda *_: pytest.fail("it is decoded again"))
     assert open_images(project, dataset="parts", errors="skip").digest == first.digest
     (store,) = Path(project.root.parent / "cache/images").iterdir()
     digests = np.load(store / "digests.npy")[:, 0]

@@ -7,7 +7,7 @@ import codecs
 import pytest
 
 from aifx.core.plurals import either
-from aifx.data.readers.likely_encodings import SHOWN, likely_encodings
+from aifx.data.readers.encodings import MOST_NAMED, likely_encodings
 
 SENTENCES = {
     "German": "Ein schöner Tag für die Bäume. Über den Wäldern zieht der Nebel, und die Vögel grüßen den Morgen.\n",
@@ -77,6 +77,6 @@ def test_damaged_utf8_stays_utf8_and_binary_data_is_no_text() -> None:
 def test_each_likely_encoding_is_a_codec_and_three_are_named() -> None:
     found = likely_encodings(SENTENCES["French"].encode("cp1252"))
     assert all(codecs.lookup(name).name == name for name in found)
-    assert [either(found[:count]) for count in (1, 2, SHOWN)] == [
+    assert [either(found[:count]) for count in (1, 2, MOST_NAMED)] == [
         found[0], f"{found[0]} or {found[1]}", f"{found[0]}, {found[1]} or {found[2]}",
     ]  # fmt: skip

@@ -88,15 +88,15 @@ def test_pictures_are_upright(format: str, orientation: int) -> None:
 
 
 def test_stretch_and_crop() -> None:
-    halves = np.zeros((40, 120), np.uint8)
-    halves[:, 40:80] = 255  # the middle third
-    picture = saved(Image.fromarray(halves), "PNG")
+    stripes = np.zeros((40, 120), np.uint8)
+    stripes[:, 40:80] = 255  # the middle third
+    picture = saved(Image.fromarray(stripes), "PNG")
     cropped = decode(picture, Geometry(20, 20, 1, "crop"))
     assert (cropped[:, 1:-1] == 255).all()
     stretched = decode(picture, Geometry(20, 30, 1, "stretch"))[..., 0]
     assert (stretched[:, 11:19] == 255).all()
     assert (stretched[:, :9] == 0).all()
-    tall = decode(saved(Image.fromarray(halves.T), "PNG"), Geometry(20, 20, 1, "crop"))
+    tall = decode(saved(Image.fromarray(stripes.T), "PNG"), Geometry(20, 20, 1, "crop"))
     assert (tall[1:-1] == 255).all()
 
 

@@ -141,14 +141,14 @@ def test_rows_of_one_shape_are_compared_one_by_one(tmp_path: Path) -> None:
         FixedRows(rows.reshape(-1)[:-1], digests, (3, 4))
 
 
-@pytest.mark.parametrize("module", ["aifx.data.corpus", "aifx.data.chat.store", "aifx.data.readers.decoding"])
+@pytest.mark.parametrize("module", ["aifx.data.corpus", "aifx.data.chat.store", "aifx.data.readers.pictures"])
 def test_the_code_that_makes_rows_is_small(module: str) -> None:
     """Rows are made again if it changes: so what configures, opens and reports does not count."""
     search = codes._Search(module, codes._file_of(module), UNCOUNTED)
     assert module in search.digests
     others = ("aifx.data.sections", "aifx.data.versions", "aifx.data.text", "aifx.config", "aifx.core", "aifx.machine")
     assert not [name for name in search.digests if name.startswith(others)]
-    if module != "aifx.data.readers.decoding":
+    if module != "aifx.data.readers.pictures":
         assert {"aifx.data.corpus", "aifx.data.tokenizer", "aifx.data.readers.rows"} <= search.digests.keys()
         assert "tokenizers" in search.libraries()
     else:

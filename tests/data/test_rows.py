@@ -17,8 +17,8 @@ import pytest
 
 from aifx.core.errors import AifxError, DataError
 from aifx.data.readers.base import DamagedFile
-from aifx.data.readers.lines import line_blocks
 from aifx.data.readers.rows import Row, input_file, read_rows
+from aifx.data.readers.streams import line_blocks
 from aifx.data.row_writers import flat, json_line, open_writer
 
 
@@ -69,7 +69,7 @@ def test_lines_have_no_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_one_line_of_another_encoding_is_shown_in_it(tmp_path: Path, suffix: str) -> None:
+def test_one_line_of_another_encoding_is_named_with_its_encoding(tmp_path: Path, suffix: str) -> None:
     """To convert the whole file would damage its other lines, and to leave the byte out would change the word."""
     data = '{"x": "schöne Bäume"}\n'.encode() * 9 + b'{"x": "caf\xe9"}\n' + b'{"x": "B\xc3\xa4ume"}\n'
     path = tmp_path / f"a.jsonl{suffix}"

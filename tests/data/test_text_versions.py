@@ -21,7 +21,7 @@ from aifx.data.corpus import open_corpora
 from aifx.data.sections import TextSection
 from aifx.data.splits import SPLITS
 from aifx.data.text import TextData, TextFormat
-from aifx.data.versions.parts import TOKENS, whole_reference
+from aifx.data.versions.catalog import TOKENS, whole_reference
 
 TEXTS = [prose(120, seed) for seed in range(40)]
 

@@ -13,8 +13,7 @@ from stored_versions import LIMITS, make_version
 from aifx.core.project import Project, RunDirectory
 from aifx.curation.execution import execute
 from aifx.curation.mix import mix_of, parse_sets
-from aifx.data.versions.catalog import open_catalog
-from aifx.data.versions.parts import dataset_record
+from aifx.data.versions.catalog import dataset_record, open_catalog
 from aifx.kernels.choices_file import write_kernel_choices
 from aifx.kinds import load_config
 from aifx.runs.binding import binding_errors, open_digests, record_errors

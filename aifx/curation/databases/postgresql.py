@@ -31,7 +31,7 @@ from aifx.curation.databases.query import (
     hide_secrets,
     missing_extra,
 )
-from aifx.data.readers.query import CHECK, KEY, REASONS, TYPE
+from aifx.data.readers.columnar import CHECK, KEY, REASONS, TYPE
 from aifx.data.versions.sql import identifier, quoted
 
 SESSION = (

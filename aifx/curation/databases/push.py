@@ -22,11 +22,10 @@ from aifx.curation.databases.postgresql import asking, connection_to
 from aifx.curation.databases.query import DatabaseUrl, parse_database_url
 from aifx.data.names import RESERVED
 from aifx.data.readers.parquet import open_parquet
-from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.catalog import Catalog, check_shards
 from aifx.data.versions.lineage import record_push
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.sql import identifier
-from aifx.data.versions.verification import check_shards
 
 BATCH_ROWS = 1 << 16
 MOST_NAME_BYTES = 63

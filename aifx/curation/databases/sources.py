@@ -38,7 +38,7 @@ from aifx.core.progress import Reporter, report_progress
 from aifx.curation.databases.postgresql import open_snapshot
 from aifx.curation.databases.query import Part, Query, Snapshot, open_other, parse_database_url
 from aifx.curation.work_folders import READ, holding_dataset, steps_folder
-from aifx.data.readers.query import CHECK
+from aifx.data.readers.columnar import CHECK
 from aifx.data.readers.sources import Listing, SourceFile
 from aifx.data.versions.catalog import Catalog
 

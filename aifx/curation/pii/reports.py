@@ -20,9 +20,9 @@ from aifx.curation.pii.finders import SEARCHES
 from aifx.curation.pii.steps import FindPii, text_columns, unsearched_columns
 from aifx.curation.profile import most_frequent
 from aifx.curation.step import Limits
+from aifx.data.versions.catalog import check_shards
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.shards import read_shard
-from aifx.data.versions.verification import check_shards
 
 SHAPES = 3
 """Shapes of values that a report has of each kind."""

@@ -20,8 +20,8 @@ from aifx.curation.pii.finders import Detector, Finding, shape_of
 from aifx.curation.step import Outcome, ShardStep, set_column, without
 from aifx.data.chat.lines import texts_of, with_texts
 from aifx.data.names import CHAT, RESERVED, ROW
+from aifx.data.versions.catalog import check_own_rows
 from aifx.data.versions.manifest import TEXT_TYPES, Manifest
-from aifx.data.versions.parts import check_own_rows
 
 Action: TypeAlias = Literal["mask", "drop"]
 

@@ -21,12 +21,7 @@ from aifx.data.chat.store import ChatCorpus
 from aifx.data.chat.template import CHATML, PLAIN, ChatTemplate, load_template
 from aifx.data.sections import OWN_TOKENIZERS, TokenSection
 from aifx.data.text import TOKENIZER_FILE, VOCAB_SIZES, made_tokenizer
-from aifx.data.tokenizer import (
-    END_OF_TEXT,
-    KNOWN_ENDS,
-    NUM_BYTES,
-    Tokenizer,
-)
+from aifx.data.tokenizer import END_OF_TEXT, KNOWN_ENDS, NUM_BYTES, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -72,11 +67,12 @@ def make_renderer(tokenizer: Tokenizer, template: ChatTemplate, assets: Path, to
     """The renderer of a template with the special tokens that the folder `assets` names."""
     own = template.source in (CHATML, PLAIN)
     settings = {} if own else _settings(assets / SETTINGS_FILE)
-    named = {key: _content(value) for key, value in settings.items() if key.endswith("_token")}
     variables = {"eos_token": tokenizer.token(tokenizer.eos_id)}
     if tokenizer.begin_ids:
         variables["bos_token"] = tokenizer.token(tokenizer.begin_ids[0])
-    variables |= {key: text for key, text in named.items() if text is not None}
+    for key, value in settings.items():
+        if key.endswith("_token") and (text := _content(value)) is not None:
+            variables[key] = text
     return ChatRenderer(SpecialTokens(tokenizer), template, variables, today, tokenizer=tokenizer)
 
 
@@ -143,9 +139,8 @@ def template_of_settings(settings: Mapping[str, Any]) -> str | None:
     """The chat template in a tokenizer_config.json, which may hold several: then the one called "default"."""
     template = settings.get("chat_template")
     if isinstance(template, list):
-        template = next(
-            (one.get("template") for one in template if isinstance(one, Mapping) and one.get("name") == "default"), None
-        )
+        named = {one.get("name"): one.get("template") for one in reversed(template) if isinstance(one, Mapping)}
+        template = named.get("default")
     return template if isinstance(template, str) else None
 
 

@@ -172,8 +172,8 @@ class ChatSource:
     def read(self, step: int, rows: slice) -> Batch:
         places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
         batch = empty_chats(len(places), self.seq_len, self.eos_id)
-        for row, place in enumerate(places):
-            if (found := self.find(place)) is not None:
+        for row, found in enumerate(map(self.find, places)):
+            if found is not None:
                 found[0].write(found[1], batch, row)
         return batch
 
@@ -284,9 +284,8 @@ class ChatFormat(TokenFormat):
             raise ValueError(f"{error.what}: {error.why}") from None
         if len(example.ids) - 1 > self.section.seq_len:
             raise ValueError(f"it has {len(example.ids)} tokens, and data.seq_len is {self.section.seq_len}")
-        starts = np.array([0, len(example.ids)])
         zeros = np.zeros(1, np.int64)
-        tokens = ChatTokens(example.ids, example.writers, starts, zeros, zeros, zeros, zeros)
+        tokens = ChatTokens(*example, np.array([0, len(example.ids)]), zeros, zeros, zeros, zeros)
         rows, _ = ChatRows.fit(tokens, zeros, self.section.seq_len, "error", np.zeros_like)
         batch = empty_chats(1, self.section.seq_len, self.tokenizer.eos_id)
         rows.write(0, batch, 0)
@@ -297,18 +296,15 @@ class ChatFormat(TokenFormat):
         section = self.section
         digest, tokens = tokenize(corpus, self.renderer)
         check_lengths(np.diff(tokens.starts) - 1, section, "conversation", partial(corpus.place, tokens))
-        cuts: list[Truncation] = []
-        is_packed = section.packing == "examples"
 
         def rows_of(lengths: np.ndarray) -> np.ndarray:
+            is_packed = section.packing == "examples"
             return best_fit(lengths, section.seq_len) if is_packed else np.arange(len(lengths))
 
-        def fit(numbers: np.ndarray) -> ChatRows:
-            rows, cut = ChatRows.fit(tokens, numbers, section.seq_len, section.truncate, rows_of)
-            cuts.append(cut)
-            return rows
-
-        splits = corpus.by_split(tokens, fit)
+        fit = partial(ChatRows.fit, tokens, seq_len=section.seq_len, how=section.truncate, rows_of=rows_of)
+        fitted = corpus.by_split(tokens, fit)
+        splits = {split: [rows for rows, _ in entries] for split, entries in fitted.items()}
+        cuts = [cut for entries in fitted.values() for _, cut in entries]
         truncation = Truncation(*map(sum, zip(*cuts, strict=True)))
         _report(truncation, section)
         how = (section.seq_len, section.packing, section.truncate, section.mix)
@@ -392,9 +388,8 @@ class PreferenceSource(ChatSource):
         batch = super().read(step, rows)
         places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
         batch["reference"] = np.zeros((len(places), 2), np.float32)
-        for row, place in enumerate(places):
-            if (pair := self.pair(place)) is not None:
-                # NaN, so that a loss without references cannot look like one with them.
+        for row, pair in enumerate(map(self.pair, places)):
+            if pair is not None:  # NaN, so that a loss without references cannot look like one with them
                 batch["reference"][row] = np.nan if self.references is None else self.references.values[pair]
         return batch
 

@@ -9,32 +9,27 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aifx.core.errors import DataError
 from aifx.core.json_values import encode_json
 from aifx.core.parsing import parse_json
 from aifx.data.chat.rows import FIELDS, Message, Preference, content_text, parse_row
 from aifx.data.names import CHAT, RESERVED
+from aifx.data.readers.arrow import pa
 from aifx.data.readers.base import BadRow, Batch, ReadOptions
 from aifx.data.readers.columnar import READERS, Reader
-from aifx.data.readers.lines import line_blocks
 from aifx.data.readers.rows import Row
 from aifx.data.readers.sources import SourceFile
-from aifx.data.readers.streams import open_utf8
+from aifx.data.readers.streams import line_blocks, open_utf8
 from aifx.data.versions.shards import records_of
 
-if TYPE_CHECKING:
-    from pyarrow import Schema
 
-
-def _find_schema(file: SourceFile, options: ReadOptions, *, is_whole: bool) -> Schema:
-    import pyarrow as pa
-
+def _find_schema(file: SourceFile, options: ReadOptions, *, is_whole: bool) -> pa.Schema:
     return pa.schema([(CHAT, pa.string())])
 
 
-def _read_lines(file: SourceFile, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
+def _read_lines(file: SourceFile, schema: pa.Schema, options: ReadOptions) -> Iterator[Batch]:
     """The lines of a file of JSON lines."""
     first_row, first_line = 0, 1
     with open_utf8(file, options) as stream:
@@ -49,7 +44,7 @@ def _read_lines(file: SourceFile, schema: Schema, options: ReadOptions) -> Itera
 def _of_columns(reader: Reader) -> Reader:
     """Reads a format with columns: each row becomes a line of JSON."""
 
-    def read(file: SourceFile, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
+    def read(file: SourceFile, schema: pa.Schema, options: ReadOptions) -> Iterator[Batch]:
         as_table = replace(options, kind="table")
         columns = reader.find_schema(file, as_table, is_whole=False)
         for batch in reader.read(file, columns, as_table):
@@ -68,10 +63,8 @@ CHAT_READERS: Mapping[str, Reader] = {
 }
 
 
-def has_messages(schema: Schema) -> bool:
+def has_messages(schema: pa.Schema) -> bool:
     """Whether a table has a field of chats that is a list of messages: columns would change what is in them."""
-    import pyarrow as pa
-
     columns = (field.type for field in schema if field.name in FIELDS)
     items = [kind.value_type for kind in columns if pa.types.is_list(kind) and pa.types.is_struct(kind.value_type)]
     return any(item.get_field_index(name) >= 0 for item in items for name in ("role", "from"))
@@ -79,8 +72,6 @@ def has_messages(schema: Schema) -> bool:
 
 def _batch(rows: Iterable[tuple[int, int, bytes]]) -> Batch:
     """Rows by number and line. One that is no conversation and no preference is bad."""
-    import pyarrow as pa
-
     chats, numbers, bad = [], [], []
     for number, line, content in rows:
         if reason := _fault(content):
@@ -92,7 +83,7 @@ def _batch(rows: Iterable[tuple[int, int, bytes]]) -> Batch:
 
 
 def _fault(content: bytes) -> str:
-    """Why a line is no chat; "" if it is one."""
+    """The reason why a line is no chat; "" if it is one."""
     try:
         text = content.decode()
         value = parse_json(text, _object)
@@ -116,7 +107,7 @@ def _fault(content: bytes) -> str:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Raises ValueError for a key that comes twice: the steps would not see the first of its values."""
+    """The object. Raises ValueError for a key that comes twice: the steps would not see the first of its values."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
+from itertools import accumulate
 from os.path import commonprefix
 from typing import Any, NamedTuple
 
@@ -174,7 +175,7 @@ class PromptWriter:
     today: date | None = None
 
     def prompt_text(self, messages: Sequence[Message], place: str = "the prompt", *, tools: Sequence[Any] = ()) -> str:
-        """What a model reads before it answers, for `SpecialTokens.encode`.
+        """The text that a model reads before it answers, for `SpecialTokens.encode`.
 
         Args:
             tools: functions that the model may call, in OpenAI's format.
@@ -223,9 +224,9 @@ class ChatRenderer(PromptWriter):
         """The part that needs no tokenizer."""
         return PromptWriter(self.special, self.template, self.variables, self.today)
 
-    def prompt(self, messages: Sequence[Message], place: str = "the prompt", *, tools: Sequence[Any] = ()) -> list[int]:
+    def prompt(self, messages: Sequence[Message], place: str = "the prompt") -> list[int]:
         """The tokens of `prompt_text`. Raises DataError."""
-        return self.special.encode_ids(self.prompt_text(messages, place, tools=tools))
+        return self.special.encode_ids(self.prompt_text(messages, place))
 
     def example(self, conversation: Conversation) -> Example:
         """The tokens of a conversation.
@@ -278,8 +279,8 @@ class ChatRenderer(PromptWriter):
         prompt = self._text(conversation, answer, asks=True)
         if not text.startswith(prompt):
             at = _shared_length(text, prompt)
-            shown = self.special.spell(prompt[max(at - 20, 0) : at + 20])
-            why = f"the messages before it are rendered differently if nothing follows, near {shown!r}"
+            near = self.special.spell(prompt[max(at - 20, 0) : at + 20])
+            why = f"the messages before it are rendered differently if nothing follows, near {near!r}"
             raise self._inexact(conversation, answer, why)
         begin, limit = len(prompt), len(text)
         if answer + 1 < len(conversation.messages):
@@ -316,10 +317,10 @@ def _check_written(
         if message.get("tool_calls"):
             without = {key: value for key, value in message.items() if key != "tool_calls"}
             try:
-                is_written = render([*messages[:index], without, *messages[index + 1 :]]) != rendered
-            except DataError:
-                is_written = True
-            if not is_written:
+                other = render([*messages[:index], without, *messages[index + 1 :]])
+            except DataError:  # it asks for them
+                continue
+            if other == rendered:
                 why = "the text is the same without them"
                 raise DataError(f"{place}: the chat template leaves out messages[{index}].tool_calls", why, hint)
 
@@ -343,21 +344,12 @@ def _with_mark(message: dict[str, Any]) -> dict[str, Any]:
 
 def _marked_spans(marked: str, conversation: Conversation, name: str) -> list[tuple[int, int]]:
     """The spans between `BEGIN` and `END`, as offsets in the text without these marks."""
-    spans: list[tuple[int, int]] = []
-    begin, removed = None, 0
-    for at, character in enumerate(marked):
-        if character not in (BEGIN, END):
-            continue
-        if (character == BEGIN) != (begin is None):
-            raise DataError(f"{conversation.place}: {{% generation %}} within another", f"template: {name}")
-        if begin is None:
-            begin = at - removed
-        else:
-            spans.append((begin, at - removed))
-            begin = None
-        removed += 1
-    if begin is not None or not spans:
+    parts = re.split(f"([{BEGIN}{END}])", marked)
+    if any(mark != (BEGIN, END)[nth % 2] for nth, mark in enumerate(parts[1::2])):
+        raise DataError(f"{conversation.place}: {{% generation %}} within another", f"template: {name}")
+    places = list(accumulate(map(len, parts[:-1:2])))  # of the marks
+    if not places or len(places) % 2:
         what = f"{conversation.place}: it is not exact which tokens the assistant wrote"
         why = f"{name} has {{% generation %}}, and marks nothing in this conversation"
         raise DataError(what, why, "let the template put it around what the assistant writes")
-    return spans
+    return list(zip(places[::2], places[1::2], strict=True))

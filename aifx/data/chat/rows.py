@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, NamedTuple, TypeAlias
 
 from aifx.core.errors import DataError, did_you_mean
@@ -33,7 +35,7 @@ WRITERS = {"human": "user", "gpt": "assistant"} | {role: role for role in ROLES}
 """Roles by `from` of ShareGPT's data."""
 
 FIELDS = ("messages", "prompt", "completion", "chosen", "rejected", "conversations", "instruction", "output")
-"""Of a conversation or preference, one or more of which a row has."""
+"""The fields of conversations and preferences. A row has one or more of them."""
 
 Message: TypeAlias = Mapping[str, Any]
 
@@ -131,8 +133,8 @@ def parse_row(row: Row) -> Conversation | Preference:
         values |= _instructed(values, row.place)
     if "messages" in values:
         messages = _messages(values["messages"], f"{row.place}: messages")
-        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        return Conversation(messages, answers[-1] if answers else len(messages), row.place, tools)
+        found = Conversation(messages, len(messages), row.place, tools)
+        return replace(found, prompt_length=max(found.answers, default=len(messages)))
     if "prompt" in values and "completion" in values:
         return _completed(values, "completion", row.place, tools)
     if "chosen" not in values or "rejected" not in values:
@@ -143,10 +145,7 @@ def parse_row(row: Row) -> Conversation | Preference:
     if "prompt" in values:
         return Preference(*(_completed(values, name, row.place, tools) for name in ("chosen", "rejected")))
     chosen, rejected = (_messages(values[name], f"{row.place}: {name}") for name in ("chosen", "rejected"))
-    shared = next(
-        (index for index, (one, other) in enumerate(zip(chosen, rejected, strict=False)) if one != other),
-        min(len(chosen), len(rejected)),
-    )
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
     if not shared or shared in (len(chosen), len(rejected)):
         why = "both begin with the same messages, and each ends with an answer of its own"
         raise DataError(f"{row.place}: chosen and rejected are no pair", why, "leave the row out")
@@ -157,23 +156,22 @@ def _values(row: Row) -> Mapping[str, Any]:
     """The fields of a row: in a version of chats, those in its JSON."""
     text = row.values.get(CHAT)
     if ROW in row.values and isinstance(text, str):
-        try:
-            values = parse_json(text)
-        except ValueError:  # a table has a column of this name
-            return row.values
-        if isinstance(values, dict):
-            return values
+        with suppress(ValueError):  # a table has a column of this name
+            if isinstance(values := parse_json(text), dict):
+                return values
     return row.values
 
 
 def _completed(values: Mapping[str, Any], name: str, place: str, tools: tuple[Any, ...] | None) -> Conversation:
     """A prompt with one of its completions; text becomes a message."""
-    parts = []
-    for field, role in (("prompt", "user"), (name, "assistant")):
+
+    def messages(field: str, role: str) -> tuple[Message, ...]:
         value = values[field]
         as_list = [{"role": role, "content": value}] if isinstance(value, str) else value
-        parts.append(_messages(as_list, f"{place}: {field}"))
-    return Conversation((*parts[0], *parts[1]), len(parts[0]), place, tools)
+        return _messages(as_list, f"{place}: {field}")
+
+    prompt, completion = messages("prompt", "user"), messages(name, "assistant")
+    return Conversation((*prompt, *completion), len(prompt), place, tools)
 
 
 def _shared_messages(value: Any, where: str) -> Any:
@@ -246,13 +244,11 @@ def _check_content(message: Mapping[str, Any], place: str, hint: str) -> None:
         return
     if content == []:
         raise DataError(f"{place}.content is not text", "it is an empty list", hint)
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    for part in parts:
-        if not (isinstance(part, Mapping) and part.get("type") == "text"):
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if not isinstance(part, Mapping) or kind != "text":
             raise DataError(f"{place}.content has a part that is not text", f"it is {kind}", hint)
-        text = part.get("text")
-        if not isinstance(text, str):
+        if not isinstance(text := part.get("text"), str):
             raise DataError(f"{place}.content is not text", f"it is {type(text).__name__}", hint)
         _check_unicode(text, f"{place}.content", hint)
 
@@ -261,6 +257,5 @@ def _check_unicode(text: str, what: str, hint: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(
-            f"{what} is not Unicode text", f"half a surrogate pair at character {error.start}", hint
-        ) from None
+        why = f"half a surrogate pair at character {error.start}"
+        raise DataError(f"{what} is not Unicode text", why, hint) from None

@@ -16,7 +16,7 @@ from aifx.core.digests import Sha256, sha256_of
 from aifx.core.errors import DataError
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, cache_path
-from aifx.data.chat.rendering import ChatRenderer
+from aifx.data.chat.rendering import ChatRenderer, Example
 from aifx.data.chat.rows import Conversation
 from aifx.data.corpus import NO_FILES, Sources, check_apart, file_versions_of, held_out, scans_by_split
 from aifx.data.names import CLUSTER, SPLIT
@@ -65,22 +65,20 @@ class ChatCorpus(Sources):
 
     def conversations(self) -> Iterator[tuple[Split, int, int, Conversation]]:
         """Each conversation with its split, the number of its entry, and that of its file in `all_files`."""
-        number = 0
-        for entry, (of, files) in enumerate(self.entries):
-            for file in files:
-                for found in self.section.read(file):
-                    row = {SPLIT: found.split, CLUSTER: found.cluster}
-                    yield self.split_of(found.key, row) if of == "train" else of, entry, number, found
-                number += 1
+        entries = ((entry, of, file) for entry, (of, files) in enumerate(self.entries) for file in files)
+        for number, (entry, of, file) in enumerate(entries):
+            for found in self.section.read(file):
+                row = {SPLIT: found.split, CLUSTER: found.cluster}
+                yield self.split_of(found.key, row) if of == "train" else of, entry, number, found
 
     def by_split(self, tokens: ChatTokens, make: Callable[[np.ndarray], Rows]) -> dict[Split, list[Rows]]:
-        """What `make` makes of the conversations of each split and entry: their numbers in `tokens`, int64."""
-        found: dict[Split, list[Rows]] = {}
-        for split in SPLITS:
-            entries = [entry for entry, (of, _) in enumerate(self.entries) if of in (split, "train")]
-            in_split = tokens.splits == SPLITS.index(split)
-            found[split] = [make(np.flatnonzero(in_split & (tokens.entries == entry))) for entry in entries]
-        return found
+        """The results of `make` by split, for each entry, of the numbers of its conversations in `tokens`, int64."""
+
+        def made(split: Split, entry: int) -> Rows:
+            return make(np.flatnonzero((tokens.splits == SPLITS.index(split)) & (tokens.entries == entry)))
+
+        kinds = [of for of, _ in self.entries]
+        return {split: [made(split, n) for n, of in enumerate(kinds) if of in (split, "train")] for split in SPLITS}
 
     def place(self, tokens: ChatTokens, number: int) -> str:
         """The file and line of a conversation, for messages."""
@@ -157,27 +155,19 @@ def tokenize(corpus: ChatCorpus, renderer: ChatRenderer, kind: str = "chat") -> 
 
 
 def _tokenize(corpus: ChatCorpus, renderer: ChatRenderer) -> ChatTokens:
-    ids: list[np.ndarray] = []
-    writers: list[np.ndarray] = []
+    examples: list[Example] = []
     places: list[tuple[int, int, int, int]] = []
     activity = f"tokenizing {corpus.names('train')}"
     logger.info(activity)
     with report_progress(activity, None, "conversations") as progress:
         for split, entry, file, conversation in corpus.conversations():
-            example = renderer.example(conversation)
-            ids.append(example.ids)
-            writers.append(example.writers)
+            examples.append(renderer.example(conversation))
             places.append((SPLITS.index(split), entry, file, conversation.number))
             progress.advance(1)
-    if not ids:
+    if not examples:
         raise DataError(f"{corpus.names('train')}: no conversation", "the files are empty", "put rows into them")
-    columns = np.array(places, np.int64).T
-    return ChatTokens(
-        ids=np.concatenate(ids),
-        writers=np.concatenate(writers),
-        starts=np.cumsum([0, *map(len, ids)], dtype=np.int64),
-        splits=columns[0].astype(np.int8),
-        entries=columns[1].astype(np.int32),
-        files=columns[2].astype(np.int32),
-        rows=columns[3],
-    )
+    ids, writers = (np.concatenate(arrays) for arrays in zip(*examples, strict=True))
+    starts = np.cumsum([0, *(len(example.ids) for example in examples)], dtype=np.int64)
+    splits, entries, files, rows = np.array(places, np.int64).T
+    columns = splits.astype(np.int8), entries.astype(np.int32), files.astype(np.int32), rows
+    return ChatTokens(ids, writers, starts, *columns)

@@ -75,7 +75,8 @@ class ChatTemplate:
             raise DataError(f"{name}: not a chat template", "it is nested too deeply") from None
         for line, attribute in _internals(tree):
             raise _unsafe(f"{name}:{line}", f"it reads {attribute}, one of Python's internals")
-        self.marks_answers = _has_generation(tree)
+        calls = (call.node for call in tree.find_all(nodes.Call))
+        self.marks_answers = any(isinstance(n, nodes.ExtensionAttribute) and n.name == "_marked" for n in calls)
 
     def __reduce__(self) -> tuple[type[ChatTemplate], tuple[str, str]]:
         """Compiled templates are not picklable."""
@@ -183,11 +184,6 @@ class _Generation(Extension):
 
     def _marked(self, caller: Callable[[], str]) -> str:
         return f"{BEGIN}{caller()}{END}"
-
-
-def _has_generation(tree: nodes.Template) -> bool:
-    found = (call.node for call in tree.find_all(nodes.Call))
-    return any(isinstance(node, nodes.ExtensionAttribute) and node.name == "_marked" for node in found)
 
 
 def _internals(tree: nodes.Template) -> list[tuple[int, str]]:

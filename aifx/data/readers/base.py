@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aifx.data.names import Kind
-
-if TYPE_CHECKING:
-    from pyarrow import Array, Schema, Table
+from aifx.data.readers.arrow import pa, pc
 
 TEXT = "text"
 """The column with the text in a version of texts; the source may have another name for it."""
 
 BLOCK_BYTES = 2 << 20
 SAMPLE_BYTES = 1 << 20
-"""Of the beginning of a file, from which its columns are inferred."""
+"""Bytes at the beginning of a file from which its columns are inferred."""
 
 ROW_BYTES = 128 << 20
-"""Of the largest row. One that is larger ends the reading of its file."""
+"""Bytes of the largest row. One that is larger ends the reading of its file."""
 
 
 class DamagedFile(Exception):
@@ -85,15 +83,14 @@ class Batch:
         numbers: the number of each row in its file, from 0, bad rows included.
     """
 
-    rows: Table
-    numbers: Array
+    rows: pa.Table
+    numbers: pa.Array
     bad: Sequence[BadRow] = field(default=())
 
 
-def batch_of(rows: Table, first: int, bad: Sequence[BadRow] = ()) -> Batch:
+def batch_of(rows: pa.Table, first: int, bad: Sequence[BadRow] = ()) -> Batch:
     """Rows that have consecutive numbers."""
     import numpy as np
-    import pyarrow as pa
 
     return Batch(rows, pa.array(np.arange(first, first + len(rows))), bad)
 
@@ -105,14 +102,16 @@ def split_valid(batch: Batch, text_field: str | None, raw: Callable[[int], tuple
         text_field: the column that must have a text; None if there is none.
         raw: gives line and bytes of the row with an index in the batch.
     """
-    import pyarrow as pa
-
     reasons: dict[int, str] = {}
     for name, column in zip(batch.rows.column_names, batch.rows.columns, strict=True):
         for index in rows_not_utf8(column):
             reasons.setdefault(index, f"column {name!r} is not UTF-8")
     if text_field is not None:
-        for index in _without_text(batch.rows.column(text_field), set(reasons)):
+        texts = batch.rows.column(text_field)
+        if reasons:  # Arrow's functions take valid texts alone
+            texts = pc.if_else(pa.array([index in reasons for index in range(len(texts))]), "?", texts)
+        is_blank = pc.or_(pc.equal(pc.binary_length(texts), 0), pc.utf8_is_space(texts))
+        for index in pc.indices_nonzero(pc.fill_null(is_blank, True)).to_pylist():
             reasons[index] = f"no text in {text_field!r}"
     if not reasons:
         return batch
@@ -139,24 +138,6 @@ def _is_valid(column: Any) -> bool:
     return True
 
 
-def _without_text(column: Any, known: set[int]) -> list[int]:
-    """Rows whose text is null, empty or white space."""
-    from pyarrow import compute as pc
-
-    if known:  # not UTF-8: only nulls can be found
-        return [index for index in range(len(column)) if index not in known and not _has_text(column, index)]
-    blank = pc.or_(pc.equal(pc.binary_length(column), 0), pc.utf8_is_space(column))
-    missing = pc.fill_null(blank, True)
-    return pc.indices_nonzero(missing).to_pylist() if pc.any(missing).as_py() else []
-
-
-def _has_text(column: Any, index: int) -> bool:
-    value = column[index].as_py()
-    return value is not None and bool(value.strip())
-
-
-def joined(first: Schema, second: Schema) -> Schema:
+def joined(first: pa.Schema, second: pa.Schema) -> pa.Schema:
     """The columns of both, each with the type that holds the values of both. Raises ArrowTypeError if none does."""
-    import pyarrow as pa
-
     return pa.unify_schemas([first, second], promote_options="permissive")

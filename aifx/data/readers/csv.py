@@ -12,29 +12,17 @@ import codecs
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from aifx.data.readers.base import (
-    SAMPLE_BYTES,
-    BadRow,
-    Batch,
-    ColumnsChanged,
-    DamagedFile,
-    ReadOptions,
-    split_valid,
-)
-from aifx.data.readers.lines import line_blocks
-from aifx.data.readers.streams import open_utf8
-
-if TYPE_CHECKING:
-    from pyarrow import DataType, Schema, Table
-
-    from aifx.data.readers.sources import SourceFile
+from aifx.data.readers.arrow import arrow_csv, pa, pc
+from aifx.data.readers.base import SAMPLE_BYTES, BadRow, Batch, ColumnsChanged, DamagedFile, ReadOptions, split_valid
+from aifx.data.readers.sources import SourceFile
+from aifx.data.readers.streams import line_blocks, open_utf8
 
 csv.field_size_limit(2**31 - 1)  # Python's own limit of 131,072 characters is less than a document
 
@@ -46,7 +34,7 @@ QUOTE_CHARACTERS = 1 << 26
 
 WHOLE = r"^(?:0|-?[1-9][0-9]{0,17})$"
 NUMBER = r"^-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$"
-"""Of 18 digits at most, so that an identifier of more digits stays text."""
+"""Numbers of 18 digits at most, so that an identifier of more digits stays text."""
 
 
 class NotCsv(ValueError):
@@ -75,7 +63,7 @@ class CsvRow(NamedTuple):
 
 
 def delimiter_of(text: str) -> str:
-    """What separates the values of a first line: commas, or semicolons or tabs if it has no comma."""
+    """The separator of the values of a first line: commas, or semicolons or tabs if it has no comma."""
     first = text.lstrip("\r\n").partition("\n")[0]
     return next((mark for mark in ",;\t" if mark in first), ",")
 
@@ -133,38 +121,33 @@ def csv_rows(lines: Iterable[str], delimiter: str = "", *, strict: bool = False)
             yield CsvRow(first, cells, "".join(row))
 
 
-def find_schema(file: SourceFile, options: ReadOptions, *, is_whole: bool) -> Schema:
+def find_schema(file: SourceFile, options: ReadOptions, *, is_whole: bool) -> pa.Schema:
     """The columns of a file, with the types of all of its values or of those at its beginning."""
-    import pyarrow as pa
-
-    with _opened(file, options, BLOCK_BYTES if is_whole else SAMPLE_BYTES) as rows, suppress(DamagedFile):
-        types = {name: pa.null() for name in rows.names}
-        for index, part in enumerate(rows):
-            for name in rows.names:
-                column = part.table.column(name)
-                if index == 0:
-                    types[name] = _type_of(column)
-                else:
-                    types[name] = next(kind for kind in _wider(types[name]) if _converted(column, kind) is not None)
-            if not is_whole:
-                break
+    order = [pa.null(), pa.int64(), pa.float64(), pa.string()]
+    with open_utf8(file, options) as stream:
+        rows = _Rows(stream, file, BLOCK_BYTES if is_whole else SAMPLE_BYTES)
+        types = dict.fromkeys(rows.names, order[0])
+        with suppress(DamagedFile):
+            for index, part in enumerate(rows):
+                for name in rows.names:
+                    column = part.table.column(name)
+                    wider = order[order.index(types[name]) :]
+                    fitting = (kind for kind in wider if _converted(column, kind) is not None)
+                    types[name] = next(fitting) if index else _type_of(column)
+                if not is_whole:
+                    break
     if options.text_column in types:
         types[options.text_column] = pa.string()
     return pa.schema(list(types.items()))
 
 
-def read(file: SourceFile, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
+def read(file: SourceFile, schema: pa.Schema, options: ReadOptions) -> Iterator[Batch]:
     """The rows of a file. Raises ColumnsChanged if a value is not of the type of its column."""
-    import pyarrow as pa
-
-    with _opened(file, options, BLOCK_BYTES) as rows:
-        for part in rows:
-            columns = []
-            for field in schema:
-                column = _converted(part.table.column(field.name), field.type)
-                if column is None:
-                    raise ColumnsChanged
-                columns.append(column)
+    with open_utf8(file, options) as stream:
+        for part in _Rows(stream, file, BLOCK_BYTES):
+            columns = [_converted(part.table.column(field.name), field.type) for field in schema]
+            if any(column is None for column in columns):
+                raise ColumnsChanged
             batch = Batch(pa.table(columns, schema=schema), pa.array(part.numbers), part.bad)
             yield split_valid(batch, options.text_column, part.raw)
 
@@ -177,15 +160,13 @@ class _Part(NamedTuple):
         raw: gives the line and the bytes of the row with an index in the table.
     """
 
-    table: Table
+    table: pa.Table
     numbers: np.ndarray
     raw: Callable[[int], tuple[int, bytes]]
     bad: Sequence[BadRow] = ()
 
     def with_values(self) -> _Part:
         """Without the rows of which all values are empty."""
-        from pyarrow import compute as pc
-
         filled = np.zeros(len(self.table), bool)
         for column in self.table.columns:
             filled |= pc.greater(pc.binary_length(column), 0).to_numpy()
@@ -203,30 +184,31 @@ class _Lines:
         is_in_first: whether the first block has more.
     """
 
-    def __init__(self, blocks: Iterator[bytes]) -> None:
+    def __init__(self, blocks: Iterable[bytes]) -> None:
         self._blocks, self._text = blocks, io.StringIO()
-        self.number = self._end = 0
-        self.is_in_first = True
+        self.number, self.is_in_first = 0, True
 
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        line = self._text.readline()
-        if not line:
-            self.is_in_first = not self.number
-            text = next(self._blocks).decode("utf-8", "surrogateescape")
-            self._text, self._end = io.StringIO(text, newline=""), len(text)
-            line = self._text.readline()
-        self.number += 1
-        self.is_in_first &= self._text.tell() < self._end
-        return line
+    def __iter__(self) -> Iterator[str]:
+        for nth, block in enumerate(self._blocks):
+            text = block.decode("utf-8", "surrogateescape")
+            self._text = io.StringIO(text, newline="")
+            for line in self._text:
+                self.number += 1
+                self.is_in_first = nth == 0 and self._text.tell() < len(text)
+                yield line
 
     def rest(self) -> bytes:
         """The bytes of the lines of the block that were not taken."""
         return self._text.read().encode("utf-8", "surrogateescape")
 
 
+# How blocks are split into rows. A block ends after a line, and that may be within quotes (RFC 4180, 2.6). If each
+# quote is where a value begins or ends, a place is within quotes if the number of quotes before it is odd: a doubled
+# quote (RFC 4180, 2.7) ends a value and begins the next. Then the whole rows of a block end at its last line feed that
+# is not within quotes. pyarrow parses them, and the rest goes before the next block. Any other block goes to
+# `csv_rows`, line by line: one with a quote within a value, a carriage return without line feed, or a row with another
+# number of values. It reads on into the next blocks until the row that began last in the first one ends, and what
+# follows that row is the rest. Line and row numbers go on from block to block, whoever parsed it.
 class _Rows:
     """The rows of a file below its header, a block at a time. Iterating raises DamagedFile after the rows before it.
 
@@ -234,7 +216,8 @@ class _Rows:
         names: of the columns.
     """
 
-    def __init__(self, stream: Any, delimiter: str, block_bytes: int) -> None:
+    def __init__(self, stream: Any, file: SourceFile, block_bytes: int) -> None:
+        delimiter = "\t" if file.suffix == ".tsv" else ""
         self._blocks = line_blocks(stream, block_bytes)
         self._damage: DamagedFile | None = None
         lines = _Lines(self._blocks)
@@ -263,12 +246,10 @@ class _Rows:
 
     def _parsed(self, block: bytes) -> _Part | None:
         """The whole rows of a block by pyarrow; None unless its quotes are where values begin and end."""
-        import pyarrow as pa
-        from pyarrow import csv as arrow_csv
-
         quotes = _quotes(block, ord(self._delimiter))
         # pyarrow takes a byte order mark away from the beginning of what it reads.
-        if quotes is None or _has_lone_return(block) or block.startswith(codecs.BOM_UTF8):
+        has_lone_return = b"\r" in block and block.count(b"\r") != block.count(b"\r\n")
+        if quotes is None or has_lone_return or block.startswith(codecs.BOM_UTF8):
             return None
         end = _end_of_rows(block, quotes)
         try:
@@ -292,34 +273,17 @@ class _Rows:
         self._number += len(table)
 
         @cache
-        def rows() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            """Where each row begins and ends, and its line."""
-            data = np.frombuffer(block, np.uint8, end)
-            line_ends = np.flatnonzero(data == LINE_FEED) + 1
-            ends = line_ends if data[-1] == LINE_FEED else np.append(line_ends, end)
-            ends = ends[np.searchsorted(quotes, ends) % 2 == 0]
-            starts = np.append(0, ends[:-1])
-            is_empty = (data[starts] == LINE_FEED) | ((data[starts] == RETURN) & (ends - starts == 2))
-            starts, ends = starts[~is_empty], ends[~is_empty]
-            return starts, ends, np.searchsorted(line_ends, starts, "right") + line
+        def rows() -> list[CsvRow]:  # if one of them is bad
+            return list(csv_rows(_Lines([block[:end]]), self._delimiter))
 
-        def raw(index: int) -> tuple[int, bytes]:
-            start, stop, at = (int(values[index]) for values in rows())
-            return at, _without_end(block[start:stop])
-
-        return _Part(table, numbers, raw)
+        return _Part(table, numbers, lambda index: _raw(rows()[index], line))
 
     def _split(self, block: bytes) -> _Part:
         """The rows that begin in a block, of which the last may end further on, by `csv_rows`."""
-        import pyarrow as pa
-
         rows: list[CsvRow] = []
         numbers, bad = [], []
         line = self._line
         lines = _Lines(chain([block], self._blocks))
-
-        def raw(row: CsvRow) -> tuple[int, bytes]:
-            return line + row.line - 1, _without_end(row.text.encode("utf-8", "surrogateescape"))
 
         try:
             for row in csv_rows(lines, self._delimiter):
@@ -327,7 +291,7 @@ class _Rows:
                     rows.append(row)
                     numbers.append(self._number)
                 elif row.text.strip():
-                    at, text = raw(row)
+                    at, text = _raw(row, line)
                     bad.append(BadRow(at, f"{len(row.cells)} values instead of {len(self.names)}", text))
                 self._number += 1
                 if not lines.is_in_first:
@@ -342,7 +306,7 @@ class _Rows:
             name: pa.array([row.cells[index].encode("utf-8", "surrogateescape") for row in rows], pa.binary())
             for index, name in enumerate(self.names)
         }
-        return _Part(pa.table(columns), np.array(numbers, np.int64), lambda index: raw(rows[index]), bad)
+        return _Part(pa.table(columns), np.array(numbers, np.int64), lambda index: _raw(rows[index], line), bad)
 
 
 LINE_FEED, RETURN, QUOTE = b'\n\r"'
@@ -370,24 +334,13 @@ def _end_of_rows(block: bytes, quotes: np.ndarray) -> int:
     return 0
 
 
-def _has_lone_return(block: bytes) -> bool:
-    return b"\r" in block and block.count(b"\r") != block.count(b"\r\n")
+def _raw(row: CsvRow, first: int) -> tuple[int, bytes]:
+    """The line and the bytes of a row of text that begins on the line `first`."""
+    text = row.text.encode("utf-8", "surrogateescape")
+    return first + row.line - 1, text.removesuffix(b"\n").removesuffix(b"\r")
 
 
-def _without_end(row: bytes) -> bytes:
-    return row.removesuffix(b"\n").removesuffix(b"\r")
-
-
-@contextmanager
-def _opened(file: SourceFile, options: ReadOptions, block_bytes: int) -> Iterator[_Rows]:
-    with open_utf8(file, options) as stream:
-        yield _Rows(stream, "\t" if file.suffix == ".tsv" else "", block_bytes)
-
-
-def _type_of(column: Any) -> DataType:
-    import pyarrow as pa
-    from pyarrow import compute as pc
-
+def _type_of(column: Any) -> pa.DataType:
     values = column.filter(pc.greater(pc.binary_length(column), 0))
     if not len(values):
         return pa.null()
@@ -397,18 +350,8 @@ def _type_of(column: Any) -> DataType:
     return pa.string()
 
 
-def _wider(kind: DataType) -> list[DataType]:
-    import pyarrow as pa
-
-    order = [pa.null(), pa.int64(), pa.float64(), pa.string()]
-    return order[order.index(kind) :]
-
-
-def _converted(column: Any, kind: DataType) -> Any:
+def _converted(column: Any, kind: pa.DataType) -> Any:
     """The values of a binary column in a type; None if one is not of that type. Empty values are null in numbers."""
-    import pyarrow as pa
-    from pyarrow import compute as pc
-
     text = pa.chunked_array([chunk.view(pa.string()) for chunk in column.chunks], pa.string())
     if pa.types.is_string(kind):
         return text

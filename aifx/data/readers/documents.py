@@ -42,7 +42,7 @@ class Piece:
 
     @cached_property
     def num_bytes(self) -> int:
-        """Of its UTF-8."""
+        """The bytes of its text in UTF-8."""
         return len(self.text) if self.text.isascii() else len(self.text.encode())
 
 

@@ -11,13 +11,15 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache, partial
 from string import whitespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from aifx.core.errors import DataError
 from aifx.core.parsing import parse_json
+from aifx.data.readers.arrow import arrow_json, pa
 from aifx.data.readers.base import (
     BLOCK_BYTES,
     SAMPLE_BYTES,
@@ -29,13 +31,8 @@ from aifx.data.readers.base import (
     joined,
     split_valid,
 )
-from aifx.data.readers.lines import line_blocks
-from aifx.data.readers.streams import open_utf8
-
-if TYPE_CHECKING:
-    from pyarrow import Schema, Table
-
-    from aifx.data.readers.sources import SourceFile
+from aifx.data.readers.sources import SourceFile
+from aifx.data.readers.streams import line_blocks, open_utf8
 
 NULL = re.compile(rb"[ \t\r\n]*null")
 """A line that pyarrow must not see: it crashes on a block that begins with a null, and takes a later one for a row."""
@@ -60,10 +57,8 @@ def parse_records(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[s
         yield number, record
 
 
-def find_schema(file: SourceFile, options: ReadOptions, *, is_whole: bool) -> Schema:
+def find_schema(file: SourceFile, options: ReadOptions, *, is_whole: bool) -> pa.Schema:
     """The columns of a file: of all of it, or of its beginning."""
-    import pyarrow as pa
-
     schema = pa.schema([])
     with open_utf8(file, options) as stream:
         try:
@@ -80,114 +75,91 @@ def find_schema(file: SourceFile, options: ReadOptions, *, is_whole: bool) -> Sc
     return schema
 
 
-def read(file: SourceFile, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
+def read(file: SourceFile, schema: pa.Schema, options: ReadOptions) -> Iterator[Batch]:
     """The rows of a file. Raises ColumnsChanged if a row has more columns or wider types than `schema`."""
     first_row, first_line = 0, 1
     with open_utf8(file, options) as stream:
         for block in line_blocks(stream):
-            reader = _Block(block, schema, options, first_line)
-            batch = reader.batch(first_row)
-            first_row += reader.num_rows
-            first_line += reader.line_ends
-            yield batch
+            split = cache(partial(block.split, b"\n"))
+            ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+            line_ends = ends if block.endswith(b"\n") else np.append(ends, len(block))
+            bad: list[BadRow] = []
+            if (rows := _parse_whole(block, line_ends, schema)) is not None:
+                lines = indices = np.arange(len(rows))
+                num_rows = len(rows)
+            else:
+                lines = np.array([number for number, line in enumerate(split()) if line.strip()], np.int64)
+                num_rows = len(lines)
+                rows, indices = _parse_lines(split(), lines, schema, options, first_line, bad)
+                lines = lines[indices]
+
+            def raw(index: int, line: int = first_line, lines: Any = lines, split: Any = split) -> tuple[int, bytes]:
+                return line + int(lines[index]), split()[lines[index]]
+
+            batch = Batch(rows, pa.array(first_row + indices), bad)
+            yield split_valid(batch, options.text_column, raw)
+            first_row += num_rows
+            first_line += len(ends)
 
 
-class _Block:
-    """A block of lines."""
+def _parse_whole(block: bytes, line_ends: np.ndarray, schema: pa.Schema) -> pa.Table | None:
+    """All rows of a block; None if a line of it is bad or empty.
 
-    def __init__(self, block: bytes, schema: Schema, options: ReadOptions, first_line: int) -> None:
-        self._block, self._schema, self._options, self._first_line = block, schema, options, first_line
-        self._lines: list[bytes] | None = None
-        self._bad: list[BadRow] = []
-        self._bad_numbers: list[int] = []
-        self.num_rows = 0
-        ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
-        self.line_ends = len(ends)
-        self._ends = ends if block.endswith(b"\n") else np.append(ends, len(block))
+    Each line must begin with "{" and end with "}". Then no object goes on in the next line, so that as many rows as
+    lines are one object in each line.
+    """
+    data = np.frombuffer(block, np.uint8)
+    last = line_ends - 1
+    if b"\r" in block:
+        last = last - (data[last] == ord("\r"))
+    firsts = np.append(0, line_ends[:-1] + 1)
+    if (data[firsts] != ord("{")).any() or (data[last] != ord("}")).any():
+        return None
+    try:
+        rows = _parse(block, schema)
+    except ValueError:  # ArrowInvalid
+        return None
+    return rows if len(rows) == len(line_ends) else None
 
-    def batch(self, first_row: int) -> Batch:
-        import pyarrow as pa
 
-        rows = self._whole()
-        if rows is None:
-            numbered = [(n, line) for n, line in enumerate(self._split()) if line.strip()]
-            self._numbered = numbered
-            tables, good = [], []
-            for start, stop, table in self._halves(0, len(numbered)):
-                tables.append(table)
-                good.append(np.arange(start, stop))
-            rows = pa.concat_tables(tables) if tables else self._schema.empty_table()
-            indices = np.concatenate(good) if good else np.zeros(0, np.int64)
-            self.num_rows = len(numbered)
-            lines = [numbered[index][0] for index in indices]
-        else:
-            self.num_rows = len(rows)
-            indices, lines = np.arange(len(rows)), None
+def _parse_lines(
+    lines: list[bytes], numbers: np.ndarray, schema: pa.Schema, options: ReadOptions, first_line: int, bad: list[BadRow]
+) -> tuple[pa.Table, np.ndarray]:
+    """The good rows of the lines with these `numbers` and their indices in `numbers`; the others are added to `bad`.
 
-        def raw(index: int) -> tuple[int, bytes]:
-            line = index if lines is None else lines[index]
-            return self._first_line + line, self._split()[line]
-
-        batch = Batch(rows, pa.array(first_row + indices), self._bad)
-        return split_valid(batch, self._options.text_column, raw)
-
-    def _split(self) -> list[bytes]:
-        if self._lines is None:
-            self._lines = self._block.split(b"\n")
-        return self._lines
-
-    def _whole(self) -> Table | None:
-        """All rows, if all lines are good and none is empty."""
-        if not self._has_plain_lines():
-            return None
+    pyarrow names no line when it refuses some. So they are parsed in one call, then each half of those that it refused,
+    and so on: `k` bad lines of `n` take about `k * log2(n)` calls.
+    """
+    good: list[np.ndarray] = []
+    tables = [schema.empty_table()]
+    waiting = [(0, len(numbers))] if len(numbers) else []
+    while waiting:
+        start, stop = waiting.pop()
+        part = [lines[number] for number in numbers[start:stop]]
         try:
-            rows = _parse(self._block, self._schema)
-        except ValueError:  # ArrowInvalid
-            return None
-        return rows if len(rows) == len(self._ends) else None
-
-    def _has_plain_lines(self) -> bool:
-        """Whether each line begins with "{" and ends with "}".
-
-        Then no object goes on in the next line, so that as many rows as lines are one object in each line.
-        """
-        data = np.frombuffer(self._block, np.uint8)
-        last = self._ends - 1
-        if self._block.find(b"\r") >= 0:
-            last = last - (data[last] == ord("\r"))
-        firsts = np.append(0, self._ends[:-1] + 1)
-        return bool((data[firsts] == ord("{")).all() and (data[last] == ord("}")).all())
-
-    def _halves(self, start: int, stop: int) -> Iterator[tuple[int, int, Table]]:
-        if start == stop:
-            return
-        lines = [line for _, line in self._numbered[start:stop]]
-        try:
-            if any(map(NULL.match, lines)):
+            if any(map(NULL.match, part)):
                 raise ValueError("null")
-            if len(lines) > 1 and not all(line[:1] == b"{" and line[-1:] == b"}" for line in map(bytes.strip, lines)):
+            if len(part) > 1 and not all(line[:1] == b"{" and line[-1:] == b"}" for line in map(bytes.strip, part)):
                 raise ValueError("a line that is no object, or more than one line of it")
-            rows = _parse(b"\n".join(lines), self._schema)
-            if len(rows) == stop - start:
-                yield start, stop, rows
-                return
-            why = "more than one JSON value"
+            rows = _parse(b"\n".join(part), schema)
+            if len(rows) != len(part):
+                raise ValueError("more than one JSON value")
         except ValueError as e:  # ArrowInvalid
-            why = str(e).removeprefix("JSON parse error: ")
-        if stop - start == 1:
-            number, line = self._numbered[start]
-            if _widened(self._schema, line, self._options) is not None:
-                raise ColumnsChanged
-            self._bad.append(BadRow(self._first_line + number, _reason(line, why), line))
-            return
-        middle = (start + stop) // 2
-        yield from self._halves(start, middle)
-        yield from self._halves(middle, stop)
+            if len(part) > 1:
+                middle = (start + stop) // 2
+                waiting += [(middle, stop), (start, middle)]
+                continue
+            if _widened(schema, part[0], options) is not None:
+                raise ColumnsChanged from None
+            reason = _reason(part[0], str(e).removeprefix("JSON parse error: "))
+            bad.append(BadRow(first_line + int(numbers[start]), reason, part[0]))
+        else:
+            tables.append(rows)
+            good.append(np.arange(start, stop))
+    return pa.concat_tables(tables), np.concatenate([np.zeros(0, np.int64), *good])
 
 
-def _parse(block: bytes, schema: Schema) -> Table:
-    from pyarrow import json as arrow_json
-
+def _parse(block: bytes, schema: pa.Schema) -> pa.Table:
     return arrow_json.read_json(
         io.BytesIO(block),
         read_options=arrow_json.ReadOptions(use_threads=False, block_size=len(block) + 1),
@@ -198,7 +170,7 @@ def _parse(block: bytes, schema: Schema) -> Table:
 
 
 def _reason(line: bytes, why: str) -> str:
-    """Why a line is bad."""
+    """The reason why a line is bad."""
     try:
         value = json.loads(line)
     except UnicodeDecodeError as e:
@@ -208,10 +180,8 @@ def _reason(line: bytes, why: str) -> str:
     return why.removesuffix(" in row 0") if isinstance(value, dict) else "not a JSON object"
 
 
-def _widened(schema: Schema, line: bytes, options: ReadOptions) -> Schema | None:
+def _widened(schema: pa.Schema, line: bytes, options: ReadOptions) -> pa.Schema | None:
     """The columns with those that a good line adds or widens; None if it changes nothing or is bad."""
-    import pyarrow as pa
-
     try:
         record = json.loads(line) if line.strip() else None
         if not isinstance(record, dict):
@@ -230,8 +200,6 @@ def _widened(schema: Schema, line: bytes, options: ReadOptions) -> Schema | None
 
 def _type_of(value: Any, depth: int = 0) -> Any:
     """The Arrow type of a JSON value. Raises ArrowTypeError if a list holds values of several kinds."""
-    import pyarrow as pa
-
     if depth > DEEPEST:
         raise RecursionError
     match value:

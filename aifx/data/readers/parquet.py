@@ -17,6 +17,7 @@ from aifx.core.digests import size_and_sha256
 from aifx.core.errors import DataError, did_you_mean
 from aifx.core.os_errors import first_line, naming
 from aifx.data.readers import streams
+from aifx.data.readers.arrow import pa, pc, pq
 from aifx.data.readers.base import (
     BLOCK_BYTES,
     ROW_BYTES,
@@ -31,29 +32,24 @@ from aifx.data.readers.encodings import DECODE_HANDLERS, DecodeErrors, FileScan,
 from aifx.data.readers.streams import open_bytes
 
 if TYPE_CHECKING:
-    from pyarrow import DataType, Schema
-
     from aifx.data.readers.sources import SourceFile
 
 BUFFER_BYTES = 1 << 20
-"""Of a column that are read at a time; otherwise a whole row group of it is, as large as its writer made it."""
+"""Bytes of a column that are read at a time. By default pyarrow reads a row group of it, which may be of any size."""
 
 MOST_ROWS = 1 << 16
 MOST_BYTES = 4 * ROW_BYTES
-"""Of a batch."""
+"""The limits of a batch."""
 
 
 @contextmanager
 def open_parquet(source: Path | IO[bytes], name: str) -> Iterator[Any]:
     """The pyarrow.parquet.ParquetFile of `source`. Raises DataError, also for what is read of it in the block."""
-    import pyarrow as arrow
-    from pyarrow import parquet
-
     try:
-        yield parquet.ParquetFile(source, buffer_size=BUFFER_BYTES, pre_buffer=False)
+        yield pq.ParquetFile(source, buffer_size=BUFFER_BYTES, pre_buffer=False)
     except FileNotFoundError:
         raise DataError(f"{name} is missing", "no such file", "restore it from a copy, or make it again") from None
-    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the file system; pyarrow also has OSErrors for damaged pages, without a number
         what = f"{name}: not a Parquet file that can be read"
@@ -93,8 +89,7 @@ def read_batches(
     with open_parquet(source, name) as table:
         for column in columns or ():
             _column_index(table, name, column)
-        chosen = None if columns is None else list(columns)
-        yield from table.iter_batches(batch_size=rows, columns=chosen, use_threads=False)
+        yield from table.iter_batches(batch_size=rows, columns=columns, use_threads=False)
 
 
 def column_bytes(path: Path, name: str, column: str) -> int:
@@ -106,17 +101,10 @@ def column_bytes(path: Path, name: str, column: str) -> int:
 
 
 @lru_cache(maxsize=1)
-def _whole_column(path: Path, column: str) -> Any:
+def read_column(path: Path, column: str) -> Any:
+    """A column of a file. The last is kept, so that reading its values one by one costs little. Raises DataError."""
     with open_parquet(path, str(path)) as table:
         return table.read(columns=[column], use_threads=False).column(0)
-
-
-def read_cell(path: Path, column: str, row: int) -> Any:
-    """A value of a file. The column of the file that was read last is kept, so that values in order cost little.
-
-    Raises DataError.
-    """
-    return _whole_column(path, column)[row].as_py()
 
 
 def _column_index(table: Any, name: str, column: str) -> int:
@@ -165,16 +153,13 @@ def scan_texts(file: SourceFile, text_field: str) -> FileScan:
     return FileScan(digest, num_bytes, count, where, why, ("utf-8",))
 
 
-def _encoded(column: Any) -> list[bytes | None]:
-    """The bytes of its texts."""
-    values: list[bytes | None] = column.cast("large_binary").to_pylist()
-    return values
+def _encoded(column: Any) -> Any:
+    """The bytes of its texts, each None for a null."""
+    return column.cast("large_binary").to_pylist()
 
 
-def find_schema(file: SourceFile, options: ReadOptions, *, is_whole: bool) -> Schema:
+def find_schema(file: SourceFile, options: ReadOptions, *, is_whole: bool) -> pa.Schema:
     """The columns of a file, with plain types in place of dictionaries and large ones. Raises DamagedFile."""
-    import pyarrow as pa
-
     with _opened(file, options) as (table, _):
         names = Counter(table.schema_arrow.names)
         if twice := [name for name, count in names.items() if count > 1]:
@@ -182,10 +167,8 @@ def find_schema(file: SourceFile, options: ReadOptions, *, is_whole: bool) -> Sc
         return pa.schema([(field.name, _plain(field.type)) for field in table.schema_arrow])
 
 
-def read(file: SourceFile, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
+def read(file: SourceFile, schema: pa.Schema, options: ReadOptions) -> Iterator[Batch]:
     """The rows of a file. Raises DamagedFile, also for a file that expands beyond the limit."""
-    import pyarrow as pa
-
     with _opened(file, options) as (opened, content):
         file_bytes = os.stat(file.location).st_size
         limit = max(streams.SMALL_EXPANSION, file_bytes * options.max_expansion)
@@ -202,7 +185,7 @@ def read(file: SourceFile, schema: Schema, options: ReadOptions) -> Iterator[Bat
 
             def raw(index: int, first: int = first, table: Any = table) -> tuple[int, bytes]:
                 row = {
-                    name: column[index].as_py() if not pa.types.is_string(column.type) else _text(column, index)
+                    name: _text(column, index) if pa.types.is_string(column.type) else column[index].as_py()
                     for name, column in zip(table.column_names, table.columns, strict=True)
                 }
                 return first + index + 1, json.dumps(row, default=str, ensure_ascii=False).encode()
@@ -212,8 +195,6 @@ def read(file: SourceFile, schema: Schema, options: ReadOptions) -> Iterator[Bat
 
 
 def _text(column: Any, index: int) -> str | None:
-    import pyarrow as pa
-
     data = column.slice(index, 1).cast(pa.binary())[0].as_py()
     return None if data is None else data.decode(errors="backslashreplace")
 
@@ -235,20 +216,18 @@ def _row_bytes(file: Any, content: IO[bytes]) -> int:
 
     The first rows of each row group are read as numbers into its dictionaries.
     """
-    from pyarrow import parquet
-
     metadata = file.metadata
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     columns = [file.schema.column(index) for index in range(metadata.num_columns)]
+    chunks = [group.column(index) for group in groups for index in range(metadata.num_columns)]
     deltas = {
         chunk.path_in_schema: chunk.total_uncompressed_size
-        for group in groups
-        for chunk in (group.column(index) for index in range(metadata.num_columns))
+        for chunk in chunks
         if any(encoding.startswith("DELTA") for encoding in chunk.encodings)
     }
     texts = [each.path for each in columns if each.physical_type == "BYTE_ARRAY" and each.path not in deltas]
     fixed = sum(each.length for each in columns if each.physical_type == "FIXED_LEN_BYTE_ARRAY")
-    probe = parquet.ParquetFile(content, read_dictionary=texts, buffer_size=streams.COMPRESSED_BLOCK)
+    probe = pq.ParquetFile(content, read_dictionary=texts, buffer_size=streams.COMPRESSED_BLOCK)
     longest = repeats = 0
     for index, group in enumerate(groups):
         # A column of lists has a dictionary only from the first list that is not empty.
@@ -269,9 +248,6 @@ def _longest_texts(probe: Any, group: int, columns: list[str]) -> int:
 
 
 def _longest_text(array: Any) -> int:
-    import pyarrow as pa
-    from pyarrow import compute as pc
-
     if pa.types.is_dictionary(array.type):
         return int(pc.max(pc.binary_length(array.dictionary)).as_py() or 0)
     if pa.types.is_struct(array.type):
@@ -293,10 +269,8 @@ def _opened(file: SourceFile, options: ReadOptions) -> Iterator[tuple[Any, IO[by
             raise DamagedFile(f"not a Parquet file that can be read: {e.why}") from None
 
 
-def _plain(kind: DataType) -> DataType:
+def _plain(kind: pa.DataType) -> pa.DataType:
     """The type without the ways of Arrow to hold the same values."""
-    import pyarrow as pa
-
     if pa.types.is_dictionary(kind):
         return _plain(kind.value_type)
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):

@@ -17,9 +17,9 @@ from aifx.data.readers.csv import CsvRow, NotCsv, csv_rows, delimiter_of
 from aifx.data.readers.encodings import DecodeErrors
 from aifx.data.readers.formats import format_of
 from aifx.data.readers.jsonl import parse_records
-from aifx.data.readers.lines import read_lines
 from aifx.data.readers.parquet import batches_of
 from aifx.data.readers.sources import SourceFile, named_file
+from aifx.data.readers.streams import read_lines
 
 FORMATS = ("jsonl", "csv", "parquet")
 """Formats whose rows have named fields; tasks may read more."""
@@ -97,9 +97,9 @@ def unknown_format(file: SourceFile, known: Iterable[str]) -> UsageError:
         return UsageError(f"{file.name} is a folder", why, f"aifx predict {file.name}/*.{names[0]}")
     is_by_suffix = format_of(file.suffix) == file.format
     name = file.suffix.removeprefix(".") if is_by_suffix else file.format
-    shown = f"format {name!r}" if name else "a file without suffix"
+    described = f"format {name!r}" if name else "a file without suffix"
     hint = f"if it is {names[0]} inside: aifx predict {file.name} --input-format {names[0]}"
-    return UsageError(f"{file.name}: no reader for {shown}", why, hint)
+    return UsageError(f"{file.name}: no reader for {described}", why, hint)
 
 
 def field(values: Mapping[str, Any], name: str) -> Any:

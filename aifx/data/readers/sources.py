@@ -24,13 +24,14 @@ from aifx.core.progress import Reporter
 from aifx.core.redaction import redact
 from aifx.core.stores import BLOCK_BYTES, open_store
 from aifx.data.readers.base import DamagedFile
-from aifx.data.readers.compression import damages, decompressed
-from aifx.data.readers.formats import PICKLES, SUFFIXES, Format, format_of, split_name
-from aifx.data.readers.images import Target
+from aifx.data.readers.formats import PICKLES, SUFFIXES, Target, damages, decompressed, format_of, split_name
 from aifx.data.splits import Split, split_folders
 
 STDIN = "-"
 """The name and location of standard input."""
+
+TAGS = ("ETag", "etag", "md5Hash", "content_md5", "generation")
+"""Keys of what stores say of a file that differ for any other content."""
 
 
 @dataclass(frozen=True)
@@ -126,24 +127,28 @@ class SourceFile:
 
         Raises DataError if the file is not the one that was listed.
         """
-        if self.is_remote:
-            suffix = f".{self.location.rpartition('/')[2].partition('?')[0].partition('.')[2]}"
-            with tempfile.NamedTemporaryFile(suffix=suffix) as copy:
-                digest = self._copy(copy)
-                copy.flush()
-                yield replace(self, location=copy.name, stamp="", sha256=digest)
+        if not self.is_remote:
+            with reading(self):
+                self._check_unchanged()
+                yield self
+                self._check_unchanged()
             return
-        with reading(self):
-            self._check_unchanged()
-            yield self
-            self._check_unchanged()
+        suffix = f".{self.location.rpartition('/')[2].partition('?')[0].partition('.')[2]}"
+        store, digest = open_store(self.location), Sha256()
+        with tempfile.NamedTemporaryFile(suffix=suffix) as copy:
+            with _asking(f"read {self.name}"), store.fs.open(store.path, "rb", cache_type="none") as file:
+                while block := file.read(BLOCK_BYTES):
+                    digest.update(block)
+                    with naming(Path(copy.name)):
+                        copy.write(block)
+            copy.flush()
+            yield replace(self, location=copy.name, stamp="", sha256=digest.hexdigest())
 
     def _check_unchanged(self) -> None:
         found = os.stat(self.location)
         if (found.st_size, found.st_mtime_ns) != (self.bytes, self.changed):
-            raise DataError(
-                f"{self.name} changed while it was read", "its size or time differs", "run the same command again"
-            )
+            why = "its size or time differs"
+            raise DataError(f"{self.name} changed while it was read", why, "run the same command again")
 
     def tag_now(self) -> str:
         """The tag that the store gives a remote file now. Raises EnvironmentFault if the store fails."""
@@ -151,16 +156,6 @@ class SourceFile:
         with _asking(f"read {self.name}"):
             store.fs.invalidate_cache()
             return _tag(store.fs.info(store.path))
-
-    def _copy(self, target: Any) -> str:
-        digest = Sha256()
-        store = open_store(self.location)
-        with _asking(f"read {self.name}"), store.fs.open(store.path, "rb", cache_type="none") as file:
-            while block := file.read(BLOCK_BYTES):
-                digest.update(block)
-                with naming(Path(target.name)):
-                    target.write(block)
-        return digest.hexdigest()
 
 
 def local_file(path: Path, name: str = "", format: str | None = None, *, is_matched: bool = False) -> SourceFile:
@@ -191,7 +186,7 @@ def named_file(name: str, root: Path) -> SourceFile:
 
 
 def check_regular(path: Path, name: str, why: str, hint: str) -> None:
-    """Raises DataError for a directory, and for a pipe, socket or device, whose reading may never end.
+    """Raise DataError for a directory, and for a pipe, socket or device, whose reading may never end.
 
     A path that does not exist passes: opening it gives the reason.
     """
@@ -256,8 +251,11 @@ def list_sources(arguments: Sequence[str], base: Path, *, follow_links: bool = F
             if how == "outside":
                 links.add(file.name)
                 continue
-            format_, compression = _format_of(file.name, how == "given") if how != "irregular" else (None, "")
+            suffix, compression = split_name(file.name)
+            format_ = SUFFIXES.get(suffix) if how != "irregular" else None
             if format_ is None:
+                if how == "given":
+                    raise _without_reader(file.name, suffix)
                 left_out.add(file.name)
                 continue
             if format_ == "image" and file.name not in found:
@@ -296,16 +294,12 @@ def _fixed_part(pattern: str) -> str:
     return pattern
 
 
-def _format_of(name: str, is_given: bool) -> tuple[Format | None, str]:
-    suffix, compression = split_name(name)
-    format_ = SUFFIXES.get(suffix)
-    if format_ is None and is_given:
-        if suffix in PICKLES:
-            why = f"a {suffix} file may run code when it is read"
-            raise UsageError(f"{name} is refused", why, "write its rows to a .parquet or .jsonl file")
-        why = f"{suffix or 'a file without suffix'} is none of {', '.join(SUFFIXES)}, also with .gz and .zst"
-        raise UsageError(f"{name} has no reader", why, "write its rows to a .jsonl file")
-    return format_, compression
+def _without_reader(name: str, suffix: str) -> UsageError:
+    hint = "write its rows to a .parquet or .jsonl file"
+    if suffix in PICKLES:
+        return UsageError(f"{name} is refused", f"a {suffix} file may run code when it is read", hint)
+    why = f"{suffix or 'a file without suffix'} is none of {', '.join(SUFFIXES)}, also with .gz and .zst"
+    return UsageError(f"{name} has no reader", why, "write its rows to a .jsonl file")
 
 
 Found: TypeAlias = tuple[SourceFile, Literal["given", "below", "outside", "irregular"]]
@@ -315,7 +309,10 @@ a socket or a device."""
 
 def _local(argument: str, base: Path, follow_links: bool) -> Iterator[Found]:
     path = os.path.abspath(os.path.expanduser(argument))
-    paths = [path] if os.path.lexists(path) or not glob.has_magic(argument) else _matches(path)
+    if os.path.lexists(path) or not glob.has_magic(argument):
+        paths = [path]
+    else:  # those near the top first, before what a link repeats further down
+        paths = sorted(glob_paths(path), key=lambda path: (path.count("/"), path))
     if not paths:
         raise UsageError(f"no file matches {argument!r}", f"looked in {base}", "name files, folders or URLs")
     entered: dict[str, str] = {}
@@ -352,11 +349,6 @@ def _local_source(path: str, base: Path, state: os.stat_result | None = None) ->
 def leads_out(path: str, inside: str | None) -> bool:
     """Whether links in `path` end outside of the real path `inside`, if there is one."""
     return inside is not None and not Path(os.path.realpath(path)).is_relative_to(inside)
-
-
-def _matches(pattern: str) -> list[str]:
-    """The paths that match, those near the top first, before what a link repeats further down."""
-    return sorted(glob_paths(pattern), key=lambda path: (path.count("/"), path))
 
 
 def glob_paths(pattern: str, root: Path | None = None) -> set[str]:
@@ -450,20 +442,13 @@ def _remote(url: str, follow_links: bool) -> Iterator[Found]:
         if leads_out(path, inside):
             yield file, "outside"
         else:
-            stamp = sha256_of(repr(sorted(_stamp(info).items())))
+            keys = ("size", *TAGS, "LastModified", "last_modified", "mtime")  # what changes with the content
+            stamp = sha256_of(repr(sorted((key, str(info[key])) for key in keys if info.get(key) is not None)))
             yield replace(file, stamp=stamp), "given" if is_given else "below"
 
 
-def _stamp(info: dict[str, Any]) -> dict[str, str]:
-    """Size, and what changes with the content."""
-    keys = ("size", "ETag", "etag", "md5Hash", "content_md5", "generation", "LastModified", "last_modified", "mtime")
-    return {key: str(info[key]) for key in keys if info.get(key) is not None}
-
-
 def _tag(info: dict[str, Any]) -> str:
-    return next(
-        (str(info[key]) for key in ("ETag", "etag", "md5Hash", "content_md5", "generation") if info.get(key)), ""
-    )
+    return next((str(info[key]) for key in TAGS if info.get(key)), "")
 
 
 def _with_path(url: str, top: str, path: str) -> str:

@@ -1,4 +1,4 @@
-"""The bytes of source files: decompressed, and in UTF-8.
+"""The bytes of source files: decompressed, in UTF-8, as lines.
 
 A stream has `read1(size)` as `io.BufferedReader` has it: some bytes, `size` at most, and none at the end. So the rows
 of standard input are read as they come.
@@ -6,7 +6,6 @@ of standard input are read as they come.
 
 from __future__ import annotations
 
-import codecs
 import io
 import os
 from collections.abc import Iterator
@@ -15,9 +14,20 @@ from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
 from aifx.core.calls import advance
-from aifx.data.readers.base import BLOCK_BYTES, DamagedFile, ReadOptions
-from aifx.data.readers.compression import CODECS, damages, decompressed
-from aifx.data.readers.likely_encodings import AUTO, SAMPLE_BYTES, likely_encodings, mark_of
+from aifx.core.errors import DataError
+from aifx.data.readers.base import BLOCK_BYTES, ROW_BYTES, DamagedFile, ReadOptions
+from aifx.data.readers.encodings import (
+    AUTO,
+    DECODE_HANDLERS,
+    SAMPLE_BYTES,
+    DecodeErrors,
+    FileScan,
+    Utf8,
+    likely_encodings,
+    scan_text,
+    undecodable,
+)
+from aifx.data.readers.formats import CODECS, damages, decompressed
 
 if TYPE_CHECKING:
     from aifx.data.readers.sources import SourceFile
@@ -27,9 +37,6 @@ SMALL_EXPANSION = 1 << 30
 
 COMPRESSED_BLOCK = 1 << 17
 """Bytes of a compressed file that its decompressor reads at a time, at most."""
-
-HEAD_BYTES = 1 << 12
-"""Of a file, in which a byte order mark shows, or UTF-16 without one."""
 
 
 class CountedFile(io.FileIO):
@@ -116,55 +123,6 @@ def read_whole(stream: Any, size: int) -> bytes:
     return b"".join(parts) if len(parts) != 1 else parts[0]
 
 
-class Utf8:
-    """The bytes of a stream in UTF-8, after a byte order mark. Bytes that cannot be decoded stay as they are.
-
-    Attributes:
-        head: its first bytes, after the mark.
-        mark_bytes: 0 if it has no mark.
-    """
-
-    def __init__(self, stream: Any, encoding: str | None = None) -> None:
-        """Read the mark.
-
-        Args:
-            encoding: of a stream without a mark. If it is None, only the mark of UTF-8 is one.
-        """
-        head = stream.read1(HEAD_BYTES)
-        while 0 < len(head) < len(codecs.BOM_UTF32_LE) and (more := stream.read1(HEAD_BYTES)):
-            head += more
-        mark, marked = mark_of(head)
-        if encoding is None and marked != "utf-8":
-            mark, marked = b"", ""
-        self._stream, self.mark_bytes = stream, len(mark)
-        self.head: bytes = head[len(mark) :]
-        self._rest = self.head
-        self.encoding = marked or codecs.lookup(encoding or "utf-8").name
-        self._decoder: Any = None
-        if self.encoding != "utf-8":
-            is_wide = self.encoding.startswith(("utf-16", "utf-32"))
-            self._errors = "surrogatepass" if is_wide else "surrogateescape"
-            self._decoder = codecs.getincrementaldecoder(self.encoding)(self._errors)
-            self._rest = self._decoded(self.head)
-
-    def read1(self, size: int) -> bytes:
-        while not self._rest and (data := self._stream.read1(size)):
-            self._rest = data if self._decoder is None else self._decoded(data)
-        if not self._rest and self._decoder is not None:
-            self._rest, self._decoder = self._decoded(b""), None
-        found: bytes = self._rest[:size]
-        self._rest = self._rest[size:]
-        return found
-
-    def _decoded(self, data: bytes) -> bytes:
-        try:
-            text: str = self._decoder.decode(data, final=not data)
-            return text.encode("utf-8", self._errors)
-        except UnicodeError:
-            self._decoder.reset()
-            return b"\xff"  # half a character at the end, or one that does not exist
-
-
 @contextmanager
 def open_bytes(file: SourceFile, options: ReadOptions, *, is_counted: bool = True) -> Iterator[Any]:
     """The bytes of a file on this machine, decompressed within limits. Raises DamagedFile.
@@ -202,3 +160,68 @@ def decided(file: SourceFile, options: ReadOptions) -> ReadOptions:
     if len(sample) == SAMPLE_BYTES:
         sample = sample[: sample.rfind(b"\n") + 1] or sample
     return replace(options, encoding=next(iter(likely_encodings(sample)), "utf-8"))
+
+
+def read_lines(file: SourceFile, errors: DecodeErrors | None = None, *, newline: str = "\n") -> Iterator[str]:
+    """The lines of a file in UTF-8, each with its end, without a byte order mark.
+
+    Args:
+        errors: what becomes of bytes that are not UTF-8; None if training cannot replace them, so that they are errors.
+        newline: "" if a carriage return ends a line, too.
+
+    Raises DataError naming the file and the line.
+    """
+    handler = DECODE_HANDLERS[errors or "strict"]
+    with file.open() as opened:
+        stream = Utf8(opened)
+        first = stream.head[: stream.head.find(b"\n") + 1] or stream.head
+        if handler == "strict" and b"\0" in first and likely_encodings(first)[:1] not in ([], ["utf-8"]):
+            raise _not_utf8(file, 1, f"byte {first.index(0) + 1} of the line is 0x00", first, errors)
+        number = 1
+        for block in line_blocks(stream, most=None):
+            try:
+                text = block.decode("utf-8", handler)
+            except UnicodeDecodeError as error:
+                start = block.rfind(b"\n", 0, error.start) + 1
+                yield from io.StringIO(block[:start].decode(), newline=newline)
+                at = error.start - start + 1
+                why = f"byte {at} of the line is 0x{block[error.start]:02x} ({error.reason})"
+                number += block.count(b"\n", 0, start)
+                raise _not_utf8(file, number, why, block[start:], errors) from None
+            yield from io.StringIO(text, newline=newline)
+            number += block.count(b"\n")
+
+
+def _not_utf8(file: SourceFile, number: int, why: str, sample: bytes, errors: DecodeErrors | None) -> DataError:
+    """The error for a line that is not UTF-8, which counts all bytes that are not, unless it is a stream.
+
+    Args:
+        sample: the line, and what follows it.
+    """
+    scan = None if file.is_stream else scan_text(file)
+    if scan is None or not scan.where:
+        scan = FileScan("", 0, 0, f":{number}", why, tuple(likely_encodings(sample)))
+    line = likely_encodings(sample.partition(b"\n")[0])
+    return undecodable({file: scan}, is_replaceable=errors is not None, line_encodings=line)
+
+
+def line_blocks(stream: Any, block_bytes: int = BLOCK_BYTES, most: int | None = ROW_BYTES) -> Iterator[bytes]:
+    """The bytes of a stream in blocks that end after a line.
+
+    Args:
+        most: bytes of a line; None if there is no limit.
+
+    Raises DamagedFile for a longer line.
+    """
+    parts: list[bytes] = []
+    while data := stream.read1(block_bytes):
+        cut = data.rfind(b"\n") + 1
+        if cut:
+            yield b"".join([*parts, data[:cut]])
+            parts = [data[cut:]] if cut < len(data) else []
+        else:
+            parts.append(data)
+            if most is not None and sum(map(len, parts)) > most:
+                raise DamagedFile(f"it has a line of more than {most >> 20} MiB")
+    if parts:
+        yield b"".join(parts)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aifx.core.artifact import writable_folder
 from aifx.core.digests import sha256_of_values, size_and_sha256
@@ -19,28 +19,26 @@ from aifx.core.extras import install_command
 from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
+from aifx.data.readers.arrow import pa
 from aifx.data.readers.base import TEXT, BadRow, Batch, DamagedFile, ReadOptions
 from aifx.data.readers.encodings import FileScan
 from aifx.data.readers.sources import SourceFile
 from aifx.data.readers.streams import open_bytes, read_whole
 from aifx.data.row_cache import read_cached, read_checked, writing_checked
 
-if TYPE_CHECKING:
-    from pyarrow import Schema
-
 logger = logging.getLogger(__name__)
 
 PAGE_BYTES = 32 << 20
-"""Of the largest page that is parsed."""
+"""Bytes of the largest page that is parsed."""
 
 MEDIA_TYPES = ("text/html", "application/xhtml+xml")
 BATCH_PAGES = 64
 PAGES_VERSION = 1
-"""Of this module; it rises if the same page would give another text."""
+"""The version of this module's texts. Raise it with a change by which the same page gives another text."""
 
 
 def check_installed() -> None:
-    """Raises EnvironmentFault if the packages of the extra `html` are missing."""
+    """Raise EnvironmentFault if the packages of the extra `html` are missing."""
     with _from_extra():
         import trafilatura  # noqa: F401
         import warcio  # noqa: F401
@@ -63,14 +61,12 @@ def _from_extra() -> Iterator[None]:
         ) from None
 
 
-def find_schema(file: SourceFile, options: ReadOptions, *, is_whole: bool) -> Schema:
+def find_schema(file: SourceFile, options: ReadOptions, *, is_whole: bool) -> pa.Schema:
     """The text of a page; of one in an archive also the URL and the date of its record."""
-    import pyarrow as pa
-
     return pa.schema([(name, pa.string()) for name in ([TEXT] if file.format == "html" else [TEXT, "url", "date"])])
 
 
-def read(file: SourceFile, schema: Schema, options: ReadOptions) -> Iterator[Batch]:
+def read(file: SourceFile, schema: pa.Schema, options: ReadOptions) -> Iterator[Batch]:
     """The main texts of pages. The number of one in an archive is that of its record."""
     with open_bytes(file, options) as stream:
         yield from _batches(_pages(file, stream), schema)
@@ -159,9 +155,7 @@ def _pages(file: SourceFile, stream: Any) -> Iterator[tuple[int, dict[str, Any] 
     yield 0, BadRow(1, reason, value) if reason else {TEXT: text}
 
 
-def _batches(pages: Iterator[tuple[int, dict[str, Any] | BadRow]], schema: Schema) -> Iterator[Batch]:
-    import pyarrow as pa
-
+def _batches(pages: Iterator[tuple[int, dict[str, Any] | BadRow]], schema: pa.Schema) -> Iterator[Batch]:
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
     bad: list[BadRow] = []

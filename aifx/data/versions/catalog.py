@@ -1,33 +1,71 @@
-"""The data sets below a root, by name and version."""
+"""The data sets below a root: versions by name, the comparison of their files with SHA-256, their rows for training.
+
+`SHA256SUMS` lists every file of a version as sha256sum does, so that `sha256sum -c SHA256SUMS` needs no aifx. Its first
+line, a comment to sha256sum, has the SHA-256 of the rest. If the manifest is damaged, the other files are compared with
+it.
+"""
 
 from __future__ import annotations
 
 import errno
+import logging
+import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 from aifx.core.artifact import (
     MANIFEST,
     Artifact,
     DamagedArtifact,
+    SealedFile,
     check_once,
     mark_checked,
+    parse_files,
     short,
+    short_reference,
 )
-from aifx.core.artifact_copies import copy_artifact
+from aifx.core.artifact_copies import copy_artifact, damaged_in_store
 from aifx.core.errors import DataError, UsageError, did_you_mean
+from aifx.core.files import UnsafeFile
 from aifx.core.os_errors import could_not
+from aifx.core.progress import report_progress
 from aifx.core.project import Project, cache_path
 from aifx.core.stores import Store, open_store
-from aifx.data.names import FILE_KEYS
-from aifx.data.versions.manifest import LATEST, SUMS, Manifest, Version, read_version, sums_of
+from aifx.data.names import CLUSTER, FILE_KEYS, SPLIT, Kind
+from aifx.data.readers.parquet import read_batches
+from aifx.data.splits import SPLITS, Split
+from aifx.data.versions.manifest import (
+    DROPPED,
+    KIND,
+    LATEST,
+    QUARANTINE,
+    SHARDS,
+    SUMS,
+    VERSION,
+    Manifest,
+    Version,
+    read_version,
+    sums_of,
+    sums_text,
+)
+
+logger = logging.getLogger(__name__)
+
+MIX = "mix"
+"""The step of a version that has no rows of its own, and names those of its parents with weights."""
+
+TOKENS = ".tokens"
+"""The folder below a root of data sets that holds token stores, in a folder for each version."""
 
 DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LEAST_DIGITS = 4
 _VERSION = re.compile(r"[0-9a-f]{4,64}")
+_LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
 
 
 @dataclass(frozen=True)
@@ -114,13 +152,13 @@ class Catalog:
         return UsageError(f"no data set {name!r} in {self.store.url}", why, hint)
 
     def manifest(self, reference: str) -> Manifest:
-        """Of the version that `reference` means. Raises UsageError, DataError if it is damaged."""
+        """The manifest of the version that `reference` means. Raises UsageError, DataError if it is damaged."""
         return self._read(*self._find_folder(reference))[1]
 
     def open(self, reference: str) -> Version:
         """The version that `reference` means, copied into the cache if the root is remote.
 
-        A copied file is compared with its SHA-256; `verification.check_files` compares those of a local root.
+        A copied file is compared with its SHA-256; `check_files` compares those of a local root.
         Raises UsageError, DataError if it is damaged, EnvironmentFault if the store fails.
         """
         name, version, digits = self._find_folder(reference)
@@ -195,3 +233,214 @@ def check_dataset_name(name: str) -> str:
 
 def _can_name(name: str) -> bool:
     return bool(DATASET_NAME.fullmatch(name)) and name != LATEST
+
+
+@dataclass(frozen=True)
+class CheckedFiles:
+    """The files of a version after they were read.
+
+    Attributes:
+        damages: each damaged or missing file, and why.
+    """
+
+    files: int
+    bytes: int
+    damages: tuple[str, ...]
+
+
+def check_files(store: Store, name: str, version: str) -> CheckedFiles:
+    """Read every file of a version and compare it with its SHA-256.
+
+    Args:
+        store: the version's folder.
+        name: of the data set.
+    """
+    artifact, damages = _read_manifest(store, name, version), []
+    try:
+        sums = store.read(SUMS)
+    except UnsafeFile:  # a link or a FIFO
+        sums = b""
+    if isinstance(artifact, Artifact):
+        is_same = sums == sums_of(artifact)
+    else:
+        damages.append(f"{MANIFEST} {artifact}")
+        artifact = Artifact(KIND, VERSION, {}, _listed_files(store, sums or b""))
+        is_same = bool(artifact.files)
+    if not is_same:
+        damages.append(f"{SUMS} {'is missing' if sums is None else 'has other bytes than were written'}")
+    size = artifact.size_bytes + (store.size(MANIFEST) or 0)
+    with report_progress(f"reading {store.url}", size, "bytes") as progress:
+        damages += damaged_in_store(store, artifact, progress)
+    for folder in (SHARDS, DROPPED, QUARANTINE):
+        stored = sorted(f"{folder}/{file}" for file in store.files(folder))
+        damages += [f"{file} is no file of this version" for file in stored if file not in artifact.files]
+    return CheckedFiles(len(artifact.every_file) + 1, size, tuple(damages))
+
+
+def check_shards(version: Version) -> None:
+    """Compare the shards with the manifest, unless they are as they were when they were last compared or written.
+
+    Raises DataError for a damaged or missing one.
+    """
+    shards = version.manifest.shards
+    with report_progress(f"verifying {version.reference}", sum(shard.bytes for shard in shards), "bytes") as progress:
+        try:
+            check_once(version.path, version.manifest.artifact(), [shard.name for shard in shards], progress)
+        except DamagedArtifact as e:
+            what, hint = f"{version.reference}: {e.why}", f"aifx data verify {version.reference}"
+            raise DataError(what, "its manifest has the SHA-256 of each file", hint) from e
+
+
+def _listed_files(store: Store, sums: bytes) -> dict[str, SealedFile]:
+    """The files in SHA256SUMS but the manifest; none if it is damaged, or names one outside of the version."""
+    text = sums.decode("utf-8", "replace")
+    digests = {name: digest for digest, name in _LINE.findall(text)}
+    if text != sums_text(digests):
+        return {}
+    digests.pop(MANIFEST, None)
+    try:
+        files = parse_files({name: {"bytes": 0, "sha256": digest} for name, digest in digests.items()})
+    except ValueError:
+        return {}
+    return {name: SealedFile(store.size(name) or 0, file.sha256) for name, file in files.items()}
+
+
+def _read_manifest(store: Store, name: str, version: str) -> Artifact | str:
+    """The version, or the reason why its manifest cannot be used."""
+    try:
+        found = read_version(store, version)
+    except DataError as e:
+        return f"is damaged: {e.why.removeprefix(f'{MANIFEST}: ')}"
+    if found is None:
+        return "is missing"
+    artifact, manifest = found
+    return artifact if manifest.name == name else f"is that of {manifest.name!r}"
+
+
+@dataclass(frozen=True)
+class DatasetPart:
+    """A version that training reads, alone or as a part of a mix.
+
+    Attributes:
+        weight: its share in what training reads, in proportion to those of the other parts.
+        epochs: how often training may read each of its rows; without a bound if None.
+    """
+
+    catalog: Catalog
+    manifest: Manifest
+    weight: float = 1.0
+    epochs: float | None = None
+
+    @property
+    def reference(self) -> str:
+        return self.manifest.reference
+
+    @cached_property
+    def version(self) -> Version:
+        """Its files on this machine, compared with their digests before they are first read.
+
+        Raises DataError for a damaged one.
+        """
+        version = self.catalog.open(self.manifest.whole_reference)
+        if self.catalog.local is not None:  # what comes from elsewhere is compared when it is copied
+            check_shards(version)
+        return version
+
+    def has_column(self, name: str) -> bool:
+        return name in self.manifest.columns
+
+    def split_of(self, value: Any) -> Split:
+        """A value of the column `_split`. Raises DataError if it is none."""
+        if value not in SPLITS:
+            what = f"{self.reference}: {value!r} in column {SPLIT} is no split"
+            raise DataError(what, f"splits are {', '.join(SPLITS)}", f"aifx data split {self.manifest.name}")
+        return cast(Split, value)
+
+    def batches(self, columns: Sequence[str]) -> Iterator[tuple[Path, Any]]:
+        """Columns of its rows in pyarrow.RecordBatches, each with the file that it is from. Raises DataError."""
+        for path in self.version.shards:
+            for batch in read_batches(path, f"{self.reference}: {path.name}", columns):
+                yield path, batch
+
+    def column(self, name: str) -> list[Any]:
+        """The values of a column. Raises DataError."""
+        return [value for _, batch in self.batches([name]) for value in batch.column(0).to_pylist()]
+
+    def warn_of_duplicates(self, *held_out: float) -> None:
+        """Log a warning if near-duplicates of training rows may be in the shares that training itself holds out."""
+        is_clustered = self.has_column(SPLIT) or self.has_column(CLUSTER)
+        if any(held_out) and self.manifest.rows > 1 and not is_clustered:
+            logger.warning(
+                f"{self.reference} has no column {SPLIT} or {CLUSTER}: near-duplicates of training rows may be in "
+                f"the held-out splits; this keeps them apart: aifx data split {self.manifest.name}"
+            )
+
+    def tokens_folder(self, name: str) -> Path:
+        """The folder for the token store `name`: beside the data set, or in the cache if that cannot be written."""
+        if self.catalog.local is not None:
+            beside = self.catalog.local / TOKENS / self.manifest.version
+            with suppress(OSError):
+                if not (beside / name).is_dir():
+                    beside.mkdir(parents=True, exist_ok=True)
+                if (beside / name).is_dir() or os.access(beside, os.W_OK):
+                    return beside
+        return cache_path("tokens")
+
+
+def rows_and_bytes(manifest: Manifest) -> tuple[int, int]:
+    """The rows that training reads of a version, and their bytes: of a mix, all of its parents."""
+    if manifest.step.name == MIX:
+        return manifest.facts["mixed_rows"], manifest.facts["mixed_bytes"]
+    return manifest.rows, manifest.bytes
+
+
+def check_own_rows(manifest: Manifest, command: str) -> None:
+    """Raise UsageError for a mix, whose rows are those of its parents. `command`: to use with one of them."""
+    if manifest.step.name == MIX:
+        parents = [short_reference(parent) for parent in manifest.parents]
+        what = f"{manifest.reference} is a mix, which has no rows of its own"
+        raise UsageError(what, f"it is made of {', '.join(parents)}", f"{command} {parents[0]}")
+
+
+def open_parts(reference: str, project: Project, kind: Kind) -> tuple[DatasetPart, ...]:
+    """The version that `data.dataset` names, or the parts of a mix. Reads manifests alone.
+
+    Raises UsageError if there is no such version, DataError if it is damaged or of another kind.
+    """
+    catalog = open_catalog(project.datasets, project)
+    manifest = catalog.manifest(reference)
+    if manifest.kind not in (kind, "table" if kind == "chat" else kind):  # the rows of a table may be chats
+        what = f"{manifest.reference} holds {manifest.kind}, and the task reads {kind}"
+        raise DataError(what, "data.dataset names it", "aifx data ls")
+    if manifest.step.name != MIX:
+        if not manifest.rows:
+            why = f"aifx data {manifest.step.name} made it, and left no row"
+            raise DataError(f"{manifest.reference} has no rows", why, f"aifx data lineage {manifest.reference}")
+        return (DatasetPart(catalog, manifest),)
+    settings = manifest.step.settings
+    parts = zip(manifest.parents, settings["weights"], settings["epochs"], strict=True)
+    return tuple(DatasetPart(catalog, catalog.manifest(parent), *how) for parent, *how in parts)
+
+
+def whole_reference(reference: str, project: Project, before: str | None = None) -> str:
+    """ "name@<64 digits>". `before`, if `reference` can mean it; otherwise the latest that it means.
+
+    Raises UsageError.
+    """
+    name, _, beginning = reference.partition("@")
+    if before is not None:
+        known, _, version = before.partition("@")
+        if known == name and version.startswith(beginning):
+            return before
+    return open_catalog(project.datasets, project).manifest(reference).whole_reference
+
+
+def dataset_record(reference: str, project: Project) -> Mapping[str, Any]:
+    """The record of a data set in provenance.json: the version, "name@<64 digits>", and those of a mix."""
+    manifest = open_catalog(project.datasets, project).manifest(reference)
+    record: dict[str, Any] = {"reference": manifest.whole_reference}
+    if manifest.step.name == MIX:
+        settings = manifest.step.settings
+        parts = zip(manifest.parents, settings["weights"], settings["epochs"], strict=True)
+        record["parts"] = [{"reference": one, "weight": weight, "epochs": epochs} for one, weight, epochs in parts]
+    return record

@@ -17,6 +17,7 @@ of a remote root is copied into the cache before it is read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,18 +25,11 @@ from typing import Any, Literal, TypedDict, TypeVar
 
 from pydantic import TypeAdapter
 
-from aifx.core.artifact import (
-    MANIFEST,
-    Artifact,
-    Files,
-    ManifestFile,
-    SealedFile,
-    short,
-)
+from aifx.core.artifact import MANIFEST, Artifact, Files, ManifestFile, SealedFile, short
 from aifx.core.artifact_copies import stored_artifact
 from aifx.core.code_digest import Code
 from aifx.core.digests import sha256_of
-from aifx.core.errors import AifxError, DataError, EnvironmentFault
+from aifx.core.errors import AifxError, DataError, EnvironmentFault, UsageError, nearest
 from aifx.core.json_values import plain
 from aifx.core.parsing import fault_in
 from aifx.core.stores import Store
@@ -52,6 +46,8 @@ TEXT_TYPES = ("string", "large_string")
 
 KIND, VERSION = "dataset", 2
 """The kind of a version as an artefact, and the version of its content."""
+UNKNOWN_LICENSE = "unknown"
+_OWN_LICENSE = re.compile(r"LicenseRef-[A-Za-z0-9.-]+")
 SUMS_HEADER = "# SHA-256 of the lines below: "
 T = TypeVar("T")
 
@@ -176,7 +172,7 @@ class StoredFile(TypedDict):
 
 
 class VersionContent(TypedDict):
-    """What `manifest.json` says of a version.
+    """The content of `manifest.json`.
 
     Attributes:
         columns: Arrow type by column.
@@ -201,7 +197,7 @@ class VersionContent(TypedDict):
 
 
 class VersionNotes(TypedDict):
-    """What is not part of the digest.
+    """The parts of `manifest.json` outside the digest.
 
     Attributes:
         name: of the data set.
@@ -316,3 +312,30 @@ def sums_text(digests: Mapping[str, str]) -> str:
     """Lines as sha256sum writes and checks them, below the SHA-256 of all of them."""
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
     return f"{SUMS_HEADER}{sha256_of(lines)}\n{lines}"
+
+
+def check_license(expression: str) -> str:
+    """The SPDX expression of a licence in its normal form, or "unknown". Raises UsageError.
+
+    `LicenseRef-` and a name mean a licence that SPDX does not list:
+    https://spdx.github.io/spdx-spec/v3.0.1/annexes/spdx-license-expressions/.
+    """
+    if expression.strip().lower() == UNKNOWN_LICENSE:
+        return UNKNOWN_LICENSE
+    from license_expression import ExpressionError, Licensing, get_spdx_licensing
+
+    spdx: Licensing = get_spdx_licensing()
+    what = f"--license {expression!r} is not an SPDX expression"
+    try:
+        parsed = spdx.parse(expression)
+    except ExpressionError as e:
+        raise UsageError(what, str(e), "--license MIT") from None
+    if parsed is None:
+        raise UsageError(what, "it is empty", "--license MIT")
+    unknown = [key for key in spdx.unknown_license_keys(parsed) if not _OWN_LICENSE.fullmatch(key)]
+    if unknown:
+        near = nearest(unknown[0], [key for key in spdx.known_symbols if not key.startswith("LicenseRef-")])
+        meant = expression.replace(unknown[0], near) if near else UNKNOWN_LICENSE
+        quoted = f"'{meant}'" if " " in meant else meant
+        raise UsageError(what, f"SPDX lists no licence {unknown[0]!r}", f"--license {quoted}")
+    return str(parsed)

@@ -21,7 +21,7 @@ from aifx.data.versions.manifest import Version
 
 MEMORY_BYTES = 2 << 30
 THREAD_BYTES = 32 << 20
-"""Of a thread of DuckDB, for its buffers."""
+"""Memory for the buffers of a thread of DuckDB."""
 
 INTERRUPT_EVERY_S = 0.1
 
@@ -188,8 +188,8 @@ def _sql_error(error: Exception, hint: str, *, hides_values: bool = False) -> Us
     import duckdb
 
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    shown = " ".join(line for line in lines if not line.startswith(("LINE ", "^")))
+    text = " ".join(line for line in lines if not line.startswith(("LINE ", "^")))
     names_columns = isinstance(error, duckdb.BinderException | duckdb.ParserException | duckdb.CatalogException)
     if not names_columns and hides_values:
-        shown = f"{type(error).__name__}, whose text may have values of rows"
-    return UsageError("the SQL cannot be run", shown[:400], hint)
+        text = f"{type(error).__name__}, whose text may have values of rows"
+    return UsageError("the SQL cannot be run", text[:400], hint)
