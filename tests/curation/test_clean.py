@@ -13,6 +13,7 @@ from typing import Any
 import inprocess
 import pyarrow as pa
 import pytest
+from documented import blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -49,6 +50,14 @@ def clean(texts: Sequence[str | None], **options: Any) -> tuple[dict[str, str], 
 
 def own_rules(text: str) -> tuple[Rule, ...]:
     return tuple(parse_rules(text, "ours"))
+
+
+def test_the_documented_rules(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(blocks("own-rule", "toml")[1])
+    footer = f"{ENGLISH}\nAll rights reserved."
+    kept, dropped, _ = clean(["short", ENGLISH, footer], rules=load_rules(["mine.toml"], tmp_path))
+    assert kept == {"r1": ENGLISH, "r2": ENGLISH}
+    assert dropped == {"r0": "mine.length"}
 
 
 @pytest.mark.parametrize(

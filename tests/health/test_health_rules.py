@@ -10,6 +10,7 @@ from functools import reduce
 from pathlib import Path
 
 import pytest
+from documented import blocks
 from health_trees import (
     Case,
     MachineFolder,
@@ -23,7 +24,7 @@ from health_trees import (
 )
 
 from aifx.health.evaluate_rules import evaluate_rules
-from aifx.health.rules import Site, load_rules
+from aifx.health.rules import Site, load_rules, read_site
 from aifx.health.snapshot import Snapshot
 
 RULES = load_rules()
@@ -141,6 +142,20 @@ def test_every_expected_figure_is_documented():
     asked = {path.removeprefix("expected.") for rule in RULES.values() for path in rule.paths() if "expected." in path}
     assert asked
     assert not {name for name in asked if f"`{name}`" not in page}
+
+
+def test_the_documented_rule(tmp_path: Path):
+    own, _ = blocks("own-rule", "toml")
+    (tmp_path / "health.toml").write_text(own)
+    site = read_site(tmp_path / "health.toml")
+    assert load_rules(site)["cpu.governor.slow"].severity == "info"
+    name, make = next(iter(machines().items()))
+    snapshot = snapshot_of(make(), tmp_path / name)
+    release = snapshot.facts["kernel"]["release"]
+    other = mutated(snapshot.facts, ("kernel", "release"), f"{release}-other")
+    (finding,) = evaluate_rules(load_rules(site).values(), replace(snapshot, facts=other), site).findings
+    assert (finding.id, finding.severity) == ("site.kernel.release", "warning")
+    assert f"{release}-other" in finding.summary
 
 
 ASK_A_DEVICE = ("mlxlink", "ibstat", "perfquery", "sminfo", "ethtool", "smartctl", "nvme", "e2fsck", "setpci")

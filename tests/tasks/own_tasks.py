@@ -1,28 +1,27 @@
-"""The project of docs/tasks.md, and its code changed to be wrong."""
+"""The projects of docs/tasks.md and the pages "Write your own", and their code changed to be wrong."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import inprocess
+from documented import blocks
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "templates/custom-task/data/births.csv"
 
 
-def documented(language: str) -> list[str]:
-    """The blocks of a language on the page."""
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs/tasks.md").read_text(), re.DOTALL)
-
-
-PARTS, OBJECTIVE, SCALED, TASK = documented("python")
-TOML, *_ = documented("toml")
+PARTS, TASK = blocks("tasks", "python")
+(OBJECTIVE,) = blocks("own-objective", "python")
+(SCALED,) = blocks("own-data", "python")
+(FAMILY,) = blocks("own-family", "python")
+TOML, *_ = blocks("tasks", "toml")
 """The project that names its parts."""
 
+OWN_MODULES = ("births", "huber", "days", "my_rnn")
 SHORT = """\
 [train]
 num_steps = 4
@@ -49,7 +48,8 @@ def replaced(code: str, old: str, new: str) -> str:
 
 
 def aifx(project: Path, *args: str, stdin: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
-    sys.modules.pop("births", None)  # of another project, or before its file changed
+    for name in OWN_MODULES:  # of another project, or before its file changed
+        sys.modules.pop(name, None)
     done = inprocess.run(args, project, os.environ, stdin=stdin)
     assert done.returncode == code, done.stderr + done.stdout
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""The tabular regression of docs/tasks.md, as it is on the page: by its parts, as one class, with its own objective."""
+"""The tabular regression of docs/tasks.md and the examples of the pages "Write your own", as they are there."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import csv
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from own_tasks import OBJECTIVE, PARTS, ROOT, TASK, TASK_TOML, TOML, aifx, make_project
+from documented import blocks
+from own_tasks import FAMILY, OBJECTIVE, PARTS, ROOT, SCALED, SHORT, TASK, TASK_TOML, TOML, aifx, make_project
+
+from aifx.config.project_code import import_object
+from aifx.core.project import Project
+from aifx.data.spec import DataSpec
 
 
 def test_the_page_shows_the_template_in_less_than_60_lines() -> None:
@@ -72,11 +78,56 @@ def test_the_documented_task_class(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_documented_objective(tmp_path: Path) -> None:
-    toml = TOML.replace('"regression"', '"births:OBJECTIVE"').replace("mean_absolute_error <= 0.3", "loss <= 99")
-    project = make_project(tmp_path / "births", PARTS + OBJECTIVE, toml)
+    own = blocks("own-objective", "toml")[0]
+    toml = TOML.replace('[objective]\nkind = "regression"\n', own).replace("mean_absolute_error <= 0.3", "loss <= 99")
+    project = make_project(tmp_path / "births", PARTS, toml)
+    (project / "huber.py").write_text(OBJECTIVE)
     aifx(project, "train", "--set", "train.num_steps=20", "--set", "schedule.warmup_steps=0")
     metrics = json.loads(aifx(project, "eval", "--json", "--set", "eval.batch_size=7").stdout)["metrics"]
-    assert set(metrics) == {"loss", "examples"}
+    assert set(metrics) == {"loss", "mean_absolute_error", "examples"}
     assert metrics["examples"] > 7, "the count of the split, not that of a batch"
+    assert 0 < metrics["loss"] < 0.5 * metrics["mean_absolute_error"], "it is linear above delta, and square below"
     unknown = aifx(project, "config", "check", "--set", "eval.gates=['accuracy > 1']", code=2)
     assert "accuracy" in unknown.stderr
+
+
+def test_the_documented_family_computes_its_recurrence(tmp_path: Path) -> None:
+    (tmp_path / "my_rnn.py").write_text(FAMILY)
+    family = import_object("model.family", "my_rnn:FAMILY", Project(tmp_path))
+    model = family.make(family.section(width=3), DataSpec({}, vocab_size=5))
+    rng = np.random.default_rng(0)
+    params = {name: jnp.asarray(rng.normal(size=spec.shape), jnp.float32) for name, spec in model.specs().items()}
+    inputs = rng.integers(0, 5, (2, 4))
+    hidden = np.asarray(model.hidden(params, {"inputs": inputs}, None)).reshape(2, 4, 3)
+    for row in range(2):
+        state = np.zeros(3)
+        for step in range(4):
+            x = np.asarray(params["embedding"])[inputs[row, step]]
+            update, candidate = np.split(x @ np.asarray(params["gates"]), 2)
+            update = 1 / (1 + np.exp(-update))
+            state = (1 - update) * state + update * candidate
+            np.testing.assert_allclose(hidden[row, step], x + state, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.representative("parts of a project's own")
+def test_the_documented_family_and_data_train(tmp_path: Path) -> None:
+    """The language model learns; the kind of data reads its own rows after the training data is gone."""
+    text = "Call me Ishmael. Some years ago, never mind how long precisely. " * 40
+    own = blocks("own-family", "toml")[0].replace("128", "16")
+    toml = f'{own}[data]\ntrain = ["data/text.txt"]\ntokenizer = "byte"\nseq_len = 32\n[train]\nnum_steps = 30\n'
+    project = make_project(tmp_path / "rnn", PARTS, f"{toml}global_batch_size = 4\n[optimizer]\nlearning_rate = 0.02\n")
+    (project / "my_rnn.py").write_text(FAMILY)
+    (project / "data/text.txt").write_text(text)
+    aifx(project, "train")
+    metrics = json.loads(aifx(project, "eval", "--json").stdout)["metrics"]
+    assert metrics["loss"] < 0.75 * np.log(257), "bytes of which it learned nothing take log(257) nats each"
+    assert "cannot write text" in aifx(project, "generate", code=2).stderr
+
+    toml = blocks("own-data", "toml")[0] + SHORT
+    project = make_project(tmp_path / "days", PARTS, toml)
+    (project / "days.py").write_text(SCALED)
+    aifx(project, "train")
+    (project / "data/births.csv").unlink()
+    (project / "new.dat").write_text("1988 12 25 7\n1988 12 26 1\n")
+    predicted = [json.loads(line) for line in aifx(project, "predict", "new.dat").stdout.splitlines()]
+    assert [(one["row"], np.isfinite(one["value"])) for one in predicted] == [(1, True), (2, True)]

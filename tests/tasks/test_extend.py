@@ -1,4 +1,4 @@
-"""`aifx.extend`: the names of docs/tasks.md, and the kind of data there that makes arrays and reads rows itself."""
+"""`aifx.extend`: the names of docs/tasks.md, and the kind of data of docs/own-data.md."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from aifx.data.arrays import ArrayDataset
 from aifx.kinds import load_config
 from aifx.tasks import Task, open_task
 
+PAGES = ("tasks", "hooks", "own-family", "own-objective", "own-data")
 PAGE = (ROOT / "docs/tasks.md").read_text()
 NAMES = PAGE.partition("## Names\n")[2].partition("\n## ")[0]
 
@@ -29,7 +30,7 @@ def test_the_page_lists_the_names() -> None:
     assert sorted(listed) == extend.__all__
 
 
-@pytest.mark.parametrize("path", ["docs/tasks.md", "docs/hooks.md", "templates/custom-task/births.py"])
+@pytest.mark.parametrize("path", [*(f"docs/{page}.md" for page in PAGES), "templates/custom-task/births.py"])
 def test_a_task_of_ones_own_needs_no_other_module(path: str) -> None:
     modules = set(re.findall(r"\baifx\.[a-z_]+(?:\.\w+)*", (ROOT / path).read_text())) - {"aifx.toml"}
     assert modules == {"aifx.extend"}
@@ -61,8 +62,9 @@ def test_an_unknown_name() -> None:
 
 def test_data_of_arrays_and_rows(tmp_path: Path) -> None:
     """The scale is made once and kept with the run. Rows come from lines of a format of its own, or from JSON lines."""
-    toml = PARTS_TOML.replace("births:DATA", "births:SCALED")
-    project = Project(make_project(tmp_path / "births", PARTS + SCALED, toml))
+    toml = PARTS_TOML.replace("births:DATA", "days:DATA")
+    project = Project(make_project(tmp_path / "births", PARTS, toml))
+    (project.root / "days.py").write_text(SCALED)
     config = load_config(project, [], {})
     assets = project.root / "assets"
     assets.mkdir()

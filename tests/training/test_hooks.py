@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from documented import blocks
 from stopping import StopAt
 
 from aifx.checkpoint.manifest import read_manifest
@@ -27,8 +27,7 @@ from aifx.training.records import Record, TrainResult
 from aifx.training.restore import InitialState
 from aifx.training.run import assemble, run_info
 
-PAGE = (Path(__file__).parents[2] / "docs/hooks.md").read_text()
-TOML, CODE = (re.search(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)[1] for language in ("toml", "python"))  # type: ignore[index]
+(CODE,), (TOML,) = blocks("hooks", "python"), blocks("hooks", "toml")
 NAMED = f"train.hooks={TOML.partition('hooks = ')[2].strip()}"
 RECORD = Record(5, 1.0, 1.0, 0.01, "rows", 40, 8.0, 1.0, None, None, 0.0, 0.0)
 
