@@ -12,7 +12,7 @@ import pytest
 from documented import blocks
 from own_tasks import FAMILY, OBJECTIVE, PARTS, ROOT, SCALED, SHORT, TASK, TASK_TOML, TOML, aifx, make_project
 
-from aifx.config.project_code import import_object
+from aifx.config.parts import import_object
 from aifx.core.project import Project
 from aifx.data.spec import DataSpec
 
