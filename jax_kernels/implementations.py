@@ -100,10 +100,7 @@ def is_interpreting() -> bool:
 
 
 def current_device() -> Device:
-    """The device that is traced for now.
-
-    It is that of `interpreting`, otherwise the abstract one of `jax.sharding.use_abstract_mesh`, otherwise JAX's first.
-    """
+    """The device that is traced for now: `interpreting`'s, otherwise an abstract mesh's, otherwise JAX's first."""
     if (device := _interpreted.get()) is not None:
         return device
     first = jax.devices()[0]
