@@ -1,4 +1,4 @@
-"""The names that a project's own tasks, models, objectives, data and hooks are made of. docs/tasks.md lists them.
+"""The names that a project's own tasks, models, objectives, data, readers and hooks are made of: docs/tasks.md.
 
 A name comes from its module when it is first used: a file that only defines settings imports no JAX.
 """
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from aifx.data.arrays import ArrayDataset, ArrayFormat, ArraysSection, array_dataset, read_examples, split_arrays
     from aifx.data.base import Batch, BatchSource, DataFormat, Dataset
     from aifx.data.kinds import DataKind
+    from aifx.data.readers.base import BadRow
+    from aifx.data.readers.own import FileReader
     from aifx.data.readers.rows import Row, input_file, read_rows
     from aifx.data.spec import DataSpec, Field, need_spec
     from aifx.data.splits import Split
@@ -46,6 +48,8 @@ _NAMES = {
     "aifx.data.arrays": "ArrayDataset ArrayFormat ArraysSection array_dataset read_examples split_arrays",
     "aifx.data.base": "Batch BatchSource DataFormat Dataset",
     "aifx.data.kinds": "DataKind",
+    "aifx.data.readers.base": "BadRow",
+    "aifx.data.readers.own": "FileReader",
     "aifx.data.readers.rows": "Row input_file read_rows",
     "aifx.data.spec": "DataSpec Field need_spec",
     "aifx.data.splits": "Split",

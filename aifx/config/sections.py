@@ -511,3 +511,6 @@ class DatasetsSection(Section):
     root: str = setting(
         "datasets", "Folder relative to the project, or a URL that fsspec knows, such as s3://bucket/data.", RESUME_SAFE
     )
+    readers: tuple[str, ...] = setting(
+        (), "Code of the project that reads files for `aifx data add`, each as `module:Class`.", RESUME_SAFE
+    )

@@ -403,7 +403,7 @@ class ListedFile:
     """A file that would be read.
 
     Attributes:
-        format: "jsonl", "parquet".
+        format: "jsonl", "parquet"; of a reader of the project, its name.
         compression: ".gz", ".zst" or "".
         size_bytes: None for a query: a dry run reads no row.
     """
@@ -433,7 +433,12 @@ class ListedFiles(Result):
 def listed_files(name: str, kind: Kind, listing: Listing) -> ListedFiles:
     """The document of `aifx data add --dry-run`."""
     files = tuple(
-        ListedFile(file.name, file.format, file.compression, None if file.query else file.bytes)
+        ListedFile(
+            name=file.name,
+            format=file.reader.name if file.reader else file.format,
+            compression=file.compression,
+            size_bytes=None if file.query else file.bytes,
+        )
         for file in listing.files
     )
     return ListedFiles(name, kind, files, listing.left_out, listing.links)

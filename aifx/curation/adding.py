@@ -64,7 +64,12 @@ class Add(Step):
     @property
     def settings(self) -> Mapping[str, Any]:
         files = [
-            [file.name, file.sha256 or file.stamp, *([file.target, file.split] if file.format == "image" else [])]
+            [
+                file.name,
+                file.sha256 or file.stamp,
+                *([file.target, file.split] if file.format == "image" else []),
+                *([file.reader.name, file.reader.sha256] if file.reader else []),
+            ]
             for file in self.files
         ]
         digest = sha256_of(encode_json([files, dict(self.relicensed)]))
@@ -383,6 +388,8 @@ def reading_of(file: SourceFile, options: ReadOptions, encoding: str) -> str:
         encoding: that the file decided, if the options leave it to the file.
     """
     parts: list[str] = [file.format]
+    if file.reader is not None:
+        parts.append(f"reader={file.reader.name}@{file.reader.sha256}")
     if options.kind == "text" and file.format in KINDS["table"]:
         parts.append(f"text={options.text_field}")
     if file.format in DECODED:

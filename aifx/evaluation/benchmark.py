@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from aifx.config.gates import check_names, evaluate_gates, parse_gate
+from aifx.config.project_errors import project_errors
 from aifx.core.errors import CheckpointError, DataError, UsageError
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
@@ -43,7 +44,6 @@ from aifx.programs.build import Programs
 from aifx.serving.generate import chat_renderer, one_row_engine, unable_to_write, write
 from aifx.serving.requests import GenerationRequest, SamplingSettings
 from aifx.specs import Params
-from aifx.tasks.project_errors import project_errors
 
 TEXTS = ("query", "question", "ctx", "prompt", "text", "doc_to_text", "question_stem", "goal")
 CHOICES = ("choices", "endings", "doc_to_choice")

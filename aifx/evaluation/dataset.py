@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aifx.config.gates import GateResult, parse_gate
+from aifx.config.project_errors import project_errors
 from aifx.config.sections import Quantization
 from aifx.core.digests import sha256_of_file
 from aifx.core.errors import DataError, ExitCode
@@ -24,7 +25,6 @@ from aifx.loading.references import with_references
 from aifx.loading.restore import restore_run
 from aifx.parallel.joining import current_group
 from aifx.runs.agreement import agree, facts_of_data
-from aifx.tasks.project_errors import project_errors
 
 DATASET_READING = (*SAFE_OVERRIDES, "data.text_field", "data.errors")
 """Settings of how a file is read. The model was not trained on it, so none moves text from one split to another."""

@@ -20,6 +20,7 @@ from aifx.checkpoint.manifest import list_checkpoints
 from aifx.config import Config, compare
 from aifx.config.best_by import first_of
 from aifx.config.gates import Gate, GateResult, check_names, evaluate_gates, parse_gate, scalars
+from aifx.config.project_errors import project_errors
 from aifx.config.sections import Quantization
 from aifx.core.errors import DataError, ExitCode, UsageError
 from aifx.core.files import exclusive, make_folders, read_file, remove_temporary
@@ -45,7 +46,6 @@ from aifx.runs.agreement import agree, facts_of_data
 from aifx.runs.provenance import read_provenance
 from aifx.specs import ArraySpec, Params, Specs
 from aifx.tasks.base import Task, data_digest, data_settings, dataset_of, evaluation_source
-from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import load_task, open_task
 
 logger = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aifx.config import Config
+from aifx.config.project_errors import project_errors
 from aifx.config.sections import KernelsSection
 from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.logs import log_to
@@ -23,7 +24,6 @@ from aifx.parallel.layout import Layout, local_layout
 from aifx.programs.build import Programs, build
 from aifx.programs.program import Program
 from aifx.programs.serving import SMALLEST_BUCKET, bucket, one_row
-from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import describe_or_open_task
 from jax_kernels.dispatch import Choices
 from jax_kernels.implementations import Device, current_device

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from aifx.config.project_errors import project_errors
 from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.data.base import Batch, DataFormat, undefined
 from aifx.data.frames import Rows, rows_of
@@ -20,7 +21,6 @@ from aifx.data.readers.rows import Row, input_file
 from aifx.data.readers.sources import SourceFile
 from aifx.loading.restore import RestoredRun
 from aifx.objectives.base import Objective
-from aifx.tasks.project_errors import project_errors
 
 logger = logging.getLogger(__name__)
 

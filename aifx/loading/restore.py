@@ -12,6 +12,7 @@ import jax
 
 from aifx.checkpoint.manifest import read_manifest
 from aifx.config import Config
+from aifx.config.project_errors import project_errors
 from aifx.config.sections import MeshSection, Quantization
 from aifx.core.errors import CheckpointError, ConfigError, UsageError
 from aifx.core.files import check_tree
@@ -30,7 +31,6 @@ from aifx.runs.agreement import agree, facts_of_program, share_choices
 from aifx.runs.binding import binding_errors
 from aifx.specs import Params
 from aifx.tasks.base import Task
-from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import load_task
 
 logger = logging.getLogger(__name__)

@@ -22,6 +22,7 @@ import jax
 from jax.experimental import topologies
 
 from aifx.config import Config
+from aifx.config.project_errors import project_errors
 from aifx.config.sections import MeshSection
 from aifx.core.errors import AifxError
 from aifx.core.extras import install_command
@@ -40,7 +41,6 @@ from aifx.planning.network import Collective, link_uses, network_of
 from aifx.planning.plan import capacity_of, usable_cores
 from aifx.planning.work import Work, apply_settings, with_model, with_scanned_layers
 from aifx.programs.build import Programs, build
-from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import describe_or_open_task, load_task
 
 TRAINING_PACKAGES = ("grain", "tensorstore", "tokenizers")

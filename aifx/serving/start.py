@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 
 from aifx.checkpoint.manifest import Manifest, read_manifest
+from aifx.config.project_errors import project_errors
 from aifx.config.serve_section import ServeSection
 from aifx.core.digests import sha256_of, sha256_of_json
 from aifx.core.errors import CheckpointError, UsageError
@@ -45,7 +46,6 @@ from aifx.serving.requests import Delta, GenerationRequest, SamplingSettings, co
 from aifx.serving.rows import Row, Weights
 from aifx.serving.worker import Shares, Worker
 from aifx.specs import ArraySpec, Params, Specs, array_names
-from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import load_task
 
 logger = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from typing import Any
 
 from aifx.config import Config
 from aifx.config.parts import PartName, TaskParts, import_object, resolve
+from aifx.config.project_errors import project_errors
 from aifx.config.sections import DataSection
 from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.core.project import CONFIG_NAME, Project
@@ -20,7 +21,6 @@ from aifx.objectives.base import Objective
 from aifx.specs import ArraySpec
 from aifx.tasks.base import Task
 from aifx.tasks.ensemble import Ensemble
-from aifx.tasks.project_errors import project_errors
 
 WRITING = ("vocab_size", "max_seq_len", "page_size", "cache_specs", "extend", "decode")
 """Attributes that a model that derives from `Decodes` must define in addition to those of every model."""

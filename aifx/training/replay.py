@@ -9,6 +9,7 @@ from contextlib import closing
 from aifx.checkpoint.digest import array_digests
 from aifx.checkpoint.inspection import Replay
 from aifx.checkpoint.manifest import list_checkpoints, read_manifest
+from aifx.config.project_errors import project_errors
 from aifx.core.errors import ConfigError, UsageError
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
@@ -22,7 +23,6 @@ from aifx.programs.build import Programs, build
 from aifx.runs.binding import binding_errors
 from aifx.runs.provenance import differences, provenance, read_provenance
 from aifx.tasks.base import data_digest, training_source
-from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import open_task
 from aifx.training.hooks.guard import GuardState
 from aifx.training.loop import StepFn

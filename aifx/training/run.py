@@ -16,6 +16,7 @@ import jax
 from aifx.checkpoint.manifest import step_directories
 from aifx.config import Config
 from aifx.config.best_by import AUTO, best_by_of, with_best_by
+from aifx.config.project_errors import project_errors
 from aifx.core.errors import AifxError, ConfigError, DataError, EnvironmentFault, ExitCode
 from aifx.core.files import remove_temporary
 from aifx.core.json_files import readable_bytes, write_text
@@ -42,7 +43,6 @@ from aifx.runs.status import ending_before
 from aifx.specs import Params
 from aifx.tasks.base import training_source
 from aifx.tasks.preflight import check_best_by
-from aifx.tasks.project_errors import project_errors
 from aifx.training.dispatcher import EventDispatcher
 from aifx.training.hook import Hook
 from aifx.training.hooks.guard import Guard, NotFinite, Rollback, report_divergence

@@ -98,6 +98,11 @@ def config_check(*, settings: Settings = None, project: StrPath = ".") -> Checke
 
         log.info("importing %s from %s", name, found.root)
         find_hook(name, found)
+    if config.datasets.readers:
+        from aifx.data.readers.own import find_readers
+
+        log.info("importing %s from %s", ", ".join(config.datasets.readers), found.root)
+        find_readers(config.datasets.readers, found)
     warn_of_warmup(config.schedule, config.train.num_steps)
     data = data_summary(config.parts, config.data, config.apply_to(found))
     return CheckedConfig(True, str(found.config_path), config.task.kind, data)

@@ -36,7 +36,9 @@ from aifx.verbs.arguments import StrPath
 from aifx.verbs.catalogs import StepOptions, StepPlace, open_place
 
 if TYPE_CHECKING:
+    from aifx.core.project import Project
     from aifx.curation.databases.sources import Fetched
+    from aifx.data.readers.base import OwnReader
     from aifx.data.versions.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -184,7 +186,8 @@ def _opened(
         else:
             check_no_database(given)
             base = place.project.root if place.project else Path.cwd()
-            listing = list_sources(given, base, follow_links=follow_links)
+            readers = _own_readers(place.project)
+            listing = list_sources(given, base, follow_links=follow_links, readers=readers)
             if kind == "images":
                 listing = with_listed(listing, given, base, follow_links=follow_links)
         reading = asked
@@ -193,6 +196,20 @@ def _opened(
         listing = of_kind(listing, reading.kind)
         _log_left_out(listing, reading.kind)
         yield listing, reading, fetch
+
+
+def _own_readers(project: Project | None) -> dict[str, OwnReader]:
+    """The readers that the project names in `datasets.readers`, by suffix. Raises ConfigError."""
+    if project is None:
+        return {}
+    from aifx.kinds import load_config
+
+    names = load_config(project).datasets.readers
+    if not names:
+        return {}
+    from aifx.data.readers.own import find_readers
+
+    return find_readers(names, project)
 
 
 def _log_fetched(fetched: Fetched) -> None:

@@ -19,7 +19,7 @@ from aifx.data.arrays import ArrayDataset
 from aifx.kinds import load_config
 from aifx.tasks import Task, open_task
 
-PAGES = ("tasks", "hooks", "own-family", "own-objective", "own-data")
+PAGES = ("tasks", "hooks", "own-family", "own-objective", "own-data", "own-reader")
 PAGE = (ROOT / "docs/tasks.md").read_text()
 NAMES = PAGE.partition("## Names\n")[2].partition("\n## ")[0]
 

@@ -8,12 +8,12 @@ import pytest
 from own_tasks import PARTS, PARTS_TOML, TASK, TASK_TOML, aifx, make_project, replaced
 
 from aifx.config.parts import import_object
+from aifx.config.project_errors import project_errors
 from aifx.core.errors import AifxError
 from aifx.core.project import Project
 from aifx.kinds import load_config
 from aifx.tasks import load_task, open_task
 from aifx.tasks.base import Task
-from aifx.tasks.project_errors import project_errors
 
 
 def opened(root: Path) -> Task:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aifx.data.names import Kind
@@ -34,6 +35,20 @@ class DamagedFile(Exception):
 
 class ColumnsChanged(Exception):
     """A row does not fit the columns that the beginning of its file has: all of the file must be looked at."""
+
+
+@dataclass(frozen=True)
+class OwnReader:
+    """A reader of a project's own, which another process imports again.
+
+    Attributes:
+        name: `module:Class` in `root`.
+        sha256: of the file with the class.
+    """
+
+    name: str
+    root: Path
+    sha256: str
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from aifx.data.readers import csv, jsonl, parquet, web
+from aifx.data.readers import csv, jsonl, own, parquet, web
 from aifx.data.readers.arrow import pa, pc
 from aifx.data.readers.base import (
     ROW_BYTES,
@@ -129,6 +129,7 @@ READERS: Mapping[str, Reader] = {
     "html": Reader(web.find_schema, web.read),
     "warc": Reader(web.find_schema, web.read),
     "query": Reader(_find_query_schema, _read_query),
+    "own": Reader(own.find_schema, own.read),
     "image": Reader(lambda *_, **how: pa.schema([(IMAGE, pa.binary())]), _read_picture),
 }
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from aifx.data.names import Kind
 from aifx.data.readers.arrow import pa
 
-Format: TypeAlias = Literal["text", "jsonl", "csv", "parquet", "html", "warc", "image", "query"]
+Format: TypeAlias = Literal["text", "jsonl", "csv", "parquet", "html", "warc", "image", "query", "own"]
 
 IMAGE = "image"
 """The column of encoded pictures, and the field of a row with one to predict from."""
@@ -37,8 +37,8 @@ SUFFIXES: Mapping[str, Format] = {
     **dict.fromkeys(PICTURE_SUFFIXES, "image"),
 }
 KINDS: Mapping[Kind, frozenset[Format]] = {
-    "text": frozenset({"text", "html", "warc", "jsonl", "csv", "parquet", "query"}),
-    "table": frozenset({"jsonl", "csv", "parquet", "query"}),
+    "text": frozenset({"text", "html", "warc", "jsonl", "csv", "parquet", "query", "own"}),
+    "table": frozenset({"jsonl", "csv", "parquet", "query", "own"}),
     "images": frozenset({"image"}),
     "chat": frozenset({"jsonl", "parquet", "query"}),
 }

@@ -59,17 +59,23 @@ def parse_records(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[s
 
 def find_schema(file: SourceFile, options: ReadOptions, *, is_whole: bool) -> pa.Schema:
     """The columns of a file: of all of it, or of its beginning."""
-    schema = pa.schema([])
     with open_utf8(file, options) as stream:
-        try:
-            for block in line_blocks(stream, BLOCK_BYTES if is_whole else SAMPLE_BYTES):
-                for line in block.splitlines():
-                    schema = _widened(schema, line, options) or schema
-                if not is_whole:
-                    break
-        except DamagedFile:
-            if not schema.names:
-                raise
+        blocks = line_blocks(stream, BLOCK_BYTES if is_whole else SAMPLE_BYTES)
+        return schema_of(blocks, options, is_whole=is_whole)
+
+
+def schema_of(blocks: Iterator[bytes], options: ReadOptions, *, is_whole: bool) -> pa.Schema:
+    """The columns of blocks of lines: of all of them, or of the first."""
+    schema = pa.schema([])
+    try:
+        for block in blocks:
+            for line in block.splitlines():
+                schema = _widened(schema, line, options) or schema
+            if not is_whole:
+                break
+    except DamagedFile:
+        if not schema.names:
+            raise
     if options.text_column is not None and options.text_column not in schema.names:
         schema = schema.append(pa.field(options.text_column, pa.string()))
     return schema
@@ -80,26 +86,34 @@ def read(file: SourceFile, schema: pa.Schema, options: ReadOptions) -> Iterator[
     first_row, first_line = 0, 1
     with open_utf8(file, options) as stream:
         for block in line_blocks(stream):
-            split = cache(partial(block.split, b"\n"))
-            ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
-            line_ends = ends if block.endswith(b"\n") else np.append(ends, len(block))
-            bad: list[BadRow] = []
-            if (rows := _parse_whole(block, line_ends, schema)) is not None:
-                lines = indices = np.arange(len(rows))
-                num_rows = len(rows)
-            else:
-                lines = np.array([number for number, line in enumerate(split()) if line.strip()], np.int64)
-                num_rows = len(lines)
-                rows, indices = _parse_lines(split(), lines, schema, options, first_line, bad)
-                lines = lines[indices]
-
-            def raw(index: int, line: int = first_line, lines: Any = lines, split: Any = split) -> tuple[int, bytes]:
-                return line + int(lines[index]), split()[lines[index]]
-
-            batch = Batch(rows, pa.array(first_row + indices), bad)
-            yield split_valid(batch, options.text_column, raw)
+            batch, num_rows, num_lines = block_batch(block, schema, options, first_row, first_line)
+            yield batch
             first_row += num_rows
-            first_line += len(ends)
+            first_line += num_lines
+
+
+def block_batch(
+    block: bytes, schema: pa.Schema, options: ReadOptions, first_row: int, first_line: int
+) -> tuple[Batch, int, int]:
+    """The rows of a block of lines, with the number of its rows, bad ones included, and of its line ends."""
+    split = cache(partial(block.split, b"\n"))
+    ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+    line_ends = ends if block.endswith(b"\n") else np.append(ends, len(block))
+    bad: list[BadRow] = []
+    if (rows := _parse_whole(block, line_ends, schema)) is not None:
+        lines = indices = np.arange(len(rows))
+        num_rows = len(rows)
+    else:
+        lines = np.array([number for number, line in enumerate(split()) if line.strip()], np.int64)
+        num_rows = len(lines)
+        rows, indices = _parse_lines(split(), lines, schema, options, first_line, bad)
+        lines = lines[indices]
+
+    def raw(index: int) -> tuple[int, bytes]:
+        return first_line + int(lines[index]), split()[lines[index]]
+
+    batch = Batch(rows, pa.array(first_row + indices), bad)
+    return split_valid(batch, options.text_column, raw), num_rows, len(ends)
 
 
 def _parse_whole(block: bytes, line_ends: np.ndarray, schema: pa.Schema) -> pa.Table | None:

@@ -9,10 +9,11 @@ import shlex
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
@@ -23,7 +24,7 @@ from aifx.core.os_errors import FULL, first_line, naming
 from aifx.core.progress import Reporter
 from aifx.core.redaction import redact
 from aifx.core.stores import BLOCK_BYTES, open_store
-from aifx.data.readers.base import DamagedFile
+from aifx.data.readers.base import DamagedFile, OwnReader
 from aifx.data.readers.formats import PICKLES, SUFFIXES, Target, damages, decompressed, format_of, split_name
 from aifx.data.splits import Split, split_folders
 
@@ -53,6 +54,7 @@ class SourceFile:
         split: that its folder or its row names.
         query: SQL whose rows are in the file.
         is_matched: whether a glob of the configuration matched it, so that it may be empty.
+        reader: of the project, if the format is "own".
     """
 
     name: str
@@ -68,6 +70,7 @@ class SourceFile:
     split: Split | None = None
     query: str = ""
     is_matched: bool = False
+    reader: OwnReader | None = None
 
     @property
     def is_remote(self) -> bool:
@@ -231,7 +234,13 @@ class Listing:
     links: tuple[str, ...] = ()
 
 
-def list_sources(arguments: Sequence[str], base: Path, *, follow_links: bool = False) -> Listing:
+def list_sources(
+    arguments: Sequence[str],
+    base: Path,
+    *,
+    follow_links: bool = False,
+    readers: Mapping[str, OwnReader] = MappingProxyType({}),
+) -> Listing:
     """The files that paths, folders, globs and URLs name. Raises UsageError, DataError.
 
     A link that is an argument is read. A link in a folder, or below the part of a glob without wildcards, is read if it
@@ -240,6 +249,7 @@ def list_sources(arguments: Sequence[str], base: Path, *, follow_links: bool = F
     Args:
         base: the folder relative to which files are named.
         follow_links: also read what is outside.
+        readers: of the project, by suffix.
     """
     found: dict[str, SourceFile] = {}
     left_out: set[str] = set()
@@ -252,15 +262,16 @@ def list_sources(arguments: Sequence[str], base: Path, *, follow_links: bool = F
                 links.add(file.name)
                 continue
             suffix, compression = split_name(file.name)
-            format_ = SUFFIXES.get(suffix) if how != "irregular" else None
+            reader = readers.get(suffix)
+            format_ = ("own" if reader else SUFFIXES.get(suffix)) if how != "irregular" else None
             if format_ is None:
                 if how == "given":
-                    raise _without_reader(file.name, suffix)
+                    raise _without_reader(file.name, suffix, readers)
                 left_out.add(file.name)
                 continue
             if format_ == "image" and file.name not in found:
                 pictures[file.name] = _folders(argument, file.location)
-            before = found.setdefault(file.name, replace(file, format=format_, compression=compression))
+            before = found.setdefault(file.name, replace(file, format=format_, compression=compression, reader=reader))
             if before.location != file.location:
                 why = "both would be recorded under this name"
                 raise UsageError(f"two sources are called {file.name}", why, "add one of them under another path")
@@ -294,12 +305,14 @@ def _fixed_part(pattern: str) -> str:
     return pattern
 
 
-def _without_reader(name: str, suffix: str) -> UsageError:
+def _without_reader(name: str, suffix: str, readers: Mapping[str, OwnReader]) -> UsageError:
     hint = "write its rows to a .parquet or .jsonl file"
     if suffix in PICKLES:
         return UsageError(f"{name} is refused", f"a {suffix} file may run code when it is read", hint)
-    why = f"{suffix or 'a file without suffix'} is none of {', '.join(SUFFIXES)}, also with .gz and .zst"
-    return UsageError(f"{name} has no reader", why, "write its rows to a .jsonl file")
+    known = ", ".join([*SUFFIXES, *readers])
+    why = f"{suffix or 'a file without suffix'} is none of {known}, also with .gz and .zst"
+    hint = "write its rows to a .jsonl file, or a reader: docs/own-reader.md"
+    return UsageError(f"{name} has no reader", why, hint)
 
 
 Found: TypeAlias = tuple[SourceFile, Literal["given", "below", "outside", "irregular"]]

@@ -12,12 +12,12 @@ from typing import Any
 import jax
 
 from aifx.config.parts import import_object
+from aifx.config.project_errors import project_errors
 from aifx.core.errors import ConfigError
 from aifx.core.project import CONFIG_NAME, Project
 from aifx.data.base import Batch
 from aifx.parallel.group import Group
 from aifx.programs.state import TrainState
-from aifx.tasks.project_errors import project_errors
 from aifx.training.hook import Hook, Stop, TakeStep
 from aifx.training.records import Record, RunInfo, TrainResult
 
