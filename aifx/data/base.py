@@ -56,7 +56,10 @@ class BatchSource(Protocol):
     def num_batches(self) -> int | None: ...
 
     def read(self, step: int, rows: slice) -> Batch:
-        """Rows `rows` of the global batch of `step` (steps count from 0). The same bytes whenever it is called."""
+        """Rows `rows` of the global batch with number `step`, from 0. The same bytes whenever it is called.
+
+        Step n of a run, from 1, takes batch n - 1, unless guards have left out earlier ones (`batch_number`).
+        """
 
 
 class Dataset(Protocol):

@@ -17,7 +17,7 @@ from aifx.core.errors import DataError
 from aifx.data.base import Batch, BatchSource
 
 READ_ENDS_S = 1.0
-"""The time that closing a reader waits for the read under way, lest Python's exit cuts into a library of C++."""
+"""Seconds that closing waits for the read under way, so that Python's exit does not interrupt a library of C++."""
 
 
 # A place counts the rows of a training from its first one, over all epochs: the batch of step s (from 0) holds places
@@ -69,11 +69,11 @@ def batch_number(step: int, left_out: Sequence[int] = ()) -> int:
 def prefetch(
     source: BatchSource, steps: range, rows: slice, depth: int = 2, left_out: Sequence[int] = ()
 ) -> Generator[Batch, None, None]:
-    """The batches of the updates that follow each of `steps`, in order, without those `left_out` (see `batch_number`).
+    """For each number of updates done in `steps`, the batch of the next one, without `left_out` (see `batch_number`).
 
-    They are read ahead by up to `depth` (at least 2) in a thread: some wait, one is in the making. Closing the
-    generator ends the thread, or leaves it if it is stuck in a read. Python's exit does not wait for it then, as it
-    would for a thread of grain's or of an executor.
+    A thread reads up to `depth` (at least 2) of them ahead: some wait, one is being read. Closing the generator ends
+    the thread, or leaves it if it is stuck in a read. Python's exit does not wait for it then, as it would for a thread
+    of grain's or of an executor.
     """
     ready = queue.Queue[Batch | BaseException | None](depth - 1)
     closed = threading.Event()

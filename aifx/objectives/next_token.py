@@ -1,4 +1,4 @@
-"""Next-token prediction, also of what an assistant writes alone: supervised fine-tuning."""
+"""Next-token prediction, and supervised fine-tuning: the same loss over the tokens of some writers of a chat."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from aifx.specs import Params
 from jax_kernels._ops.linear_cross_entropy import linear_cross_entropy
 
 UNSCORED = -1
-"""The label of a token that only gives context or fills a row: its weight is 0. That of the others is 1."""
+"""The label of a target of weight 0, which is only context or padding. All other targets have weight 1."""
 
 
 class NextToken(Objective):
@@ -42,7 +42,7 @@ class NextToken(Objective):
         return batch["weights"]
 
     def sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Sums:
-        """ "loss": nats over tokens."""
+        """For "loss": the sum of nats over this device's targets of weight 1, and their number."""
         batch = {**batch, "weights": self.target_weights(batch)}
         weight = ctx.layout.own_tokens(batch["weights"].reshape(-1)).sum()
         return {"loss": (cross_entropy(model, params, batch, ctx, "sum"), weight)}
@@ -76,7 +76,7 @@ class NextToken(Objective):
 def cross_entropy(
     model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext, reduction: Literal["none", "sum"]
 ) -> jax.Array:
-    """Nats of this device's tokens times their weights: `[tokens]`, or with "sum" a scalar."""
+    """Nats of this device's tokens, 0 for those of weight 0: `[tokens]`, or with "sum" a scalar."""
     hidden, head = model.hidden(params, batch, ctx), head_of(model, params, ctx)
     targets, weights = (ctx.layout.own_tokens(batch[name].reshape(-1)) for name in ("targets", "weights"))
     if hidden.shape[0] != targets.size:

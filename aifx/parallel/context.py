@@ -1,4 +1,4 @@
-"""The argument of models and objectives beside parameters and a batch."""
+"""The context of a forward pass: the last argument of models and objectives."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from aifx.parallel.layout import Layout
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """Given to every model and objective, so that other meshes will not change their signatures.
+    """The last argument of every model and objective. A new field here changes none of their signatures.
 
     Attributes:
-        layout: where the program runs.
-        training: whether gradients are formed: dropout is on.
-        key: of the seed and the step; None if nothing is random.
+        layout: the mesh on which the program runs, with its collectives.
+        training: whether this is the forward pass of a training step, with dropout.
+        key: a function of the seed and the step; None outside of training.
         row_ids: number of each row within the global batch, int32 `[rows]`. What is random of a row depends on it
             alone, so that micro-batches and devices draw what one device would draw.
     """

@@ -42,7 +42,7 @@ SMALLEST_BUCKET = 16
 
 
 class Rules(NamedTuple):
-    """Changes to the logits of each row before a token is drawn.
+    """Changes to the logits of each row before a token is drawn (logits processors).
 
     Attributes:
         min_p: float32 `[rows]`; tokens below this share of the likeliest one's probability are left out.
@@ -109,7 +109,7 @@ class Prefilled(NamedTuple):
     """The results of a chunk of a prompt.
 
     Attributes:
-        drawn: the first token of the answer, `[1]`, if the chunk was the last.
+        drawn: the first token of the answer, `[1]`, if it was wanted: after the last chunk.
         logprobs: float32 `[chunk]`; of each of `targets`, if they were wanted.
         top_tokens, top_logprobs: `[chunk, MAX_TOP_LOGPROBS]`; the likeliest instead of each target.
         hidden_sum, hidden_last: float32 `[embed]`; of the chunk's tokens, and of its last.
@@ -209,8 +209,8 @@ class ServingPrograms:
 
     @functools.lru_cache(maxsize=4)  # noqa: B019
     def prefill(self, chunk: int) -> Program:
-        """(params, pool, tokens `[1, chunk]`, targets `[1, chunk]`, [start, count, is last, wants targets], page table
-        `[1, pages_per_row]`, draws of one row) -> the pool with these tokens from `start` on, and `Prefilled`."""
+        """(params, pool, tokens `[1, chunk]`, targets `[1, chunk]`, [start, count, wants token, wants targets], page
+        table `[1, pages_per_row]`, draws of one row) -> the pool with these tokens from `start` on, and `Prefilled`."""
 
         def prefill(
             params: Any,
@@ -221,15 +221,15 @@ class ServingPrograms:
             table: jax.Array,
             draws: Draws,
         ) -> tuple[Pool, Prefilled]:
-            start, count, is_last, wants_targets = facts
+            start, count, wants_token, wants_targets = facts
             cache = {**pool, PAGE_TABLE: table, LENGTHS: start[None]}
             if self.has_rules:
                 params = choose_adapters(params, jnp.broadcast_to(draws.adapters, chunk))
             hidden, cache = self.model.extend(params, tokens, cache, self._context)
             last = jax.lax.dynamic_slice_in_dim(hidden[0], count - 1, 1)
-            if not self.has_rules:  # whose prompts have few chunks but the last
+            if not self.has_rules:  # of one row: it has few chunks, so a token is drawn after each
                 return _pool_of(cache), Prefilled(self._draw(params, last, draws))
-            drawn = compute_if(is_last > 0, lambda: self._draw(params, last, draws))
+            drawn = compute_if(wants_token > 0, lambda: self._draw(params, last, draws))
             scores = compute_if(wants_targets > 0, lambda: self._scores_of(params, hidden[0], targets[0]))
             wide = hidden[0].astype(jnp.float32)
             own = jnp.where((jnp.arange(chunk) < count)[:, None], wide, 0.0)

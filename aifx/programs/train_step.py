@@ -28,7 +28,7 @@ STEP_METRICS = ("loss", "grad_norm", "learning_rate")
 """The numbers that a step reports, in this order, as one float32 array: one transfer to the host per step."""
 
 ROUNDING = 0x726F756E
-"""Folded into the step's key for what the update draws, apart from the places of models."""
+"""Folded into the step's key for the update's stochastic rounding, which so draws other bits than dropout."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class TrainStep:
     # arXiv:1710.03740, section 3.2). The loss is not scaled here: bfloat16 has the exponents of float32, so gradients
     # do not underflow as they do in float16.
     def __call__(self, state: TrainState, frozen: Params, batch: DeviceBatch) -> tuple[TrainState, jax.Array]:
-        """The next state, and STEP_METRICS. Unless loss and norm are finite, the state keeps all but its step."""
+        """The next state, and STEP_METRICS. If loss or norm is not finite, only the step of the state changes."""
         loss, gradients = self.loss_and_gradients(state, frozen, batch)
         norm, rate = optax.tree.norm(gradients), self.config.optimizer.learning_rate * self.share(state)
         is_good = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -150,7 +150,7 @@ class TrainStep:
     def _per_device(
         self, program: Callable[..., Any], results: Any, state: TrainState, frozen: Params, batch: DeviceBatch
     ) -> Any:
-        """The program of one device of the params, the frozen arrays, a batch, its rows' ids and the step's key."""
+        """Run `program` on each device, on its part of params, frozen arrays, batch and row ids, and the step's key."""
         trained, of_frozen = self.layout.partitions(self.trained), split_frozen(self.specs, self.specs)[1]
         parts = trained, self.layout.partitions(of_frozen), batch_partitions(self.task, self.layout, batch)
         mapped = self.layout.per_device(program, (*parts, self.layout.batch_partition(), P()), results)

@@ -67,7 +67,7 @@ class Device:
         return found
 
     def decode(self, params: Any, rows: Sequence[Row]) -> Drawn:
-        """Write the next token of each row into its pages, and draw the one that follows. As `prefill`."""
+        """Write the next token of each row into its pages, and draw the one that follows. Does not wait for it."""
         size = next(size for size in self.slots if size >= len(rows))
         tokens, lengths = np.zeros((2, size), np.int32)
         tokens[: len(rows)] = [row.tokens[row.held] for row in rows]

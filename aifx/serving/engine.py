@@ -49,7 +49,7 @@ in LLM Inference with Sarathi-Serve", arXiv 2403.02310).
 
 
 class Engine(Worker[Weights, Row]):
-    """See `aifx.serving.requests.ServingEngine`, which it is.
+    """Answers requests for text; `aifx.serving.requests.ServingEngine` documents the methods that servers call.
 
     It answers in a thread of its own once it is started, or in that of the caller of `write`.
     """
@@ -197,6 +197,7 @@ class Engine(Worker[Weights, Row]):
             # Of an embedding, and of a prompt's scores, every part must be read.
             use_prefixes = self._keeps_prefixes and not row.request.prompt_logprobs and type(row) is Row
             if use_prefixes:
+                # Never the last token of a prompt: the first of the answer is drawn from what it gives.
                 row.chunks = row.chunks or self._prefixes.chain(row.root, row.tokens[: row.prompt_len])
                 row.pages = self._prefixes.find(row.chunks[: (row.prompt_len - 1) // self.device.chunk])
                 row.held = row.cached_tokens = len(row.pages) * self.page_size
@@ -221,7 +222,7 @@ class Engine(Worker[Weights, Row]):
     def _prefill_chunk(self, row: Row) -> None:
         start = row.held
         is_last = start + self.device.chunk >= row.prompt_len
-        # A row that was preempted writes again what it had.
+        # A row that was preempted has its answer already, and replays it token by token (`_preempt`).
         draws = is_last and row.request.max_tokens > 0 and len(row.tokens) == row.prompt_len
         scores = row.request.prompt_logprobs and row.num_written == 0
         if draws and not self._set_mask(row):
@@ -246,7 +247,7 @@ class Engine(Worker[Weights, Row]):
         if isinstance(row, EmbeddingRow):
             self._shares.settle()
             row.pooled(self._pooling)
-            self._forget(row)
+            self._drop(row)
         elif row.request.max_tokens == 0:
             self._shares.settle()
             row.finish = "length"
@@ -268,6 +269,7 @@ class Engine(Worker[Weights, Row]):
     def _write(self) -> None:
         """Write one more token of every row that runs; rows of other weights have a program call of their own."""
         for row in list(self._running):
+            # A row before it may have taken its pages (`_give_page`).
             if row in self._running and self._set_mask(row):
                 self._give_page(row)
         for _, rows in groupby(sorted(self._running, key=lambda r: id(r.weights)), lambda r: id(r.weights)):
@@ -281,7 +283,7 @@ class Engine(Worker[Weights, Row]):
             self._accept(group, drawn)
 
     def _accept(self, rows: Sequence[Row], drawn: Any) -> None:
-        """Add what was drawn to the rows that hold all their tokens; others write again what they had."""
+        """Add the drawn tokens to their rows. A preempted row that still replays its answer ignores what was drawn."""
         tokens, is_finite = np.asarray(drawn.token).tolist(), np.asarray(drawn.is_finite)
         self._shares.settle()
         has_scores = any(row.request.logprobs is not None for row in rows)
@@ -352,16 +354,16 @@ class Engine(Worker[Weights, Row]):
         return self._allocator.num_free >= count
 
     def _end(self, row: Row, delta: Delta) -> None:
-        self._forget(row)
+        self._drop(row)
         self._outbox.append((row.deliver, delta))
 
-    def _forget(self, row: Row) -> None:
+    def _drop(self, row: Row) -> None:
         """Free the pages, the slot and the place in the queue of a row that is done."""
         self._remove(row)
         self._allocator.release(row.pages)
         row.pages = []
         self._counts.row_ended(row)
-        super()._forget(row)
+        super()._drop(row)
 
     def _remove(self, row: Row) -> None:
         for rows in (self._waiting, self._prefilling, self._running):
@@ -369,6 +371,7 @@ class Engine(Worker[Weights, Row]):
                 rows.remove(row)
 
     def _hand_out(self) -> None:
+        """Deliver the deltas that wait, while the device computes."""
         out, self._outbox = self._outbox, []
         for deliver, delta in out:
             deliver(delta)
@@ -492,7 +495,7 @@ class PrefixCache:
         return pages
 
     def add(self, names: Sequence[bytes], pages: Sequence[int]) -> None:
-        """Keep the pages of the last chunk of a chain after its row has ended."""
+        """Hold the pages of the last chunk of a chain, so that they stay when its row ends."""
         if names[-1] not in self._pages:
             self._allocator.hold(pages)
             with self._lock:
@@ -500,7 +503,7 @@ class PrefixCache:
         self._touch(names)
 
     def _touch(self, names: Sequence[bytes]) -> None:
-        """Make the chunks of a chain the youngest, the end older than the beginning."""
+        """Mark the chunks of a chain as the most recently used, its beginning as the last to be evicted."""
         with self._lock:
             for name in reversed(names):
                 if name in self._pages:

@@ -253,7 +253,7 @@ class Predictor(Worker[PredictorWeights, Prediction]):
         return taken
 
     def _end(self, request: Prediction, result: Predicted | PredictionFailed | None) -> None:
-        self._forget(request)
+        self._drop(request)
         request.deliver(result)
 
     def _end_all(self, requests: Collection[Prediction], error: str | None) -> None:

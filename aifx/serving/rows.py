@@ -44,7 +44,9 @@ class Row(RequestState[Weights]):
     Attributes:
         tokens: of prompt and answer, without the first `forgotten` of them.
         prompt_len: how many of `tokens` are prefilled; the others are written one at a time.
-        held: tokens that the pages hold.
+        held: how many of `tokens` have keys and values in the pages.
+        cached_tokens: how many of these came from the prefix cache.
+        forgotten: how many tokens `forget` has dropped.
         chunks: the names of the prompt's full chunks.
         mask: of the grammar, for the next draw.
     """
@@ -130,7 +132,7 @@ class Row(RequestState[Weights]):
             self.prompt_len, self.chunks = kept, []
 
     def preempted(self) -> list[int]:
-        """The pages, which the row lets go: it will read its prompt again, and its answer token by token."""
+        """Give up the pages and return them. The row will read its prompt again, and its answer token by token."""
         pages, self.pages, self.held, self.cached_tokens = self.pages, [], 0, 0
         if self.num_written == 0:
             self.prompt_scores = []

@@ -195,7 +195,7 @@ class Worker(ABC, Generic[W, R]):
     def _end_all(self, requests: Collection[R], error: str | None) -> None:
         """End requests as cancelled, or with an error."""
 
-    def _forget(self, request: R) -> None:
+    def _drop(self, request: R) -> None:
         """Drop a request that has ended."""
         with self._lock:
             self._unfinished.pop(request)

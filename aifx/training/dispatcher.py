@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 class EventDispatcher(Hook):
     """The ledger of a run, and the hooks that hear its events. What a hook raises ends the run.
 
-    Of the processes of a job one keeps the ledger; the others have no `run` here.
+    `hooks` get `start`, `on_event` and `stop` from here. The loop calls `on_record` and their other methods: it has
+    them in its own list as well (`assemble` in `run.py`). Process 0 of a job keeps the ledger; others get no `run`.
     """
 
     def __init__(self, run: RunDirectory | None, hooks: Sequence[Hook], account: TimeAccount | None = None) -> None:
@@ -39,14 +40,14 @@ class EventDispatcher(Hook):
             hook.start(info)
 
     def on_record(self, record: Record) -> None:
-        """Count the step. Now and then, the ledger gets what the time goes to."""
+        """Count the step, and write an event with the time account so far if one is due."""
         with self._lock:
             self.account.step_done(record.step)
             if self._ledger is not None and self.account.is_due:
                 self._ledger.write("progress")
 
     def event(self, name: str, **fields: Any) -> None:
-        """In the ledger when this returns."""
+        """Report an event to the ledger and the hooks. It is in the ledger when this returns."""
         with self._lock:
             if self._ledger is not None:
                 self._ledger.write(name, **fields)
@@ -59,7 +60,7 @@ class EventDispatcher(Hook):
         self.event("warning", text=text)
 
     def ended_abruptly(self, status: ProcessStatus | None, why: str) -> None:
-        """The process is about to end at once. Called from another thread, which must not wait for ours."""
+        """Record that the process is about to end at once. Called from another thread, which must not wait for ours."""
         if not self._ended and self._ledger is not None:
             ended = {"status": status, "why": why} if status else {"status": "failed", "error": why}
             with suppress(EnvironmentFault, OSError):

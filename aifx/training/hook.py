@@ -51,7 +51,7 @@ class Hook:
         return take_step
 
     def after_step(self, record: Record, batch: Batch) -> None:
-        """A step of this process has ended, one step ago unless the run pauses; nothing is reported or saved yet.
+        """The numbers of a step are known, one step late unless the run pauses; it is not yet reported or saved.
 
         Args:
             batch: its rows that this process read.

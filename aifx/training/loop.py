@@ -56,7 +56,7 @@ class Loop:
     def run(
         self, state: TrainState, batches: Generator[Batch, None, None], step: int, pending: Record | None = None
     ) -> LoopResult:
-        """Train from `state`, that of `step`, to the end of the run.
+        """Train from `state`, which is the one after `step`, to the end of the run.
 
         The host is one step ahead of the device, and waits for it only if the run pauses. Raises what the hooks raise.
 
@@ -89,18 +89,18 @@ class Loop:
         return LoopResult(self.stop.status or "completed", step, state)
 
     def take_step(self, step: int, state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
-        """The next state and STEP_METRICS, which the device computes meanwhile."""
+        """Dispatch a step. Returns the next state and STEP_METRICS, which the device has yet to compute."""
         return self.step_fn(
             state, self.frozen, self.programs.place(batch, self.programs.config.train.global_batch_size)
         )
 
     def report(self, record: Record, state: TrainState | None = None) -> None:
-        """Give the hooks the record of a step, and with its `state` the pause after it."""
+        """Call `on_record` of each hook for a step, and before it `at_pause` if the run has paused in `state`."""
         for hook in self.hooks:
-            found = None if state is None else hook.at_pause(state, record)
-            if isinstance(found, Stop):
+            answer = None if state is None else hook.at_pause(state, record)
+            if isinstance(answer, Stop):
                 self.stop.stop_early(record.step)
-            record = found if isinstance(found, Record) else record
+            record = answer if isinstance(answer, Record) else record
             hook.on_record(record)
         if state is not None:
             self.meter.resume_clock()

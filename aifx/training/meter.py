@@ -24,7 +24,7 @@ from aifx.runs.records import Span, TimeAccount
 from aifx.training.records import Record, RunInfo
 
 Sums: TypeAlias = "np.ndarray[Any, Any] | jax.Array"
-"""Sums as int32. Those of one process are a NumPy array, known at once."""
+"""Integers summed over the processes, int32. With one process they are a NumPy array, known at once."""
 
 
 class SumReducer:
@@ -70,11 +70,11 @@ class _Pending:
     batch: Batch
     sums: Sums  # units of the batch, and how many processes ask to stop
     data_wait_s: float
-    done_at: float | None = None  # where that is known before the step is resolved
+    done_at: float | None = None  # if that is known before the step is drained
 
 
 class Meter:
-    """Holds the steps that were dispatched and not yet resolved, and the clock.
+    """Keeps the steps that are dispatched and not yet drained, and the clock.
 
     A step's time runs from the moment the step before it was done to the moment it is done itself, pauses (validation,
     saving) left out.
@@ -82,7 +82,7 @@ class Meter:
 
     def __init__(self, info: RunInfo, units_before: int, loss_before: float | None) -> None:
         self.units = units_before
-        self.loss = loss_before  # of the last step resolved whose update was applied
+        self.loss = loss_before  # of the last drained step whose update was applied
         self.steps = 0
         self._info = info
         self._pending: deque[_Pending] = deque()
@@ -92,7 +92,7 @@ class Meter:
         self.has_votes = False  # whether a process asked to stop in a step that is known
 
     def dispatched(self, step: int, numbers: jax.Array, sums: Sums, batch: Batch, data_wait_s: float) -> None:
-        """Hold a step: its STEP_METRICS, and the sums over the processes of units and of votes to stop."""
+        """Keep a dispatched step: its STEP_METRICS, and the sums over the processes of units and of votes to stop."""
         self._pending.append(_Pending(step, numbers, batch, sums, data_wait_s))
         if isinstance(sums, np.ndarray):  # of one process, known now
             self.has_votes = bool(sums[1:].any())
@@ -114,16 +114,16 @@ class Meter:
 
     @property
     def computing(self) -> jax.Array | None:
-        """The numbers of the step that was dispatched last, if it is not resolved."""
+        """STEP_METRICS of the step that was dispatched last; None if it is drained."""
         return self._pending[-1].numbers if self._pending else None
 
     @property
     def units_per_s(self) -> float | None:
-        """Over the steps so far, without the first, which warms up, where there are others."""
+        """Units per second over the steps so far. The first, which warms up, counts only until there is another."""
         return self._steady_units / self._steady_s if self._steady_s > 0 else None
 
     def _spread(self, now: float) -> None:
-        """All that is pending was done by `now`: the time since the last known moment is shared among it."""
+        """Spread the ends of the pending steps evenly from the last one that is known to `now`."""
         known = max([self._mark, *(p.done_at for p in self._pending if p.done_at is not None)])
         unknown = [p for p in self._pending if p.done_at is None]
         for i, pending in enumerate(unknown, 1):
@@ -176,7 +176,7 @@ class DataWait:
 
     @contextmanager
     def __call__(self, computing: jax.Array | None) -> Iterator[None]:
-        """The block waits for a batch; `computing` is a number that the device is about to know, if there is one."""
+        """Time a block that waits for a batch. `computing` is `Meter.computing`: once it is ready, the device idles."""
         if computing is None or computing.is_ready():  # type: ignore[attr-defined]
             with self._account.spending("data_wait"):
                 yield

@@ -1,4 +1,4 @@
-"""Where a run begins: at nothing, at its own latest checkpoint, or at another run's; and when it must not."""
+"""The state in which a run begins: initialized, or restored from its own latest checkpoint or another run's."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class InitialState:
 def begin(
     programs: Programs, checkpoints: Checkpoints, run: RunDirectory, frozen: Params | None = None
 ) -> InitialState:
-    """The latest checkpoint that is whole, or the initial state; never both.
+    """The state of the latest checkpoint that is whole. If there is none, it is initialized.
 
     Args:
         frozen: the frozen arrays, if they are there already.

@@ -191,17 +191,17 @@ def train(
                 return result
             metrics, own_hooks = MetricsFile(run), open_hooks(config.train.hooks, project, group)
 
-            def supervised(dispatcher: EventDispatcher) -> TrainResult:
+            def train_with(dispatcher: EventDispatcher) -> TrainResult:
                 job = Job(project, config, run, fork, dispatcher, stop, metrics, group, watch, own_hooks, refit)
                 return _supervised(job)
 
             if not group.is_first:
-                return supervised(EventDispatcher(None, own_hooks))
+                return train_with(EventDispatcher(None, own_hooks))
             log = LogFile(run)
             with log_lines(log.write), compilations_counted(account):
                 asked = [*open_trackers(config.log.trackers, run), *open_metrics_server(config.log, run)]
                 more = [*([Trace(run)] if profile else []), *asked, *hooks]
-                return supervised(EventDispatcher(run, [metrics, log, *more, *own_hooks], account))
+                return train_with(EventDispatcher(run, [metrics, log, *more, *own_hooks], account))
 
 
 def _check(
@@ -296,7 +296,7 @@ def _add_what_was_saved(error: BaseException, run: RunDirectory) -> None:
 
 
 def _train(job: Job) -> TrainResult:
-    """One process's part of a run, between taking hold of it and its last event."""
+    """Prepare, restore or initialize, and run the loop to its end, again after each rollback."""
     started = time.perf_counter()
     programs, digests, choices = prepare(job)
     step_fn, initial = _restore(job, programs, choices)
@@ -335,6 +335,7 @@ def _train(job: Job) -> TrainResult:
 
 
 def _assemble(job: Job, programs: Programs, step_fn: StepFn, initial: InitialState, info: RunInfo) -> Assembled:
+    """The loop of a job, from `initial`, with the thresholds that its refit takes over."""
     if job.refit is not None:
         initial = replace(initial, progress=replace(initial.progress, thresholds=job.refit.thresholds))
     return assemble(

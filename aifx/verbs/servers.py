@@ -32,7 +32,7 @@ class RunningServer(Generic[Listening]):
         held: ExitStack,
         check: Callable[[Ending], None] = lambda ending: ending.check(),
     ) -> None:
-        """Start it.
+        """Start the server.
 
         Args:
             held: closed when it has ended.

@@ -86,7 +86,7 @@ def train(
     refitted = open_refit(found.existing_run(run), found, given) if refit else None
     file = None if config is None else Path(config)
     name = f"{run}-refit" if refit else run
-    begin = partial(
+    run_training = partial(
         train_run,
         found,
         refitted.config if refitted else load_config(found, given, file=file),
@@ -106,9 +106,9 @@ def train(
 
         stop.before_exit[:] = [end]
     if is_first:
-        return begin()
+        return run_training()
     with listen(lambda _: None):  # one process of a job reports its progress
-        return begin()
+        return run_training()
 
 
 def _is_first() -> bool:

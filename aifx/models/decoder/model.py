@@ -81,7 +81,7 @@ class Decoder(PagedDecoding):
         return rows * self.seq_len * (6 * products + 12 * attended)
 
     def hidden(self, params: Params, batch: Mapping[str, jax.Array], ctx: ForwardContext) -> jax.Array:
-        """The head's input `[tokens, embed]` for `inputs` int32 `[batch, seq]`; on a mesh, for own tokens.
+        """The head's input `[tokens, embed]` for `inputs` int32 `[batch, seq]`; on a mesh, for `Layout.own_tokens`.
 
         `segment_ids` `[batch, seq]` keeps attention within each document, `positions` `[batch, seq]` counts again in
         each.
@@ -108,16 +108,16 @@ class Decoder(PagedDecoding):
         check_layout(self.section, ctx, is_packed=sequences.segment_ids is not None)
         dtype = params["final_norm"]["scale"].dtype
         x, sequences = self.embed(params["embedding"], inputs, sequences, ctx.layout, dtype)
-        x = self.dropout(x, sequences, ctx, 0)
+        x = self.dropout(x, sequences, ctx, 0)  # of the model; keys within layers also have the layer's number
 
         def block_of(index: int) -> Callable[..., tuple[jax.Array, Params | None]]:
-            known = sequences.of_layer(self.section, index)
+            its_sequences = sequences.of_layer(self.section, index)
 
-            def block(x: jax.Array, own: tuple[Params, Params | None, Any]) -> tuple[jax.Array, Params | None]:
-                layer, cache, number = own
+            def block(x: jax.Array, per_layer: tuple[Params, Params | None, Any]) -> tuple[jax.Array, Params | None]:
+                layer, cache, number = per_layer
                 layer = with_adapter_dropout(ctx.layout.gather(layer), ctx, number, sequences.shape)
-                own_ctx = layers.in_layer(ctx, number) if self.section.dropout else ctx
-                return self.layer(layer, x, known, cache, own_ctx)
+                its_ctx = layers.in_layer(ctx, number) if self.section.dropout else ctx
+                return self.layer(layer, x, its_sequences, cache, its_ctx)
 
             return rematerialized(block, self.section.remat, ctx.layout)
 
@@ -127,8 +127,8 @@ class Decoder(PagedDecoding):
         else:
             caches: Params = {}
             for index, name in enumerate(map(str, range(count))):
-                own = params[LAYERS][name], None if cache is None else cache[name], index + 1
-                x, caches[name] = block_of(index)(x, own)
+                per_layer = params[LAYERS][name], None if cache is None else cache[name], index + 1
+                x, caches[name] = block_of(index)(x, per_layer)
             cache = None if cache is None else caches
         return norm(self.section, params["final_norm"], x), cache
 
@@ -148,7 +148,7 @@ class Decoder(PagedDecoding):
         )
         x = x * math.sqrt(self.section.embed_dim) if self.section.embedding_scale else x
         if self.section.positions == "learned":
-            # Beside what a cache holds, padding may lie beyond; what it computes is not used.
+            # With a cache, the padding of a chunk may go beyond the last position; its results are not used.
             if sequences.cached is None and seq * layout.count("seq") > self.max_seq_len:
                 raise ValueError(f"inputs: {seq} tokens, but learned positions end at {self.max_seq_len}")
             places = params["position"][:seq] if positions is None else params["position"][positions]
@@ -158,8 +158,8 @@ class Decoder(PagedDecoding):
             x = x + places
         else:
             where = jnp.arange(seq)[None] if positions is None else positions
-            own = None if self.window_rotary is None else self.window_rotary.angles(where, x.dtype)
-            sequences = replace(sequences, angles=self.rotary.angles(where, x.dtype), window_angles=own)
+            in_window = None if self.window_rotary is None else self.window_rotary.angles(where, x.dtype)
+            sequences = replace(sequences, angles=self.rotary.angles(where, x.dtype), window_angles=in_window)
         return x.reshape(-1, x.shape[-1]), sequences
 
     def layer(
@@ -204,10 +204,10 @@ class Decoder(PagedDecoding):
             out = ring_attention(q, k, v, axes)
         else:
             k, v = layout.gather_seq(k), layout.gather_seq(v)
-            own = sequences.segment_ids
-            ids: SegmentIds | None = own
-            if own is not None and layout.axes("seq"):
-                ids = own, layout.gather_seq(own)
+            segment_ids = sequences.segment_ids
+            ids: SegmentIds | None = segment_ids
+            if segment_ids is not None and layout.axes("seq"):
+                ids = segment_ids, layout.gather_seq(segment_ids)
             if ctx.training and self.section.dropout:
                 out = attention_with_dropout(q, k, v, self.section.dropout, ctx, WEIGHTS, ids, window, **self.scores)
             else:
@@ -229,8 +229,8 @@ class Decoder(PagedDecoding):
             )
         assert ctx.row_ids is not None
         row, step = jnp.divmod(layout.own_tokens(jnp.arange(rows * seq)), seq)
-        own = replace(ctx, row_ids=ctx.row_ids[row])
-        return layers.dropout(x, rate, own, place, layout.seq_positions(seq)[step])
+        by_token = replace(ctx, row_ids=ctx.row_ids[row])
+        return layers.dropout(x, rate, by_token, place, layout.seq_positions(seq)[step])
 
 
 def make(section: DecoderSection, data: DataSpec) -> Decoder:

@@ -135,6 +135,7 @@ class Answers:
             yield pending
 
     def _take(self, index: int, delta: Delta) -> None:
+        """Queue a delta for `batches`. Called in the event loop, by the mailbox."""
         if index not in self._open:  # it was cancelled meanwhile
             return
         times = self._times[index]
@@ -169,6 +170,7 @@ class Answers:
         self._fail(ApiError(504, message, code="timeout"))
 
     async def _watch_client(self) -> None:
+        """Cancel the answers when the client disconnects."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self._fail(ClientGone("the client went away"))

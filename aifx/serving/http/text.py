@@ -109,7 +109,7 @@ class TextState(ServerState):
         return None if model == self.name else model
 
     def submit(self, request: Request, requests: Sequence[GenerationRequest], prompt_field: str) -> Answers:
-        """Give requests to the engine, all or none; the caller closes the answers. Raises ApiError."""
+        """Submit an HTTP `request`'s engine `requests`, all or none; the caller closes the answers. Raises ApiError."""
         answers = Answers(self.mailbox, self.metrics, record_of(request), request.receive, self.settings.request_s)
         answers.submit(self.engine, requests, prompt_field)
         return answers
