@@ -74,13 +74,13 @@ class Engine(Worker[Weights, Row]):
             shares: of energy and price; by default, neither is known.
             recorder: keeps what was asked and answered.
         """
-        super().__init__(weights, queue=queue, shares=shares)
+        super().__init__(weights, queue=queue, shares=shares, recorder=recorder)
         self.device, self.tokenizer = device, tokenizer
         programs = device.programs
         self.vocab_size, self.max_model_len = programs.vocab_size, programs.max_len
         self.page_size = programs.model.page_size
         self.max_rows = max(device.slots)
-        self._pooling, self._recorder = pooling, recorder
+        self._pooling = pooling
         self._allocator = PageAllocator(programs.num_pages)
         self._prefixes = PrefixCache(self._allocator, device.chunk)
         self._keeps_prefixes = prefix_cache
@@ -149,11 +149,6 @@ class Engine(Worker[Weights, Row]):
             steps=counts.steps,
             compilations=self._compilations.count,
         )
-
-    def stop(self) -> None:
-        super().stop()
-        if self._recorder is not None:
-            self._recorder.close()
 
     @property
     def _room(self) -> int:

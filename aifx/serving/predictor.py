@@ -21,6 +21,7 @@ from aifx.data.spec import DataSpec
 from aifx.loading.prediction import checked_predictions
 from aifx.objectives.base import Objective
 from aifx.programs.build import Programs
+from aifx.serving.record import Recorder
 from aifx.serving.requests import EnergyBasis
 from aifx.serving.worker import RequestState, Shares, Worker
 from aifx.specs import Params
@@ -106,15 +107,17 @@ class Predictor(Worker[PredictorWeights, Prediction]):
         queue: int,
         on_batch: Callable[[int], None] = lambda rows: None,
         shares: Shares | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         """Compiles the program.
 
         Args:
             queue: requests that may wait.
             shares: of energy and price; by default, neither is known.
+            recorder: keeps what was asked and answered.
             on_batch: called with the number of examples of each call of the program.
         """
-        super().__init__(weights, queue=queue, shares=shares)
+        super().__init__(weights, queue=queue, shares=shares, recorder=recorder)
         self.programs, self.program_digest = programs, program_digest
         self.rows_per_batch, self.on_batch = programs.eval_rows, on_batch
         self._waiting: deque[Prediction] = deque()  # some of whose examples were not given to the device
@@ -146,6 +149,10 @@ class Predictor(Worker[PredictorWeights, Prediction]):
             on_started: called with how long the request waited for the device.
         """
         return self._take(Prediction(batch, deliver, weights or self.weights, on_started))
+
+    def predict_outputs(self, batch: Batch, deliver: Callable[[Any], None]) -> Prediction:
+        """Predict examples as `submit` does, and deliver their outputs alone, or why there are none."""
+        return self.submit(batch, lambda found: deliver(found.outputs if isinstance(found, Predicted) else found))
 
     def _num_waiting(self) -> int:
         return self.stats().waiting - 1  # the first one is taken with the next call
@@ -254,6 +261,9 @@ class Predictor(Worker[PredictorWeights, Prediction]):
 
     def _end(self, request: Prediction, result: Predicted | PredictionFailed | None) -> None:
         self._drop(request)
+        if self._recorder is not None and isinstance(result, Predicted):
+            taken_s = time.time() - (time.monotonic() - request.taken)
+            self._recorder.record_prediction(request.batch, result.outputs, taken_s, request.weights.fingerprint)
         request.deliver(result)
 
     def _end_all(self, requests: Collection[Prediction], error: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import queue
 import threading
@@ -9,7 +10,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
 
 from aifx.config.serve_section import ServeSection
 from aifx.core.errors import AifxError, DataError, ExitCode, UsageError
@@ -64,6 +67,18 @@ class Recorder:
 
         return request if request.logprobs is not None else replace(request, logprobs=0), take
 
+    def record_prediction(
+        self, batch: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], taken_s: float, fingerprint: str
+    ) -> None:
+        """Write the examples of a request and their predictions.
+
+        Args:
+            taken_s: when the request came, in seconds since 1970.
+        """
+        record = {"schema_version": SCHEMA_VERSION, "time": taken_s, "fingerprint": fingerprint}
+        request, answer = {"batch": document_of_arrays(batch)}, {"outputs": document_of_arrays(outputs)}
+        self._records.put({**record, "request": request, "answer": answer})
+
     def close(self) -> None:
         """Write what is left."""
         self._records.put(None)
@@ -102,24 +117,53 @@ def request_of(document: Mapping[str, Any], grammar: MakeGrammar) -> GenerationR
     return GenerationRequest(**values, sampling=SamplingSettings(**sampling), grammar=made)
 
 
+def document_of_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Arrays as JSON: the dtype, the shape and the bytes of each, by name."""
+    return {
+        name: {"dtype": str(one.dtype), "shape": list(one.shape), "base64": base64.b64encode(one.tobytes()).decode()}
+        for name, one in arrays.items()
+    }
+
+
+def arrays_of(document: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays that `document_of_arrays` wrote. Raises KeyError, TypeError or ValueError for other documents."""
+    return {
+        name: np.frombuffer(base64.b64decode(one["base64"], validate=True), one["dtype"]).reshape(one["shape"])
+        for name, one in document.items()
+    }
+
+
 @dataclass(frozen=True)
 class Difference:
-    """The first token of an answer that differs from the record, or whose log-probability does."""
+    """The first part of an answer that differs from the record: a token or its log-probability, or a row's prediction.
+
+    Attributes:
+        place: number of the token or the row in the answer, from 0.
+    """
 
     line: int
-    token: int  # its number in the answer, from 0
+    unit: Literal["token", "row"]
+    place: int
     recorded: str
     replayed: str
 
 
 @dataclass(frozen=True)
 class ReplayReport(Result):
-    """The document of `aifx serve replay`."""
+    """The document of `aifx serve replay`.
+
+    Attributes:
+        replayed: answers that were computed again.
+        tokens: of these answers; 0 if the model predicts.
+        rows: of these answers; 0 if the model writes text.
+        skipped: answers of other weights or programs.
+    """
 
     fingerprint: str
     replayed: int
     tokens: int
-    skipped: int  # answers of other weights or programs
+    rows: int
+    skipped: int
     difference: Difference | None
 
     @property
@@ -145,12 +189,7 @@ def replay(path: Path, records: Records, engine: ServingEngine, grammar: MakeGra
 
     Raises DataError for a request that cannot be read, UsageError if no answer is of this engine's weights.
     """
-    own = [(line, record) for line, record in records if record["fingerprint"] == engine.fingerprint]
-    skipped = len(records) - len(own)
-    if not own:
-        what = f"{path} has no answer of {engine.fingerprint}"
-        why = f"{skipped} answers are of other weights, settings or programs"
-        raise UsageError(what, why, f"aifx serve replay {path} --run NAME --step N --set serve.slots=[8,16]")
+    own, skipped = _of_fingerprint(path, records, engine.fingerprint)
     tokens = 0
     for start in range(0, len(own), AT_ONCE):
         part = own[start : start + AT_ONCE]
@@ -158,9 +197,69 @@ def replay(path: Path, records: Records, engine: ServingEngine, grammar: MakeGra
         for line, answer, found in asked:
             difference = _compare(line, answer, complete_answer(found))
             if difference is not None:
-                return ReplayReport(engine.fingerprint, start + len(part), tokens, skipped, difference)
+                return ReplayReport(engine.fingerprint, start + len(part), tokens, 0, skipped, difference)
             tokens += len(answer["tokens"])
-    return ReplayReport(engine.fingerprint, len(own), tokens, skipped, None)
+    return ReplayReport(engine.fingerprint, len(own), tokens, 0, skipped, None)
+
+
+Predict: TypeAlias = Callable[[dict[str, np.ndarray], Callable[[Any], None]], object]
+"""Predicts examples, and hands over their outputs by name, or an exception."""
+
+
+def replay_predictions(path: Path, records: Records, fingerprint: str, predict: Predict) -> ReplayReport:
+    """Predict the recorded examples of a file again, AT_ONCE requests at a time, up to the first difference.
+
+    Raises DataError for a request that cannot be read or predicted, UsageError if no answer has this fingerprint.
+    """
+    own, skipped = _of_fingerprint(path, records, fingerprint)
+    rows = 0
+    for start in range(0, len(own), AT_ONCE):
+        part = own[start : start + AT_ONCE]
+        asked = []
+        for line, record in part:
+            found: queue.Queue[Any] = queue.Queue()
+            try:
+                batch, recorded = arrays_of(record["request"]["batch"]), arrays_of(record["answer"]["outputs"])
+                predict(batch, found.put)
+            except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:  # edited by hand
+                raise DataError(f"{path}:{line}: not a record of aifx serve", str(error), "docs/serve.md") from None
+            asked.append((line, recorded, found))
+        for line, recorded, found in asked:
+            if not isinstance(replayed := found.get(), Mapping):
+                raise DataError(f"{path}:{line}: its rows cannot be predicted", str(replayed), "docs/serve.md")
+            if (difference := _first_row_that_differs(line, recorded, replayed)) is not None:
+                return ReplayReport(fingerprint, start + len(part), 0, rows, skipped, difference)
+            rows += len(next(iter(recorded.values()), ()))
+    return ReplayReport(fingerprint, len(own), 0, rows, skipped, None)
+
+
+def _of_fingerprint(path: Path, records: Records, fingerprint: str) -> tuple[Records, int]:
+    """The records of a fingerprint, and the number of others. Raises UsageError if there are none."""
+    own = [(line, record) for line, record in records if record["fingerprint"] == fingerprint]
+    skipped = len(records) - len(own)
+    if not own:
+        what = f"{path} has no answer of {fingerprint}"
+        why = f"{skipped} answers are of other weights, settings or programs"
+        raise UsageError(what, why, f"aifx serve replay {path} --run NAME --step N --set serve.slots=[8,16]")
+    return own, skipped
+
+
+def _first_row_that_differs(
+    line: int, recorded: Mapping[str, np.ndarray], replayed: Mapping[str, np.ndarray]
+) -> Difference | None:
+    """The first row with another prediction, compared by their bytes."""
+    for name in sorted({*recorded, *replayed}):
+        one, other = recorded.get(name), replayed.get(name)
+        if one is None or other is None or (one.dtype, one.shape) != (other.dtype, other.shape):
+            return Difference(line, "row", 0, _kind_text(name, one), _kind_text(name, other))
+        for row, (before, after) in enumerate(zip(one, other, strict=True)):
+            if before.tobytes() != after.tobytes():
+                return Difference(line, "row", row, f"{name} {before.tolist()!r}", f"{name} {after.tolist()!r}")
+    return None
+
+
+def _kind_text(name: str, values: np.ndarray | None) -> str:
+    return f"no {name}" if values is None else f"{name} of {values.dtype}{list(values.shape)}"
 
 
 def read_records(path: Path) -> Records:
@@ -185,7 +284,8 @@ def read_records(path: Path) -> Records:
 
 def _is_record(record: Mapping[str, Any]) -> bool:
     answer = record.get("answer")
-    is_answer = isinstance(answer, dict) and {"tokens", "logprobs", "finish_reason"} <= set(answer)
+    keys = set(answer) if isinstance(answer, dict) else set()
+    is_answer = {"tokens", "logprobs", "finish_reason"} <= keys or keys == {"outputs"}
     return is_answer and record.get("schema_version") == SCHEMA_VERSION and {"fingerprint", "request"} <= set(record)
 
 
@@ -216,7 +316,7 @@ def _compare(line: int, answer: Mapping[str, Any], found: Sequence[Delta]) -> Di
         if one is None and not _is_complete(answer):
             return None
         if one != other:
-            return Difference(line, index, _token_text(one), _token_text(other))
+            return Difference(line, "token", index, _token_text(one), _token_text(other))
     return None
 
 

@@ -120,7 +120,7 @@ def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
         prefix_cache=serve.prefix_cache,
         pooling=serve.pooling,
         shares=Shares(meter, serve.price_per_hour),
-        recorder=Recorder(trained.run.path / "serve.jsonl") if serve.log_requests else None,
+        recorder=_recorder(trained, serve),
     )
     _report_bits(engine, "an answer", "requests", find_difference(device, weights, served.tokenizer))
     pool = readable_bytes(num_pages * page_bytes(model, served.decoding.dtype))
@@ -131,6 +131,10 @@ def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
     engine.start()
     _write_once(engine)
     return engine
+
+
+def _recorder(trained: RestoredRun, serve: ServeSection) -> Recorder | None:
+    return Recorder(trained.run.path / "serve.jsonl") if serve.log_requests else None
 
 
 def _report_bits(worker: Worker[Any, Any], answer: str, others: str, difference: str | None) -> None:
@@ -244,7 +248,9 @@ def start_predictor(trained: RestoredRun, serve: ServeSection) -> Predictor:
         program_digest = sha256_of(lower_prediction(programs, fields).as_text())
         weights = load_weights(trained, program_digest)
         shares = Shares(PowerMeter(programs.layout.devices, serve.power_w), serve.price_per_hour)
-        predictor = Predictor(programs, weights, program_digest, queue=serve.queue, shares=shares)
+        predictor = Predictor(
+            programs, weights, program_digest, queue=serve.queue, shares=shares, recorder=_recorder(trained, serve)
+        )
         _report_bits(predictor, "a prediction", "rows", predictor.find_difference())
     if (why := predictor.probe(weights)) is not None:
         raise CheckpointError("the model cannot predict", why, "aifx eval, for a first look")
@@ -270,7 +276,6 @@ def check_settings(serve: ServeSection) -> None:
         "quantize": serve.quantize != "none",
         "memory": serve.memory,
         "max_model_len": serve.max_model_len,
-        "log_requests": serve.log_requests,
     }
     if wrong := next((key for key, value in given.items() if value), None):
         why = "it is for models that write text, and this run predicts"

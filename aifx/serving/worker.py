@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import jax
 
+from aifx.serving.record import Recorder
 from aifx.serving.requests import Draining, EnergyBasis, QueueFull
 
 if TYPE_CHECKING:  # it opens NVML, which `aifx generate` does not need
@@ -122,16 +123,19 @@ class Worker(ABC, Generic[W, R]):
         failure: why the thread ended by itself, or None.
     """
 
-    def __init__(self, weights: W, *, queue: int, shares: Shares | None = None) -> None:
+    def __init__(
+        self, weights: W, *, queue: int, shares: Shares | None = None, recorder: Recorder | None = None
+    ) -> None:
         """
         Args:
             queue: requests that may wait.
             shares: of energy and price; by default, neither is known.
+            recorder: keeps what was asked and answered.
         """
         self.weights = weights
         self.is_reproducible = True
         self.failure: str | None = None
-        self._queue, self._shares = queue, shares or Shares()
+        self._queue, self._shares, self._recorder = queue, shares or Shares(), recorder
         self._arrived: deque[R] = deque()
         self._unfinished: dict[R, None] = {}  # in the order in which they came
         self._lock = threading.Lock()
@@ -160,6 +164,8 @@ class Worker(ABC, Generic[W, R]):
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join()
+        if self._recorder is not None:
+            self._recorder.close()
 
     def _take(self, request: R, *, is_own: bool = False) -> R:
         """Queue a request. Raises Draining, QueueFull.

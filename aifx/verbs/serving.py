@@ -146,7 +146,7 @@ def prepare(directory: RunDirectory, project: Project, step: StepChoice | None, 
 
 
 def serve_replay(file: StrPath, run: StrPath, *, step: Step = None, settings: Settings = None) -> ReplayReport:
-    """Write answers that a server recorded again, many at once. The verdict is bad if a token or a bit differs.
+    """Compute answers that a server recorded again, many at once. The verdict is bad if a token or a bit differs.
 
     A server writes the records with `serve.log_requests`. Replay needs the weights and the `[serve]` settings of that
     server. It counts the answers of others and skips them.
@@ -167,13 +167,22 @@ def serve_replay(file: StrPath, run: StrPath, *, step: Step = None, settings: Se
     _check_packages()
     directory, project = open_run(run)
     from aifx.loading.restore import restore_run
+    from aifx.programs.build import build
     from aifx.serving import record
+    from aifx.serving.generate import unable_to_write
     from aifx.serving.grammar import Grammars
-    from aifx.serving.start import start_engine
+    from aifx.serving.start import start_engine, start_predictor
 
     records = record.read_records(path)  # a wrong file is reported before minutes of loading
     trained = restore_run(directory, project, step=at, overrides=overrides(settings))
-    engine = start_engine(trained, record.replay_settings(trained.config.serve))
+    serve = record.replay_settings(trained.config.serve)
+    if unable_to_write(build(trained.config, trained.task, trained.layout)) is not None:
+        predictor = start_predictor(trained, serve)
+        try:
+            return record.replay_predictions(path, records, predictor.fingerprint, predictor.predict_outputs)
+        finally:
+            predictor.stop()
+    engine = start_engine(trained, serve)
     grammars = cache(lambda: Grammars(engine.tokenizer, engine.vocab_size))
     try:
         return record.replay(path, records, engine, lambda source: grammars().new(source))

@@ -15,6 +15,7 @@ from aifx.commands.console.terminal import terminal
 from aifx.core.errors import AifxError, UsageError
 from aifx.core.json_values import encode_json
 from aifx.core.limits import check_limits
+from aifx.core.plurals import counted
 from aifx.core.project import find_project
 from aifx.verbs.jobs import refuse_job
 
@@ -158,7 +159,7 @@ def replay(
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Write recorded answers again, many at once, and exit 1 at the first token or bit that differs.
+    """Compute recorded answers again, many at once, and exit 1 at the first token or bit that differs.
 
     Examples:
         aifx serve replay runs/main/serve.jsonl
@@ -176,9 +177,11 @@ def replay(
         out.result(report)
         found = report.difference
         if found is None:
-            out.print(f"{report.replayed} answers of {report.tokens} tokens came again, bit by bit")
+            what = counted(report.rows, "row") if report.rows else counted(report.tokens, "token")
+            out.print(f"{counted(report.replayed, 'answer')} of {what} came again, bit by bit")
         else:
-            out.print(f"{file}:{found.line}, token {found.token}: recorded {found.recorded}, replayed {found.replayed}")
+            place = f"{file}:{found.line}, {found.unit} {found.place}"
+            out.print(f"{place}: recorded {found.recorded}, replayed {found.replayed}")
         if report.skipped:
             out.print(f"{report.skipped} answers of other weights, settings or programs were skipped")
 

@@ -277,7 +277,7 @@ def test_a_record_is_replayed_bit_for_bit(project: Project) -> None:
         assert ended.returncode == 1, ended.stderr
         check_answer(["serve", "replay", "--json"], ended.stdout)
         changed = json.loads(ended.stdout)["difference"]
-        assert (changed["line"], changed["token"]) == (4, 7)
+        assert (changed["line"], changed["place"]) == (4, 7)
         for damaged in ({"request": {}}, {"request": []}, {"answer": {}}, {"answer": None}, {"schema_version": 2}):
             path.write_text(json.dumps({**records[0], **damaged}) + "\n")
             with pytest.raises(DataError, match=r"serve\.jsonl:1: not a record"):

@@ -20,8 +20,10 @@ import jsonschema
 import numpy as np
 import pytest
 from faulty_files import damage_arrays
+from published_schemas import check_answer
 
-from aifx.core.errors import UsageError
+import aifx
+from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
 from aifx.loading.prediction import RowEncoder
 from aifx.serving.predictor import NotNumbers, Predictor, PredictorWeights
@@ -339,8 +341,50 @@ def test_a_checkpoint_that_fails_the_gates_is_refused(
         watcher.stop()
 
 
+@pytest.mark.slow
+def test_a_record_is_replayed_bit_for_bit(table: Project, serve: Serve) -> None:
+    served = serve(table, overrides=("serve.log_requests=true",))
+    for count in (1, 9, 3):
+        assert served.http.post("/v1/predict", json={"rows": rows(count, seed=count)}).status_code == 200
+    served.predictor.stop()
+    path = table.root / "runs/main/serve.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(records) == 3
+    assert aifx.serve_replay(path, table.root / "runs/main").document() == {
+        "schema_version": 1,
+        "fingerprint": served.predictor.fingerprint,
+        "replayed": 3,
+        "tokens": 0,
+        "rows": 13,
+        "skipped": 0,
+        "difference": None,
+    }
+
+    (name,) = records[1]["answer"]["outputs"]
+    output = records[1]["answer"]["outputs"][name]
+    changed = bytearray(base64.b64decode(output["base64"]))
+    changed[len(changed) // 9 * 7] ^= 1  # of the row 7
+    path.write_text(
+        "".join(json.dumps(record) + "\n" for record in records).replace(
+            output["base64"], base64.b64encode(changed).decode()
+        )
+    )
+    ended = inprocess.run(["serve", "replay", str(path), "--run", "main", "--json"], table.root, dict(os.environ))
+    assert ended.returncode == 1, ended.stderr
+    check_answer(["serve", "replay", "--json"], ended.stdout)
+    found = json.loads(ended.stdout)["difference"]
+    assert (found["line"], found["unit"], found["place"]) == (2, "row", 7)
+    ended = inprocess.run(["serve", "replay", str(path), "--run", "main"], table.root, dict(os.environ))
+    assert f"serve.jsonl:2, row 7: recorded {name} " in ended.stdout
+    for request in ({}, {"batch": {}}, {"batch": {"x": {"dtype": "float32", "shape": [1], "base64": "AA=="}}}):
+        path.write_text(json.dumps({**records[0], "request": request}) + "\n")
+        with pytest.raises(DataError, match=r"serve\.jsonl:1: not a record"):
+            aifx.serve_replay(path, table.root / "runs/main")
+    path.unlink()
+
+
 def test_what_is_for_text_is_refused(table: Project, serve: Serve, tmp_path: Path) -> None:
-    for setting in ("serve.quantize=int8", "serve.log_requests=true", "serve.memory=1GiB", 'serve.adapters=["a=b"]'):
+    for setting in ("serve.quantize=int8", "serve.memory=1GiB", 'serve.adapters=["a=b"]'):
         with pytest.raises(UsageError, match=setting.partition("=")[0]):
             serve(table, overrides=(setting,))
     served = serve(table)
