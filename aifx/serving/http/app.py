@@ -85,7 +85,8 @@ async def ready(request: Request) -> Response:
     """Whether it takes requests, and has written an answer."""
     state: ServerState = request.app.state.server
     if state.is_draining or state.engine.failure is not None:
-        raise ApiError(503, "stopping" if state.is_draining else "starting", headers={"Retry-After": "5"})
+        why = "stopping" if state.is_draining else f"the engine ended: {state.engine.failure}"
+        raise ApiError(503, why, headers={"Retry-After": "5"})
     return json_response(documents.Status(status="ready"))
 
 

@@ -155,7 +155,12 @@ def test_a_full_queue_and_an_engine_that_fails(serve: Serve) -> None:
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "response_format")
     served.engine.refused = None
     served.engine.failure = "it ran out of memory"
-    assert served.http.get("/health").status_code == served.http.get("/ready").status_code == 503
+    for path in ("/health", "/ready"):
+        answer = served.http.get(path)
+        assert (answer.status_code, answer.json()["error"]["message"]) == (
+            503,
+            "the engine ended: it ran out of memory",
+        )
 
 
 def test_a_request_that_takes_too_long(serve: Serve) -> None:
