@@ -9,6 +9,7 @@ paragraphs. A text without words (lines, paragraphs) has the share 0.
 from __future__ import annotations
 
 import operator
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -415,7 +416,7 @@ def _read_set(name: str, root: Path) -> list[Rule]:
             raise UsageError(f"no set of rules {name!r}", why, f"--rules {','.join(known)}, or a path to a .toml file")
         text = resources.files("aifx.curation").joinpath("rules", f"{name}.toml").read_text("utf-8")
         return parse_rules(text, name)
-    path = root / Path(name).expanduser()
+    path = root / os.path.expanduser(name)
     try:
         return parse_rules(path.read_text("utf-8"), str(path))
     except OSError as error:

@@ -200,6 +200,9 @@ def data_split(
     from aifx.curation.duplicates import Split
 
     _check_similarity(near)
+    for split, share in (("validation", validation), ("test", test)):
+        if not 0 <= share < 1:
+            raise UsageError(f"--{split} {share:g} is no share", "it is at least 0 and below 1", f"--{split} 0.1")
     if validation + test >= 1:
         why = f"--validation {validation:g} and --test {test:g} leave nothing for training"
         raise UsageError("the shares are too large", why, f"aifx data split {name} --validation 0.05 --test 0.1")
@@ -323,6 +326,8 @@ def data_pii(
         raise UsageError("--output cannot be used with --mask or --drop", why, "run it first without them")
     if options.get("on", "local") != "local" and not (mask or drop):
         raise UsageError("--on slurm requires --mask or --drop", "without them no version is made", "leave it out")
+    if kinds is not None and not kinds:
+        raise UsageError("--kinds names no kind", "nothing would be found", "--kinds email,phone, or leave it out")
     detector = make_detector(KINDS if kinds is None else kinds, region)
     place = open_place(**options)
     version = place.catalog.open(name)
