@@ -24,6 +24,7 @@ from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
 from aifx.core.results import Result
 from aifx.curation.adding import Add, decided_encoding, options_of, reading_of
+from aifx.curation.erase import Erase
 from aifx.curation.execution import Made, NotMade, Runner, execute, work_folder
 from aifx.curation.step import Limits
 from aifx.data.chat.lines import has_messages
@@ -78,7 +79,7 @@ def plan_add(
     Args:
         only: extend no version that has rows of other files.
     """
-    parent = added_version(catalog, name)
+    parent = added_version(catalog, name, may_be_deleted=only)
     if (
         only
         and parent is not None
@@ -149,8 +150,12 @@ def run_add(
         return run(replace(plan.step, scanned=True), set_name=set_name)
 
 
-def added_version(catalog: Catalog, name: str) -> Version | None:
-    """The version of a data set that `aifx data add` made last, before the steps that made the latest one of it."""
+def added_version(catalog: Catalog, name: str, *, may_be_deleted: bool = False) -> Version | None:
+    """The version of a data set that `aifx data add` made last, before the steps that made the latest one of it.
+
+    Args:
+        may_be_deleted: None if it, or one that a step after it made, was deleted; but not by `aifx data erase`.
+    """
     version = catalog.latest(name)
     if version is None:
         return None
@@ -164,6 +169,8 @@ def added_version(catalog: Catalog, name: str) -> Version | None:
             parents = ", ".join(map(short_reference, manifest.parents))
             why = f"`aifx data {manifest.step.name}` made {manifest.reference} from {parents or 'nothing'}"
             raise UsageError(f"no files can be added to {name}", why, "add them under another name")
+        if may_be_deleted and manifest.step.name != Erase.name and not catalog.holds(own[0]):
+            return None
         reference = own[0]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -23,7 +24,7 @@ from aifx.core.results import Result
 from aifx.curation.add_plan import AddedFiles
 from aifx.curation.execution import MadeVersion, NotMade
 from aifx.curation.pii.reports import PiiReport
-from aifx.data.versions.catalog import check_dataset_name
+from aifx.data.versions.catalog import DATASET_NAME, check_dataset_name
 from aifx.verbs.arguments import StrPath
 from aifx.verbs.catalogs import StepOptions, find_catalog, project_around
 from aifx.verbs.data_add import data_add
@@ -131,7 +132,7 @@ class PlannedStep:
 
     Attributes:
         reference: the version; None if the step would run.
-        why: the reason to run it; empty if its version is there.
+        why: the reason to run it. If its version is there, what comes of that; empty if nothing does.
     """
 
     step: str
@@ -174,7 +175,7 @@ def data_make(*names: str, recipe: StrPath | None = None, **options: Unpack[Step
     done: list[RecipeMade] = []
     for each in _in_order(read_recipes(path), names, path):
         steps: list[RecipeStepMade] = []
-        for step, made in _versions(each, path.parent, options):
+        for step, made in _versions(each, path.parent, catalog, options):
             dropped = made.dropped if isinstance(made, MadeVersion) else made.quarantined
             steps.append(RecipeStepMade(step, made.reference, made.rows, dropped, made.is_new, made.is_accepted))
             log.info("%s: %s", step, _outcome(steps[-1]))
@@ -182,6 +183,8 @@ def data_make(*names: str, recipe: StrPath | None = None, **options: Unpack[Step
             _, version = catalog.find(steps[-1].reference)
             if catalog.latest(each.name) != version:
                 catalog.set_latest(each.name, version)
+                if not any(step.is_new for step in steps):
+                    log.info("%s means %s again", each.name, version)
         meaning = catalog.latest(each.name)
         done.append(RecipeMade(each.name, meaning and f"{each.name}@{meaning}", tuple(steps)))
         if not steps[-1].is_accepted:
@@ -207,15 +210,25 @@ def data_make_plan(*names: str, recipe: StrPath | None = None, **options: Unpack
     changed: set[str] = set()
     for each in _in_order(read_recipes(path), names, path):
         steps: list[PlannedStep] = []
+        why, is_accepted = "", True
         if read := sorted(changed.intersection(each.reads)):
             why = f"{read[0]} is made first"
         else:
             try:
-                for step, made in _versions(each, path.parent, StepOptions(**options, dry_run=True)):
+                for step, made in _versions(each, path.parent, catalog, StepOptions(**options, dry_run=True)):
                     steps.append(PlannedStep(step, made.reference, ""))
-                why = ""
+                    is_accepted = made.is_accepted
             except NotMade as missing:
-                why = _why(missing, catalog, each.name)
+                why = _why(missing, catalog, each, len(steps))
+            else:
+                _, version = catalog.find(str(steps[-1].reference))
+                if not is_accepted:
+                    steps[-1] = replace(steps[-1], why="it is not accepted, and nothing after it runs")
+                    planned.append(PlannedRecipe(each.name, tuple(steps)))
+                    break
+                if catalog.latest(each.name) != version:
+                    steps[-1] = replace(steps[-1], why=f"{each.name} will mean it again")
+                    changed.add(each.name)
         for left in each.steps[len(steps) :]:
             steps.append(PlannedStep(left.name, None, why))
             why = "the step before it makes other rows"
@@ -227,7 +240,7 @@ def data_make_plan(*names: str, recipe: StrPath | None = None, **options: Unpack
 def read_recipes(path: Path) -> dict[str, Recipe]:
     """The recipes of a file, by the name of the data set. Raises ConfigError, which names the place."""
     try:
-        document = parse_toml(read_file(path).decode())
+        document = parse_toml(read_file(path).decode("utf-8-sig"))
     except OSError as e:
         raise ConfigError(f"{path} cannot be read", e.strerror or str(e), "--recipe FILE, or write one") from None
     except tomli.TOMLDecodeError as e:
@@ -322,7 +335,7 @@ def _compared_with(step: RecipeStep, name: str) -> Sequence[str]:
     """
     if step.name != "decontaminate":
         return ()
-    against: Sequence[str] = step.settings.get("against", (name,))
+    against: Sequence[str] = step.settings.get("against") or (name,)
     return against
 
 
@@ -345,7 +358,9 @@ def _in_order(recipes: Mapping[str, Recipe], names: Sequence[str], path: Path) -
         raise ConfigError(f"{path}: {e.args[1][0]} reads itself", why, "make it of other data sets") from None
 
 
-def _versions(recipe: Recipe, folder: Path, options: StepOptions) -> Iterator[tuple[str, MadeVersion | AddedFiles]]:
+def _versions(
+    recipe: Recipe, folder: Path, catalog: Catalog, options: StepOptions
+) -> Iterator[tuple[str, MadeVersion | AddedFiles]]:
     """The version of each step, in turn, up to one that is not accepted. Raises NotMade in a dry run."""
     reference = recipe.name
     for number, step in enumerate(recipe.steps, 1):
@@ -356,10 +371,13 @@ def _versions(recipe: Recipe, folder: Path, options: StepOptions) -> Iterator[tu
             settings["only"] = True
         if step.name == "decontaminate":
             compared = _compared_with(step, recipe.name)
-            settings["against"] = [reference if text == recipe.name else text for text in compared]
-        for key in ("rules", "against"):
-            if key in settings:
-                settings[key] = [_from_folder(each, folder, is_file=True) for each in settings[key]]
+            settings["against"] = [
+                reference if text == recipe.name else text if _is_dataset(text, catalog) else _from_folder(text, folder)
+                for text in compared
+            ]
+        if "rules" in settings:
+            rules = settings["rules"]
+            settings["rules"] = [_from_folder(each, folder) if each.endswith(".toml") else each for each in rules]
         try:
             result = STEPS[step.name](reference, *given, **settings, **{**options, "set_name": False})
         except AifxError as e:
@@ -373,11 +391,15 @@ def _versions(recipe: Recipe, folder: Path, options: StepOptions) -> Iterator[tu
         reference = made.reference
 
 
-def _from_folder(text: str, folder: Path, *, is_file: bool = False) -> str:
-    """A path of a recipe, relative to its folder. With `is_file`, other names stay as they are."""
-    if "://" in text or (is_file and not (folder / text).is_file()):
-        return text
-    return str(folder / Path(text).expanduser())
+def _from_folder(text: str, folder: Path) -> str:
+    """A path of a recipe, relative to its folder, or a URL."""
+    return text if "://" in text else str(folder / os.path.expanduser(text))
+
+
+def _is_dataset(text: str, catalog: Catalog) -> bool:
+    """Whether a text of `against` names a data set, as `aifx data decontaminate` decides it."""
+    name = text.partition("@")[0]
+    return bool(DATASET_NAME.fullmatch(name)) and bool(catalog.latest(name) or ("@" in text and catalog.versions(name)))
 
 
 def _outcome(made: RecipeStepMade) -> str:
@@ -385,9 +407,16 @@ def _outcome(made: RecipeStepMade) -> str:
     return f"{made.reference}, {made.rows:,} rows{dropped}{'' if made.is_new else ', which was there already'}"
 
 
-def _why(missing: NotMade, catalog: Catalog, name: str) -> str:
-    """The difference between a step and the one that the current version has in its place."""
-    before = next((one for one in _history(catalog, name) if one.step.name == missing.step), None)
+def _why(missing: NotMade, catalog: Catalog, recipe: Recipe, place: int) -> str:
+    """The difference between a step, at a place of the recipe, and the one that the current version has there."""
+    name = recipe.name
+    history = list(_history(catalog, name))
+    if history and any(parent.startswith(f"{name}@") for parent in history[-1].parents):
+        return "a version that the current one was made from is gone"
+    alike = [one for one in history if one.step.name == missing.step]
+    if missing.step not in FIRST:  # of steps with one name, that with as many before it
+        alike = alike[::-1][sum(step.name == recipe.steps[place].name for step in recipe.steps[:place]) :]
+    before = next(iter(alike), None)
     if before is None:
         return "the data set has no such step yet" if catalog.latest(name) else "there is no such data set yet"
     if missing.note:
@@ -402,14 +431,14 @@ def _why(missing: NotMade, catalog: Catalog, name: str) -> str:
 
 
 def _history(catalog: Catalog, name: str) -> Iterator[Manifest]:
-    """The manifests of the current version of a data set and of those that it was made of, the newest first."""
+    """The manifests of the current version and of those that it was made of, the newest first, up to a deleted one."""
     version = catalog.latest(name)
     reference = f"{name}@{version}" if version else None
     while reference is not None:
         manifest = catalog.manifest(reference)
         yield manifest
         own = [parent for parent in manifest.parents if parent.startswith(f"{name}@")]
-        reference = own[0] if own else None
+        reference = own[0] if own and catalog.holds(own[0]) else None
 
 
 def _path(recipe: StrPath | None, options: StepOptions) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,94 @@ def test_a_step_that_breaks_its_limit_ends_it_and_the_name_keeps_its_meaning(
     assert any("still means" in message for message in caplog.messages)
 
 
+def test_the_plan_ends_at_a_step_that_is_not_accepted(project: Path) -> None:
+    rule = 'rule = [{ id = "none", measure = "words", above = 1000, source = "this test" }]'
+    (project / "rules.toml").write_text(rule)
+    (project / "recipe.toml").write_text(RECIPE.replace("{ pii", '{ clean = { rules = ["rules.toml"] } },\n    { pii'))
+    aifx.data_make("blend")
+    (corpus,) = aifx.data_make_plan("blend").data_sets
+    assert [step.step for step in corpus.steps] == ["add", "dedupe", "clean"]
+    assert corpus.steps[-1].reference is not None
+    assert corpus.steps[-1].why == "it is not accepted, and nothing after it runs"
+
+
+def test_the_plan_says_that_a_name_gets_back_the_version_of_the_recipe(project: Path) -> None:
+    aifx.data_make()
+    before = meanings(project)
+    aifx.data_clean("corpus", rules=[], languages=None)
+    assert meanings(project) != before
+    corpus, _, blend = aifx.data_make_plan().data_sets
+    assert (corpus.steps[-1].reference, corpus.steps[-1].why) == (
+        f"corpus@{before['corpus']}",
+        "corpus will mean it again",
+    )
+    assert blend.steps[0].why == "corpus is made first"
+    aifx.data_make()
+    assert meanings(project) == before
+
+
+def test_the_reason_compares_a_step_that_is_there_twice_with_the_same_one_of_the_two(project: Path) -> None:
+    twice = RECIPE.replace("    { split", "    { dedupe = { near = 0.9 } },\n    { split")
+    (project / "recipe.toml").write_text(twice)
+    aifx.data_make("corpus")
+    (project / "recipe.toml").write_text(twice.replace("near = 0.8", "near = 0.7"))
+    assert aifx.data_make_plan("corpus").data_sets[0].steps[1].why == "near changed: 0.8 before, 0.7 now"
+
+
+def test_a_version_that_is_deleted_is_made_again(project: Path) -> None:
+    made = aifx.data_make("corpus").data_sets[0]
+    for step in made.steps[:2]:
+        name, _, version = step.reference.partition("@")
+        shutil.rmtree(project / "datasets" / name / version)
+    plan = aifx.data_make_plan("corpus").data_sets[0]
+    assert plan.steps[0].why == "a version that the current one was made from is gone"
+    assert aifx.data_make("corpus").data_sets[0].reference == made.reference
+
+
+def test_paths_are_relative_to_the_recipe_and_not_to_the_folder_of_the_command(project: Path) -> None:
+    folder = project / "web"
+    (folder / "tests").mkdir(parents=True)
+    (folder / "tests" / "a.txt").write_text((project / "texts" / "3.txt").read_text())
+    recipe = """[corpus]
+steps = [
+    { add = { sources = ["../texts/*.txt"], license = "MIT" } },
+    { decontaminate = { against = ["tests"] } },
+]
+"""
+    (folder / "recipe.toml").write_text(recipe)
+    assert aifx.data_make(recipe=folder / "recipe.toml").data_sets[0].steps[1].dropped == 2
+    (project / "rules.toml").write_text("")
+    (folder / "recipe.toml").write_text(
+        recipe.replace('decontaminate = { against = ["tests"]', 'clean = { rules = ["rules.toml"]')
+    )
+    with pytest.raises(ConfigError, match=r"web/rules\.toml cannot be read"):
+        aifx.data_make(recipe=folder / "recipe.toml")
+    (folder / "recipe.toml").write_text(recipe.replace("../texts/*.txt", "~nobody-of-this-name/a.txt"))
+    with pytest.raises(UsageError, match="cannot be read"):
+        aifx.data_make(recipe=folder / "recipe.toml")
+
+
+def test_a_recipe_of_windows_is_read(project: Path) -> None:
+    (project / "recipe.toml").write_bytes(b"\xef\xbb\xbf" + RECIPE.replace("\n", "\r\n").encode())
+    assert [one.name for one in aifx.data_make_plan().data_sets] == ["corpus", "letters", "blend"]
+
+
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        ("pii = { mask = true, kinds = [] }", "--kinds names no kind"),
+        ("split = { validation = -0.1 }", "--validation -0.1 is no share"),
+        ("split = { test = nan }", "--test nan is no share"),
+    ],
+)
+def test_values_that_no_option_of_a_command_takes(project: Path, step: str, error: str) -> None:
+    (project / "recipe.toml").write_text(
+        f'[letters]\nsteps = [{{ add = {{ sources = ["letters"], license = "MIT" }} }}, {{ {step} }}]'
+    )
+    with pytest.raises(UsageError, match=error):
+        aifx.data_make()
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [
@@ -151,6 +240,7 @@ def test_a_step_that_breaks_its_limit_ends_it_and_the_name_keeps_its_meaning(
         (RECIPE.replace("near = 0.8", "near = '0.8'"), r"step 2 \(dedupe\): near = '0.8' cannot be used"),
         (RECIPE.replace("mask = true", ""), "neither mask nor drop"),
         (RECIPE.replace("letters:1", "blend:1"), "blend reads itself"),
+        (RECIPE.replace("{ pii", "{ decontaminate = { against = [] } }, { pii"), "has nothing to compare"),
         (RECIPE.replace("{ pii", "{ decontaminate = {} }, { pii"), r"step 3 \(decontaminate\) has nothing to compare"),
     ],
 )

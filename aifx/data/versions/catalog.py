@@ -92,6 +92,11 @@ class Catalog:
         found = [folder for folder in self.store.folders(name) if _VERSION.fullmatch(folder)]
         return sorted(version for version in found if self.store.size(f"{name}/{version}/{MANIFEST}") is not None)
 
+    def holds(self, reference: str) -> bool:
+        """Whether a version that a manifest names as a parent is still there."""
+        name, _, digits = reference.partition("@")
+        return any(digits.startswith(version) for version in self.versions(name))
+
     def incomplete_versions(self, name: str) -> list[str]:
         """The folders of a data set that would be versions if they had a manifest."""
         found = {folder for folder in self.store.folders(name) if _VERSION.fullmatch(folder)}
