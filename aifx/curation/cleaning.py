@@ -47,7 +47,7 @@ class Clean(ShardStep):
         rules: in the order in which they judge; those for some languages judge last.
         languages: to keep; empty to keep all, None to identify none. Then rules for some languages judge no row.
         unicode: the form of the texts.
-        encoding: whether to repair mojibake and leave out control characters.
+        encoding: whether to repair mojibake and leave out control characters: `repair` of the command.
     """
 
     rules: tuple[Rule, ...]

@@ -377,7 +377,10 @@ class Rule(BaseModel):
         return self.model_dump(exclude={"source"}, exclude_defaults=True)
 
     def keeps(self, texts: Texts) -> NDArray[np.bool_]:
-        """Whether it keeps each text, of any language. A text is here what `unit` names."""
+        """Whether it keeps each text, of any language. A text is here what `unit` names.
+
+        A measure that counts words keeps all texts that are written without spaces.
+        """
         measure = MEASURES[self.measure]
         values = measure.of(texts, getattr(self, measure.option) if measure.option else None)
         kept = np.ones(len(values), bool)

@@ -48,7 +48,8 @@ def data_clean(
         languages: keep rows in these languages, such as "en"; by default in all. None identifies no language.
         unicode: Unicode form of the texts.
         repair: repair wrongly decoded text, and remove control characters.
-        max_dropped: most rows that may be dropped, as a share.
+        max_dropped: most rows that may be dropped, as a share. It is no setting of the version, so that a larger share
+            accepts the one that is there.
 
     Example:
         >>> cleaned = aifx.data_clean("corpus", rules=[], languages=["en"])

@@ -184,7 +184,7 @@ def data_make(*names: str, recipe: StrPath | None = None, **options: Unpack[Step
             if catalog.latest(each.name) != version:
                 catalog.set_latest(each.name, version)
                 if not any(step.is_new for step in steps):
-                    log.info("%s means %s again", each.name, version)
+                    log.info("%s means %s now", each.name, version)
         meaning = catalog.latest(each.name)
         done.append(RecipeMade(each.name, meaning and f"{each.name}@{meaning}", tuple(steps)))
         if not steps[-1].is_accepted:
@@ -227,7 +227,7 @@ def data_make_plan(*names: str, recipe: StrPath | None = None, **options: Unpack
                     planned.append(PlannedRecipe(each.name, tuple(steps)))
                     break
                 if catalog.latest(each.name) != version:
-                    steps[-1] = replace(steps[-1], why=f"{each.name} will mean it again")
+                    steps[-1] = replace(steps[-1], why=f"{each.name} will mean it")
                     changed.add(each.name)
         for left in each.steps[len(steps) :]:
             steps.append(PlannedStep(left.name, None, why))

@@ -153,7 +153,7 @@ def test_the_plan_says_that_a_name_gets_back_the_version_of_the_recipe(project: 
     corpus, _, blend = aifx.data_make_plan().data_sets
     assert (corpus.steps[-1].reference, corpus.steps[-1].why) == (
         f"corpus@{before['corpus']}",
-        "corpus will mean it again",
+        "corpus will mean it",
     )
     assert blend.steps[0].why == "corpus is made first"
     aifx.data_make()
