@@ -297,6 +297,8 @@ def _parse_step(given: Any, where: str) -> RecipeStep:
         raise ConfigError(f"{where}: {missing[0]!r} is missing", "the step requires it", REFERENCE)
     if name == "pii" and not (settings.get("mask") or settings.get("drop")):
         raise ConfigError(f"{where}: neither mask nor drop", "the step would change no row", "pii = { mask = true }")
+    if settings.get("mask") and settings.get("drop"):
+        raise ConfigError(f"{where}: mask and drop", "a dropped row has no mask", "leave one of them out")
     return RecipeStep(name, settings)
 
 

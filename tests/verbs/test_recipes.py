@@ -239,6 +239,7 @@ def test_values_that_no_option_of_a_command_takes(project: Path, step: str, erro
         (RECIPE.replace("near = 0.8", "root = '/'"), r"step 2 \(dedupe\): no setting 'root'"),
         (RECIPE.replace("near = 0.8", "near = '0.8'"), r"step 2 \(dedupe\): near = '0.8' cannot be used"),
         (RECIPE.replace("mask = true", ""), "neither mask nor drop"),
+        (RECIPE.replace("mask = true", "mask = true, drop = true"), r"step 3 \(pii\): mask and drop"),
         (RECIPE.replace("letters:1", "blend:1"), "blend reads itself"),
         (RECIPE.replace("{ pii", "{ decontaminate = { against = [] } }, { pii"), "has nothing to compare"),
         (RECIPE.replace("{ pii", "{ decontaminate = {} }, { pii"), r"step 3 \(decontaminate\) has nothing to compare"),
