@@ -112,8 +112,8 @@ def test_a_run_goes_on_with_what_has_not_passed(folder: Path) -> None:
 
 def test_unmarked_tests_that_use_seconds_are_named() -> None:
     entries = [
-        {"test": "t::fine", "tier": "quick", "cpu_s": 4.9},
-        {"test": "t::costly", "tier": "quick", "cpu_s": 5.1},
+        {"test": "t::fine", "tier": "quick", "cpu_s": 14.9},
+        {"test": "t::costly", "tier": "quick", "cpu_s": 15.1},
         {"test": "t::costlier", "tier": "quick", "cpu_s": 50.0},
         {"test": "t::marked", "tier": "slow", "cpu_s": 50.0},
     ]

@@ -40,7 +40,7 @@ from aifx.core.artifact import MANIFEST, mark_checked, publish, short_reference
 from aifx.core.calls import call_each
 from aifx.core.code_digest import Code, code_digest
 from aifx.core.digests import sha256_of_json
-from aifx.core.errors import DataError, ExitCode
+from aifx.core.errors import AifxError, DataError, ExitCode
 from aifx.core.files import read_file, remove_temporary
 from aifx.core.json_files import write_json
 from aifx.core.json_values import plain
@@ -140,7 +140,7 @@ def made_version(made: Made) -> MadeVersion:
     )
 
 
-class NotMade(Exception):
+class NotMade(AifxError):
     """The version of a step is not there, and the step must not run.
 
     Attributes:
@@ -150,7 +150,7 @@ class NotMade(Exception):
     """
 
     def __init__(self, step: Step, note: str = "") -> None:
-        super().__init__(f"no version is made by {step.name}")
+        super().__init__(f"{step.name} has made no such version", "dry_run runs no step", f"aifx data {step.name}")
         self.step, self.settings, self.note = step.name, plain(step.settings), note
         self.parents = tuple(parent.manifest.whole_reference for parent in step.parents)
         self.code = code_of(step)

@@ -204,6 +204,7 @@ def data_make_plan(*names: str, recipe: StrPath | None = None, **options: Unpack
         >>> [(step.step, bool(step.why)) for step in plan.data_sets[0].steps]
         [('add', True), ('dedupe', True)]
     """
+    options["dry_run"] = True
     path = _path(recipe, options)
     catalog, _ = find_catalog(options.get("root"), options.get("project", "."))
     planned: list[PlannedRecipe] = []
@@ -215,7 +216,7 @@ def data_make_plan(*names: str, recipe: StrPath | None = None, **options: Unpack
             why = f"{read[0]} is made first"
         else:
             try:
-                for step, made in _versions(each, path.parent, catalog, StepOptions(**options, dry_run=True)):
+                for step, made in _versions(each, path.parent, catalog, options):
                     steps.append(PlannedStep(step, made.reference, ""))
                     is_accepted = made.is_accepted
             except NotMade as missing:
@@ -287,7 +288,8 @@ def _parse_step(given: Any, where: str) -> RecipeStep:
     where = f"{where} ({name})"
     for key, value in settings.items():
         if key not in known:
-            raise ConfigError(f"{where}: no setting {key!r}", did_you_mean(key, known), f"aifx data {name} --help")
+            hint = f"aifx data {name.replace('_', ' ')} --help"
+            raise ConfigError(f"{where}: no setting {key!r}", did_you_mean(key, known), hint)
         try:
             known[key].validate_python(value, strict=True)
         except ValidationError as e:

@@ -61,7 +61,7 @@ def test_the_account_of_a_run_that_is_not_disturbed(tiny, monkeypatch: pytest.Mo
         clock.seconds = time.perf_counter()
         return clock.seconds
 
-    monkeypatch.setattr("aifx.runs.records.time", SimpleNamespace(perf_counter=read))
+    monkeypatch.setattr("aifx.runs.records.time", SimpleNamespace(perf_counter=read, time=time.time))
     monkeypatch.setattr("aifx.runs.records._boot_clock", lambda: clock.seconds)
     result = tiny.train()
     events = tiny.events()
