@@ -273,8 +273,11 @@ def _make_version(
     remove_temporary(whole)  # of a call that was killed
     for file in manifest.files:
         (whole / file.name).parent.mkdir(exist_ok=True)
-        if not (whole / file.name).exists():  # a call that was killed may have moved it
+        try:
             os.replace(work / OUT / file.name, whole / file.name)
+        except FileNotFoundError:  # a call that was killed may have moved it
+            if not (whole / file.name).exists():
+                raise
     profile = complete_profile(merge_profiles(result.profile for result in results), manifest, whole)
     artifact = seal_version(whole, manifest, plain(profile))
     is_there = catalog.store.size(f"{name}/{manifest.version}/{MANIFEST}") is not None  # other code made the same rows

@@ -29,7 +29,7 @@ Rules: TypeAlias = Mapping[str, str | tuple[str, ...] | None]
 #            weights when it runs, and their gradients are summed and scattered (ZeRO stage 3, arXiv:1910.02054).
 #   tensor   have the same rows and a part of each layer's products: heads, columns of the MLP (Megatron-LM,
 #            arXiv:1909.08053). Between the products each has a part of the tokens (arXiv:2205.05198).
-#   context  have the same rows and a part of their steps; attention sees the others' keys and values by gathering them
+#   context  have the same rows and a part of their tokens; attention sees the others' keys and values by gathering them
 #            or in a ring (Ring Attention, arXiv:2310.01889).
 PARAMETERS: Final[Rules] = {
     "vocab": ("fsdp", "tensor"),

@@ -50,9 +50,10 @@ class Loop:
     # The order of a step. JAX returns from a step at once, with arrays that the device has yet to compute (asynchronous
     # dispatch, https://docs.jax.dev/en/latest/async_dispatch.html). If the host read the loss of step n right away, it
     # would wait for the device, and the device would then wait until the host had read and placed the next batch. So
-    # the host dispatches step n + 1 first and reads the numbers of step n afterwards: its record is one step late, and
-    # the host never waits. The guards judge step n while n + 1 is computed, so the program itself leaves out an update
-    # that is not finite (`TrainStep.__call__`). If the run pauses, the host waits for all steps that it has dispatched.
+    # the host dispatches step n + 1 first and reads the numbers of step n afterwards: it waits while the device has
+    # work, and a record is one step late. The guards judge step n while n + 1 is computed, so the program itself leaves
+    # out an update that is not finite (`TrainStep.__call__`). If the run pauses, the host waits for all steps that it
+    # has dispatched.
     def run(
         self, state: TrainState, batches: Generator[Batch, None, None], step: int, pending: Record | None = None
     ) -> LoopResult:

@@ -196,7 +196,7 @@ def train(
                 return _supervised(job)
 
             if not group.is_first:
-                return train_with(EventDispatcher(None, own_hooks))
+                return train_with(EventDispatcher(None, [*(hook for hook in hooks if hook.all_processes), *own_hooks]))
             log = LogFile(run)
             with log_lines(log.write), compilations_counted(account):
                 asked = [*open_trackers(config.log.trackers, run), *open_metrics_server(config.log, run)]

@@ -20,13 +20,13 @@ from aifx.benchmarking.store import (
     Store,
     check_name,
     describe_noisy,
+    is_in_project,
     keep_last,
     last_path,
     noisy_results,
     open_store,
     to_save,
 )
-from aifx.benchmarking.suites import SUITES
 from aifx.benchmarking.views import SPLIT_BY, Part, Point, Step, by_size, headlines, machine, shared_params, step_of
 from aifx.core.errors import AifxError, ExitCode, UsageError, did_you_mean
 from aifx.core.json_values import plain
@@ -93,6 +93,8 @@ def bench(
         >>> aifx.bench("data", quick=True, output="data.json").find("data.read") is not None
         True
     """
+    from aifx.benchmarking.suites import SUITES
+
     folder = Path(project)
     for suite in suites:
         if suite not in SUITES or SUITES[suite].needs_target:
@@ -218,7 +220,7 @@ def _path(given: StrPath | None) -> Path | None:
 
 
 def _all_suites(folder: Path) -> list[str]:
-    from aifx.benchmarking.store import is_in_project
+    from aifx.benchmarking.suites import SUITES
 
     has_project = is_in_project(folder)
     if not has_project:
@@ -367,7 +369,7 @@ def bench_compare(a: str, b: str, *, only: Sequence[str] = (), project: StrPath 
 
     store = open_store(Path(project))
     before, after = store.find(a), store.find(b)
-    _check_comparable(a, b, before.fingerprint.obstacles(after.fingerprint))
+    _check_comparable(a, b, before.fingerprint.obstacles(after.fingerprint), Path(project))
     compared = compare(before, after, _known_names(only, b, before, after))
     if not compared.results:
         raise UsageError(f"{a} and {b} have no result in common", compared.one_sided, f"aifx bench show {a}")
@@ -438,7 +440,7 @@ def bench_gate(
     names = _known_names(only, baseline, before)
     if results is not None:
         after, source, option = read_report(Path(results)), str(results), "--launches"
-        _check_judgeable(baseline, source, before, after)
+        _check_judgeable(baseline, source, before, after, Path(project))
         gated = gate(before, after, max_regression, names)
     else:
         measurement, after, gated = _measure_for_gate(
@@ -472,7 +474,7 @@ def _measure_for_gate(
     from aifx.benchmarking.runner import check_configuration
 
     def accept(found: Fingerprint) -> None:
-        _check_comparable(baseline, "this machine", before.fingerprint.obstacles(found))
+        _check_comparable(baseline, "this machine", before.fingerprint.obstacles(found), folder)
 
     def more(inconclusive: list[BenchResult], counts: dict[str, int]) -> Report:
         titles = listed([result.title for result in inconclusive])
@@ -507,21 +509,21 @@ def _known_names(only: Sequence[str], source: str, *reports: Report) -> tuple[st
     return tuple(only)
 
 
-def _check_comparable(a: str, b: str, obstacles: list[str]) -> None:
+def _check_comparable(a: str, b: str, obstacles: list[str], folder: Path) -> None:
     """Raise UsageError if there is an obstacle to comparing b with a."""
     if obstacles:
         what, hint = "were measured on different hardware and do not compare", "keeps a baseline of this machine"
-        raise UsageError(f"{a} and {b} {what}", "; ".join(obstacles), f"{to_save('NAME')} {hint}")
+        raise UsageError(f"{a} and {b} {what}", "; ".join(obstacles), f"{to_save('NAME', folder)} {hint}")
 
 
-def _check_judgeable(baseline: str, source: str, before: Report, after: Report) -> None:
+def _check_judgeable(baseline: str, source: str, before: Report, after: Report, folder: Path) -> None:
     """Raise UsageError if the two were not measured alike, or on other hardware."""
     from aifx.benchmarking.compare import asked
 
     if after.failure:
         why = f"the bench did not come to its end: {after.failure.what}"
         raise UsageError(f"{source} cannot be judged", why, "measure again")
-    _check_comparable(baseline, source, before.fingerprint.obstacles(after.fingerprint))
+    _check_comparable(baseline, source, before.fingerprint.obstacles(after.fingerprint), folder)
     if differences := asked(before.request, after.request):
         what = f"{baseline} and {source} do not compare: other things were asked for"
         hint = f"aifx bench gate --baseline {baseline} measures what it has to"

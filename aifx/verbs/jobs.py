@@ -16,6 +16,8 @@ from aifx.core.project import Project, RunDirectory
 from aifx.parallel.processes import AGAIN
 from aifx.verbs.arguments import Settings, overrides
 
+log = logging.getLogger(__name__)
+
 OnLost = Callable[[AifxError], None]
 """Called if another process of the job is lost, before this one ends."""
 
@@ -31,11 +33,17 @@ def refuse_job(command: str) -> None:
     raise UsageError(what, why, f"start it once, as with srun --ntasks=1 aifx {command} ...")
 
 
-def is_first_of_job() -> bool:
-    """Whether this process gives the answer: the only one, or process 0 of its job."""
-    from aifx.parallel.processes import detect_here
+def is_first_of_job(*, warn_if_lone: bool = False) -> bool:
+    """Whether this process gives the answer: the only one, or process 0 of its job.
+
+    Args:
+        warn_if_lone: log a warning if this process trains alone and should be one of several.
+    """
+    from aifx.parallel.processes import detect_here, lone_warning
 
     me = detect_here()
+    if warn_if_lone and me is None and (warning := lone_warning(os.environ)) is not None:
+        log.warning(warning)
     return me is None or me.process_id == 0
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +15,7 @@ from aifx.core.statuses import ProcessStatus
 from aifx.core.steps import parse_step
 from aifx.training.hook import Hook
 from aifx.verbs.arguments import Settings, Step, StrPath, overrides
+from aifx.verbs.jobs import is_first_of_job
 
 if TYPE_CHECKING:
     from aifx.core.stop_signals import StopSignals
@@ -67,8 +66,8 @@ def train(
         >>> forked.step
         4
     """
-    is_first, at = _is_first(), parse_step(fork_at)
-    if at is not None and fork_from is None:
+    is_first, at = is_first_of_job(warn_if_lone=True), parse_step(fork_at)
+    if at not in (None, "last") and fork_from is None:
         why = "a run resumes from its latest checkpoint; only a fork starts from another one"
         hint = f"aifx train --run {run} --fork NAME --step {fork_at}"
         raise UsageError(f"--step {fork_at} can only be used with --fork", why, hint)
@@ -109,13 +108,3 @@ def train(
         return run_training()
     with listen(lambda _: None):  # one process of a job reports its progress
         return run_training()
-
-
-def _is_first() -> bool:
-    """Whether this process is the only one of its job, or process 0. Log a warning if it should be one of several."""
-    from aifx.parallel.processes import detect_here, lone_warning
-
-    me = detect_here()
-    if me is None and (warning := lone_warning(os.environ)) is not None:
-        logging.getLogger(__name__).warning(warning)
-    return me is None or me.process_id == 0

@@ -189,3 +189,8 @@ def test_a_report_is_the_same_when_it_was_written_and_read(tmp_path):
     made = report(quiet(flops=1e9, num_bytes=1e6, bound_s=0.01, figures={"energy_j": None, "mfu": 0.3}))
     write_report(made, tmp_path / "a" / "b.json")
     assert read_report(tmp_path / "a" / "b.json") == made
+
+
+def test_a_list_of_baselines_loads_no_jax(tmp_path):
+    code = "import sys, aifx; aifx.bench_ls(); sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

@@ -17,7 +17,7 @@ from aifx.core.errors import DataError, UsageError
 from aifx.core.files import FolderBusy, replacing
 from aifx.core.stores import open_store
 from aifx.curation import execution
-from aifx.curation.execution import OUT, TaskResult, execute, in_processes
+from aifx.curation.execution import OUT, WHOLE, TaskResult, execute, in_processes
 from aifx.curation.step import Limits, Step
 from aifx.curation.work_folders import holding_dataset
 from aifx.data.versions.catalog import Catalog, check_files, open_catalog
@@ -114,6 +114,15 @@ def test_a_version_has_its_own_files_alone(catalog: Catalog) -> None:
         made = execute(Rows((), TEXTS[:1]), "pets", catalog, LIMITS, beside_others).version
     assert damages(made) == []
     assert set(content(made.path)) == {"croissant.json", "manifest.json", "profile.json", shard, "SHA256SUMS"}
+
+
+def test_a_task_that_ran_again_replaces_what_a_killed_call_moved(catalog: Catalog) -> None:
+    def after_killed(step: Step, missing: list[int], work: Path, limits: Limits) -> Iterator[tuple[int, TaskResult]]:
+        (work / WHOLE / SHARDS).mkdir(parents=True)
+        (work / WHOLE / SHARDS / "00000-000.parquet").write_bytes(b"PAR1")
+        yield from in_processes(step, missing, work, limits)
+
+    assert damages(execute(Rows((), TEXTS), "pets", catalog, LIMITS, after_killed).version) == []
 
 
 def test_a_rejected_version_is_not_the_latest(catalog: Catalog) -> None:

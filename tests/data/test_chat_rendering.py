@@ -12,6 +12,7 @@ import tokenizers
 from chats import CHATML, THINKING, conversation, renderer_of, trained
 
 from aifx.core.errors import ConfigError, DataError
+from aifx.data.chat.assets import template_of_settings
 from aifx.data.chat.template import BEGIN, END, PLAIN, ChatTemplate
 
 SPECIAL = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
@@ -278,3 +279,9 @@ def test_a_template_that_would_write_none_or_pythons_lists(tmp_path: Path, templ
 def test_a_template_that_writes_tool_calls(tmp_path: Path) -> None:
     renderer = renderer_of(tmp_path, "{% for m in messages %}{{ m.content or m.tool_calls | tojson }}{% endfor %}")
     assert '"name": "f"' in renderer.tokenizer.decode(renderer.prompt([CALL]))
+
+
+def test_an_entry_whose_name_is_no_text_is_skipped() -> None:
+    entries = [{"name": ["default"], "template": "a"}, {"name": {}}, "b", {"name": "default", "template": "c"}]
+    assert template_of_settings({"chat_template": entries}) == "c"
+    assert template_of_settings({"chat_template": entries[:-1]}) is None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
+import aifx
 from aifx.core.errors import AifxError, CheckpointError, ConfigError, UsageError
 from aifx.core.project import Project
 from aifx.kinds import load_config
@@ -151,6 +152,7 @@ def test_a_step_is_for_forks(trained) -> None:
     code, _, err = trained.command("train", "--step", "4")
     assert code == 2
     assert "--run main --fork NAME --step 4" in err
+    assert aifx.train(trained.root, fork_at="last").already, "the default"
     code, out, err = trained.command(
         "train", "--fork", "longer", "--step", "4", "--set", "train.num_steps=20", "--json"
     )

@@ -6,6 +6,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.core.stop_signals import StopSignals
 from aifx.parallel.group import Group
+from aifx.training import run as training_run
 from aifx.training.dispatcher import EventDispatcher
 from aifx.training.hook import Hook, Stop
 from aifx.training.hooks.project import ProjectHook
@@ -378,3 +380,15 @@ def test_each_process_has_the_hooks_that_all_processes_call(tiny) -> None:
     )
     assert second == [name for name in first if name not in ("EventDispatcher", "Recorder")]
     assert first.index("Guard") < first.index("StopVote") < first.index("Validation") < first.index("EarlyStopping")
+
+
+def test_hooks_of_a_caller_in_a_process_that_is_not_the_first(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Everywhere(Recorder):
+        all_processes = True
+
+    monkeypatch.setattr(training_run, "joined", lambda *_: nullcontext(Pair(1)))
+    for name in ("agree", "check_shared", "finished"):
+        monkeypatch.setattr(training_run, name, lambda *_: None)
+    monkeypatch.setattr(training_run, "_supervised", lambda job: job)
+    everywhere = Everywhere()
+    assert tiny.train(hooks=[Recorder(), everywhere]).dispatcher.hooks == [everywhere]

@@ -139,8 +139,8 @@ def template_of_settings(settings: Mapping[str, Any]) -> str | None:
     """The chat template in a tokenizer_config.json, which may hold several: then the one called "default"."""
     template = settings.get("chat_template")
     if isinstance(template, list):
-        named = {one.get("name"): one.get("template") for one in reversed(template) if isinstance(one, Mapping)}
-        template = named.get("default")
+        named = (one for one in template if isinstance(one, Mapping) and one.get("name") == "default")
+        template = next(named, {}).get("template")
     return template if isinstance(template, str) else None
 
 
