@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Unpack, get_type_hints
 import tomli
 from pydantic import TypeAdapter, ValidationError
 
-from aifx.core.errors import AifxError, ConfigError, ExitCode, UsageError, did_you_mean
+from aifx.core.errors import AifxError, ConfigError, DataError, ExitCode, UsageError, did_you_mean
 from aifx.core.files import read_file
 from aifx.core.json_values import plain
 from aifx.core.parsing import parse_toml
@@ -24,6 +24,7 @@ from aifx.core.results import Result
 from aifx.curation.add_plan import AddedFiles
 from aifx.curation.execution import MadeVersion, NotMade
 from aifx.curation.pii.reports import PiiReport
+from aifx.data.names import ROW
 from aifx.data.versions.catalog import DATASET_NAME, check_dataset_name
 from aifx.verbs.arguments import StrPath
 from aifx.verbs.catalogs import StepOptions, find_catalog, project_around
@@ -182,6 +183,7 @@ def data_make(*names: str, recipe: StrPath | None = None, **options: Unpack[Step
         if steps[-1].is_accepted:
             _, version = catalog.find(steps[-1].reference)
             if catalog.latest(each.name) != version:
+                _check_erased(catalog, each.name, steps[-1].reference)
                 catalog.set_latest(each.name, version)
                 if not any(step.is_new for step in steps):
                     log.info("%s means %s now", each.name, version)
@@ -443,6 +445,26 @@ def _history(catalog: Catalog, name: str) -> Iterator[Manifest]:
         yield manifest
         own = [parent for parent in manifest.parents if parent.startswith(f"{name}@")]
         reference = own[0] if own and catalog.holds(own[0]) else None
+
+
+def _check_erased(catalog: Catalog, name: str, reference: str) -> None:
+    """Raise DataError if a version has rows that `aifx data erase` removed from the current one."""
+    from aifx.data.versions.shards import read_shard
+
+    erased: set[str] = set()
+    for manifest in _history(catalog, name):
+        if manifest.step.name == "erase":
+            for path in catalog.open(manifest.whole_reference).dropped:
+                erased.update(read_shard(path, [ROW])[ROW].to_pylist())
+    if not erased:
+        return
+    for path in catalog.open(reference).shards:
+        if again := erased.intersection(read_shard(path, [ROW])[ROW].to_pylist()):
+            why = f"{min(again)} was erased, and the sources still have it; {name} keeps its meaning"
+            hint = (
+                f"remove the rows from the source files (aifx data why {min(again)} names the file), and make it again"
+            )
+            raise DataError(f"{reference} would bring {len(again):,} erased rows or more back", why, hint)
 
 
 def _path(recipe: StrPath | None, options: StepOptions) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import aifx
-from aifx.core.errors import AifxError, ConfigError, ExitCode, UsageError
+from aifx.core.errors import AifxError, ConfigError, DataError, ExitCode, UsageError
 
 RECIPE = """
 [corpus]
@@ -110,6 +110,19 @@ def test_decontaminate_compares_with_held_out_rows_although_the_project_trains_o
     made = aifx.data_make()
     assert made.data_sets[0].steps[-1].step == "decontaminate"
     assert [one.reference for one in aifx.data_make().data_sets] == [one.reference for one in made.data_sets]
+
+
+def test_erased_rows_do_not_come_back(project: Path) -> None:
+    (project / "letters" / "b.txt").write_text("Dear Ann, thank you.")
+    aifx.data_make("letters")
+    aifx.data_erase("letters", "contains(text, 'Smith')", confirm=lambda _: None)
+    before = meanings(project)
+    with pytest.raises(DataError, match=r"would bring 1 erased rows or more back(.|\n)*letters keeps its meaning"):
+        aifx.data_make("letters")
+    assert meanings(project) == before
+    (project / "letters" / "a.txt").unlink()
+    (made,) = aifx.data_make("letters").data_sets
+    assert made.steps[-1].rows == 1
 
 
 def test_what_is_read_is_made_first(project: Path) -> None:
