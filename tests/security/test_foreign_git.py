@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not 
 
 @pytest.fixture
 def marker(tmp_path: Path) -> Path:
-    """What a program leaves that should not have run."""
+    """The file that a program writes which should not have run."""
     return tmp_path / "ran"
 
 

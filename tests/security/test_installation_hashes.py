@@ -24,7 +24,7 @@ def test_each_installation_checks_hashes_or_fetches_nothing(script: Path) -> Non
 
 
 def test_the_installer_refuses_a_package_with_another_hash(tmp_path: Path) -> None:
-    """What the scripts rely on."""
+    """The scripts rely on it."""
     import zipfile
 
     name = "planted-1.0-py3-none-any.whl"

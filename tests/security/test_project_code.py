@@ -28,7 +28,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a 
 
 @pytest.fixture
 def marker(tmp_path: Path) -> Path:
-    """What the project's module leaves when it is imported."""
+    """The file that the project's module writes when it is imported."""
     return tmp_path / "imported"
 
 

@@ -78,7 +78,7 @@ def _text(random_: random.Random, letters: str, length: int) -> str:
 
 
 def test_both_halves_of_a_login_are_removed() -> None:
-    """Of any scheme, also if one of them has the shape of a token."""
+    """The scheme may be any, and one of them may have the shape of a token."""
     made = random.Random(0)
     letters = string.ascii_letters + string.digits
     keys = ["AKIA", "hf_", "sk-", "ghp_", "AIza", "eyJ", ""]
