@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from aifx.core.calls import call_each
@@ -33,6 +32,7 @@ from aifx.core.parsing import parse_json
 from aifx.core.progress import report_progress
 from aifx.curation.step import Limits, by_shard, first_rows, numbered_parts
 from aifx.curation.words import HASHES, I64, U64, find_words, group_starts, mix, spread, word_runs
+from aifx.data.readers.arrow import pa
 from aifx.data.versions.manifest import ShardFile, Version
 from aifx.data.versions.shards import return_memory
 

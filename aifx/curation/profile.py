@@ -15,12 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from pyarrow import ChunkedArray, Table
 from pydantic import TypeAdapter
 
 from aifx.core.errors import DataError
@@ -30,9 +27,13 @@ from aifx.core.results import Result
 from aifx.curation.near import hash_bytes
 from aifx.curation.words import group_starts, mix
 from aifx.data.names import CHAT, CLUSTER, ROW, SOURCE, Kind
+from aifx.data.readers.arrow import pa, pc
 from aifx.data.versions.catalog import Catalog, check_own_rows
 from aifx.data.versions.manifest import PROFILE, Manifest, Version
 from aifx.data.versions.shards import BULK, read_parts, repeats
+
+if TYPE_CHECKING:
+    from pyarrow import ChunkedArray, Table
 
 HASHES = 2048
 MOST_VALUES = 1000

@@ -7,19 +7,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from pyarrow import Table, parquet
 
 from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError
 from aifx.curation.words import I64
 from aifx.data.names import ROW, Kind
+from aifx.data.readers.arrow import pa, pc, pq
 from aifx.data.versions.manifest import ShardFile, Source, Version
 from aifx.data.versions.shards import dropped_rows, read_parts
+
+if TYPE_CHECKING:
+    from pyarrow import Table
 
 PROCESS_BYTES = 160 << 20
 """Memory of a process that runs tasks: the interpreter with its packages, and a few parts of rows."""
@@ -193,13 +194,13 @@ def numbered_parts(path: Path, columns: Sequence[str] | None = None) -> Iterator
 def write_decisions(work: Path, decisions: Table, part: int = 0) -> None:
     """Write decisions, or a part of them, ordered by `row`, the row's number over all shards from 0."""
     (work / DECISIONS).mkdir(exist_ok=True)
-    parquet.write_table(decisions, work / DECISIONS / f"{part:05d}.parquet", row_group_size=10_000)
+    pq.write_table(decisions, work / DECISIONS / f"{part:05d}.parquet", row_group_size=10_000)
 
 
 def read_decisions(work: Path, first: int, rows: int) -> Table:
     """The decisions about `rows` rows from the number `first`; `row` counts from there."""
     is_about = (pc.field("row") >= first) & (pc.field("row") < first + rows)
-    found = parquet.read_table(work / DECISIONS, filters=is_about, partitioning=None, use_threads=False)
+    found = pq.read_table(work / DECISIONS, filters=is_about, partitioning=None, use_threads=False)
     return _decisions_about(found.sort_by("row"), first, rows)
 
 

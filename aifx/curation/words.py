@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from aifx.core.digests import Hash64
 from aifx.core.errors import DataError
+from aifx.data.readers.arrow import pa
 
 HASHES = 1
 """Version of the hashes of words and of their runs. Raise it if a text would get others."""

@@ -52,8 +52,7 @@ class Loop:
     # would wait for the device, and the device would then wait until the host had read and placed the next batch. So
     # the host dispatches step n + 1 first and reads the numbers of step n afterwards: it waits while the device has
     # work, and a record is one step late. The guards judge step n while n + 1 is computed, so the program itself leaves
-    # out an update that is not finite (`TrainStep.__call__`). If the run pauses, the host waits for all steps that it
-    # has dispatched.
+    # out an update that is not finite (`TrainStep.__call__`). If the run pauses, the host waits for all steps.
     def run(
         self, state: TrainState, batches: Generator[Batch, None, None], step: int, pending: Record | None = None
     ) -> LoopResult:

@@ -13,6 +13,7 @@ from aifx.benchmarking.results import Failure, Request, read_report, write_repor
 from aifx.benchmarking.runner import check_configuration
 from aifx.benchmarking.store import MAX_NOISE, Store, keep_last, open_store, unfit
 from aifx.core.errors import EnvironmentFault, UsageError
+from aifx.verbs.benchmarks import bench_compare
 
 DIRTY = {"commit": "aaaa111122", "branch": "main", "dirty": True}
 
@@ -194,3 +195,15 @@ def test_a_report_is_the_same_when_it_was_written_and_read(tmp_path):
 def test_a_list_of_baselines_loads_no_jax(tmp_path):
     code = "import sys, aifx; aifx.bench_ls(); sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_reports_that_do_not_compare_name_a_suite_of_the_project(tmp_path):
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "aifx.toml").touch()
+    first, second = report(quiet()), report(quiet())
+    other = second.fingerprint.model_copy(update={"hardware": {**second.fingerprint.hardware, "cores": 1024}})
+    for name, one in (("a", first), ("b", second.model_copy(update={"fingerprint": other}))):
+        write_report(one, tmp_path / f"{name}.json")
+    with pytest.raises(UsageError) as raised:
+        bench_compare(str(tmp_path / "a.json"), str(tmp_path / "b.json"), project=tmp_path / "project")
+    assert raised.value.hint.startswith("aifx bench train --save NAME")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -116,3 +118,10 @@ def test_numbers_have_histograms(tmp_path: Path) -> None:
     assert max(found.counts) - min(found.counts) <= 6
     assert profile.columns["score"].histogram is not None
     assert profile.columns["language"].histogram is None
+
+
+def test_a_profile_is_read_without_pyarrow(tmp_path: Path) -> None:
+    root = str(tmp_path / "datasets")
+    execute(Rows((), (("a cat",),)), "pets", open_catalog(root), LIMITS)
+    code = f"import sys, aifx; aifx.data_profile('pets', root={root!r}); sys.exit('pyarrow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
