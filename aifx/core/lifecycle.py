@@ -3,6 +3,7 @@
     with on_signals(stop):               call stop(number) in a thread for each signal; the main thread goes on
     with hear_signals(connection.interrupt): a thread hears the signals in addition to their handlers
     with sigterm_as_ctrl_c() as stop:    SIGTERM raises Terminated, as Ctrl-C raises KeyboardInterrupt
+    with interrupt_or_request() as stop: both raise, except in a loop that polls `stop`
     with exit_after(60.0, 124, "..."):   a block that hangs ends the process
     exit_now(code)                       end the process here, without unwinding
     exit_soon(code)                      end it in a moment, however long what it still writes takes
@@ -38,7 +39,7 @@ from aifx.core.errors import ExitCode, Terminated
 
 TYPE_CHECKING = False  # importing typing takes as long as all else here
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from types import FrameType
     from typing import Any, NoReturn, TypeAlias
 
@@ -214,6 +215,48 @@ def collect_signals(numbers: Collection[int] = STOPS) -> Iterator[list[int]]:
     came: list[int] = []
     with on_signals(came.append, numbers):
         yield came
+
+
+class StopRequests(list[int]):
+    """The signals that have come, in order, and whether a block of `polling` is looking at them."""
+
+    is_polled = False
+
+
+@contextmanager
+def interrupt_or_request() -> Iterator[StopRequests]:
+    """Each signal raises KeyboardInterrupt or Terminated in here; the first one in a block of `polling` only requests.
+
+    Ignored signals stay ignored as in `on_signals`. Does nothing outside of the main thread.
+    """
+    came = StopRequests()
+    if not _is_main_thread():
+        yield came
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if not came.is_polled or len(came) > 1:
+            raise interrupt_of(number)
+
+    with own_handlers():
+        for number in SIGNALS:
+            if not _stays_ignored(number):
+                signal.signal(number, handle)
+        yield came
+
+
+@contextmanager
+def polling(stop: Sequence[int]) -> Iterator[None]:
+    """Mark a block that polls `stop` and ends by itself, so that the first signal does not interrupt it anywhere."""
+    if not isinstance(stop, StopRequests):
+        yield
+        return
+    stop.is_polled = True
+    try:
+        yield
+    finally:
+        stop.is_polled = False
 
 
 def num_acted_on() -> int:

@@ -21,7 +21,7 @@ from aifx.commands.doctor.options import (
     TokenFileOption,
     value_option,
 )
-from aifx.core.lifecycle import SIGNALS, collect_signals
+from aifx.core.lifecycle import interrupt_or_request
 
 if TYPE_CHECKING:
     from aifx.commands.doctor.report import Row
@@ -92,7 +92,7 @@ def bisect(*, options: BisectOptions) -> None:
     with terminal(options.json) as out:
         from aifx.verbs.health_fleet import doctor_bisect
 
-        with collect_signals(SIGNALS) as stop:
+        with interrupt_or_request() as stop:
             found = doctor_bisect(
                 hosts=options.hosts,
                 slurm=options.slurm,
@@ -190,7 +190,7 @@ def fleet(*, options: FleetOptions) -> None:
     with terminal(options.json) as out:
         from aifx.verbs.health_fleet import doctor_fleet
 
-        with collect_signals(SIGNALS) as stop:
+        with interrupt_or_request() as stop:
             health = doctor_fleet(
                 hosts=options.hosts,
                 slurm=options.slurm,

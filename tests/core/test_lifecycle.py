@@ -133,6 +133,23 @@ def test_an_act_that_fails_is_reported_and_the_next_signal_is_acted_on():
     assert (done.returncode, done.stderr) == (7, "reported")
 
 
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, lifecycle.Terminated)]
+)
+def test_a_signal_interrupts_except_the_first_one_while_a_loop_polls(number, error):
+    with lifecycle.interrupt_or_request() as stop:
+        with lifecycle.polling(stop):
+            signal.raise_signal(number)
+            assert stop == [number]
+            with pytest.raises(error):
+                signal.raise_signal(number)
+        with pytest.raises(error):
+            signal.raise_signal(number)
+    with lifecycle.interrupt_or_request() as stop, pytest.raises(error):
+        signal.raise_signal(number)
+    assert stop == [number]
+
+
 def test_what_was_there_before_is_there_again():
     before = {number: signal.getsignal(number) for number in lifecycle.STOPS}
     with lifecycle.collect_signals() as came, lifecycle.collect_signals() as inner:

@@ -192,6 +192,61 @@ def test_a_second_ctrl_c_kills_what_does_not_end(tmp_path, env):
     assert not (tmp_path / "left").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "number", "code"),
+    [
+        (["fleet", "--hosts"], signal.SIGINT, 130),
+        (["fleet", "--hosts"], signal.SIGTERM, 75),
+        (["fleet", "--agents", "http://127.0.0.1:1", "--site"], signal.SIGINT, 130),
+        (["bisect", "--hosts"], signal.SIGTERM, 75),
+    ],
+)
+def test_a_signal_ends_it_at_once_while_it_reads_its_files(tmp_path, env, words, number, code):
+    os.mkfifo(file := tmp_path / "file")
+    command, pipe = [*AIFX, "doctor", *words, str(file)], subprocess.PIPE
+    with subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while (writer := opened(file)) is None:
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.02)
+            process.send_signal(number)
+            _, err = process.communicate(timeout=20)
+            os.close(writer)
+        finally:
+            process.kill()
+    assert (process.returncode, err.splitlines()[0]) == (code, "error: interrupted")
+
+
+def test_a_second_signal_ends_it_at_once_after_the_asking(tmp_path, env):
+    (tmp_path / "hosts").write_text("n1 dead1\n")
+    slow = "import time, pathlib; from aifx.health.fleet import assess; assess.assess = lambda *_, **__: ("
+    slow += "pathlib.Path('assessed').touch(), time.sleep(600)); "
+    asking = ["doctor", "fleet", "--hosts", str(tmp_path / "hosts"), "--record", str(tmp_path / "record")]
+    command = [*AIFX[:-1], slow + AIFX[-1], *asking]
+    with subprocess.Popen(command, env=env, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            for number, file, num_lines in ((signal.SIGINT, "record", 2), (signal.SIGTERM, "assessed", 0)):
+                deadline = time.monotonic() + 120
+                while not (tmp_path / file).exists() or (tmp_path / file).read_text().count("\n") < num_lines:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.02)
+                process.send_signal(number)
+            process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert process.returncode == 75
+
+
+def opened(fifo):
+    """Open for writing, if somebody has opened it for reading."""
+    try:
+        return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+
+
 def test_a_record_that_was_cut_off_is_read(tmp_path, env):
     asked(tmp_path, env, "n1 n2\n", "--record", str(tmp_path / "record"))
     record = tmp_path / "record"

@@ -13,6 +13,7 @@ from typing import Any
 
 from aifx.cluster.hosts import is_address, read_hosts, slurm_hosts
 from aifx.core.errors import EnvironmentFault, Terminated, UsageError
+from aifx.core.lifecycle import polling
 from aifx.core.progress import report_progress
 from aifx.health.fleet.record import Recorder
 from aifx.health.fleet.report import Node
@@ -116,12 +117,14 @@ def ask(targets: Targets, inquiry: Inquiry, record: Path | None, stop: Sequence[
 
     ended_by: int | None = None
     try:
-        with report_progress("asking", len(names), "nodes") as progress:
+        with report_progress("asking", len(names), "nodes") as progress, polling(stop):
             asyncio.run(_ask(targets, inquiry, take, stop))
     except asyncio.CancelledError:
-        ended_by = stop[0]
+        pass  # by a signal in `stop`
     except KeyboardInterrupt as error:
         ended_by = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+    if stop:  # the first signal, also if a second one interrupted
+        ended_by = stop[0]
     if recorder is not None:
         recorder.close()
     return Answers(
