@@ -17,6 +17,7 @@ from aifx.commands.console.format import best
 from aifx.commands.console.interrupted import write_interrupted
 from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.output import Output
+from aifx.commands.console.progress import ProgressDisplay
 from aifx.commands.console.terminal import report, terminal
 from aifx.core.errors import AifxError
 from aifx.core.limits import check_limits
@@ -109,6 +110,7 @@ def train(
             is_first = is_first_of_job()
             settings = [*(overrides or []), *([] if metrics_port is None else [f"log.metrics_port={metrics_port}"])]
             progress = _progress(out)
+            stop.before_exit.append(lambda *_: progress.abandon())
             with listen(progress.activity):
                 result = training.train(
                     run=run if fork is None else fork,
@@ -134,7 +136,7 @@ def train(
 def _progress(out: Output) -> Panel | Lines:
     from aifx.commands.train.panel import Lines, Panel
 
-    return Panel(out.err) if out.animated else Lines(out)
+    return Panel(out.err, ProgressDisplay(out)) if out.animated else Lines(out)
 
 
 def _write_latest_result(

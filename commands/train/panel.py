@@ -96,8 +96,10 @@ class Curve:
 class Panel(Hook):
     """A panel on a terminal that a thread of rich's redraws; the training thread only leaves its latest record here."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, before_live: Callable[[Activity | None], None] = lambda _: None) -> None:
+        """`before_live` shows activities while there is no panel yet."""
         self._console = console
+        self._before_live = before_live
         self._live: LiveDisplay | None = None
         self._phase = "starting"
         self._began = time.monotonic()
@@ -128,6 +130,7 @@ class Panel(Hook):
 
     def on_event(self, name: str, fields: Mapping[str, Any]) -> None:
         if name in ("start", "resume"):
+            self._before_live(None)
             self._live = LiveDisplay(self._console, self.render, REFRESH_PER_SECOND)
             self._live.start()
         elif name == "compile":
@@ -147,13 +150,15 @@ class Panel(Hook):
 
     def abandon(self) -> None:
         """Leave the terminal usable: the process ends where it stands."""
-        if self._live is not None:
+        if self._live is not None or self._activity is not None:
             with suppress(OSError):
                 os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # the cursor; rich's own locks may be held
 
     def activity(self, progress: Activity | None) -> None:
         """A listener of `aifx.core.progress`."""
         self._activity = progress
+        if self._live is None:
+            self._before_live(progress)
 
     def render(self) -> RenderableType:
         """The frame as it stands."""

@@ -13,6 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from aifx.commands.train.panel import Curve, Lines, Panel
+from aifx.core.progress import Progress
 from aifx.core.project import Project
 from aifx.kinds import load_config
 from aifx.machine.catalogue import Peak
@@ -147,3 +148,14 @@ def test_lines_come_now_and_then(info: RunInfo) -> None:
     assert "validation 5.0000" in said.lines[before + 3]
     lines.on_event("sample", {"step": 400, "prompt": "Call me", "text": " Ahab,\nsaid"})
     assert said.lines[-1].endswith(" 400: Call me Ahab, said")
+
+
+def test_an_activity_before_the_panel_is_shown_without_it():
+    shown: list[Progress | None] = []
+    panel = Panel(Console(file=io.StringIO(), width=80), shown.append)
+    planning = Progress("planning", 0, None, "", 2.0)
+    panel.activity(planning)
+    panel.on_event("start", {})
+    panel.activity(planning)
+    panel.stop(None)
+    assert shown == [planning, None]
