@@ -175,7 +175,7 @@ def test_more_nodes_than_aifx_asks_are_refused_at_once(word: str, tmp_path: Path
 
 
 def test_a_long_list_takes_no_quadratic_time() -> None:
-    """The names have several dimensions, and ClusterShell would compare with each other for minutes."""
+    """The names have several dimensions, and ClusterShell would compare them with each other for minutes."""
     names = [f"rack{number % 7}-n{number}" for number in range(50_000)]
     assert expand(",".join(names)) == names
 
