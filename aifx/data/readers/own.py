@@ -15,8 +15,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
-from aifx.config.parts import import_object
-from aifx.config.project_errors import project_errors
 from aifx.core.digests import sha256_of_file
 from aifx.core.errors import ConfigError
 from aifx.core.project import CONFIG_NAME, Project
@@ -77,6 +75,8 @@ def find_readers(names: Sequence[str], project: Project) -> dict[str, OwnReader]
 
 def _reader_class(name: str, project: Project) -> type[FileReader]:
     """The class of this name. Raises ConfigError."""
+    from aifx.config.parts import import_object  # all sections of aifx.toml, which few uses of `data add` need
+
     found = import_object(KEY, name, project)
     if not (isinstance(found, type) and issubclass(found, FileReader)):
         raise _unusable(name, "it is not a class that derives from aifx.extend.FileReader")
@@ -164,6 +164,8 @@ def _blocks(file: SourceFile, options: ReadOptions, size: int) -> Generator[byte
 
 def _rows(file: SourceFile, reader: OwnReader, options: ReadOptions) -> Iterator[bytes | BadRow]:
     """Each row of a file as a JSON line, or a bad row. Raises DamagedFile, and ConfigError if the reader fails."""
+    from aifx.config.project_errors import project_errors
+
     project = Project(reader.root)
     cls = _reader_class(reader.name, project)
     call = f"{cls.__name__}.read"
