@@ -21,7 +21,7 @@ POLL_S = 2.0  # between questions to a scheduler, which has other users
 
 @dataclass(frozen=True)
 class LaunchRecord:
-    """A job as it was handed to a scheduler.
+    """A job that was submitted to a scheduler.
 
     Attributes:
         id: of the launch, also the name of its folder.

@@ -79,7 +79,7 @@ def properties(model: type[Section]) -> dict[str, dict[str, Any]]:
 
 
 def check_options(section: type[Section], options: Mapping[str, Any], command: str) -> None:
-    """Check options of a command that stand for keys of a section, by key; None is not given.
+    """Check options of a command that set keys of a section, by key; None is not given.
 
     Raises UsageError that names the option, as the command line has it, and the values that the key takes.
     """

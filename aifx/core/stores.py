@@ -155,8 +155,9 @@ class Store:
     def _create_object(self, name: str, data: bytes) -> bool:
         # `If-None-Match: *` is false if the object exists (RFC 9110, section 13.1.2), so the store itself refuses the
         # second writer with 412, in the same request that would write. 409 means that another request for the name
-        # runs at this moment: neither has won yet, and asking again tells. A 412 can also answer our own request, sent
-        # again by the client after it got no answer: then the object is our data, and this call has created it.
+        # runs at this moment: neither has won yet, and a second request shows which does. A 412 can also answer our
+        # own request, which the client sent again after it got no answer. Then the object is our data, and this call
+        # has created it.
         for attempt in itertools.count(1):
             try:
                 self.fs.pipe_file(f"{self.path}/{name}", data, mode="create")

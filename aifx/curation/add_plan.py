@@ -141,8 +141,8 @@ def run_add(
     try:
         return run(plan.step, set_name=set_name, dry_run=dry_run)
     except NotMade as missing:
-        changed = f"{counted(len(plan.step.files), 'file')} of its sources are new or changed"
-        missing.note = changed if plan.step.parents else "it has rows of files that are no sources any more"
+        changed = f"new or changed source files: {len(plan.step.files):,}"
+        missing.note = changed if plan.step.parents else "files of its rows are no longer sources"
         raise
     except ColumnsChanged:
         # A row further on has a column, or a wider number, that the beginning of its file does not have.

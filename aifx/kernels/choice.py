@@ -41,7 +41,7 @@ MAX_RECORDS = 1000
 class RunChoices(Choices):
     """The choices of a run, to which its programs add while they are traced.
 
-    Nothing is written meanwhile: whoever has traced programs calls `collect`, and writes `entries` if some are new.
+    Tracing writes no file. After it, the caller calls `collect`, and writes `entries` if some are new.
 
     Attributes:
         entries: those of kernels.json by kind of device, in the order in which they were made.

@@ -20,7 +20,7 @@ class Head:
     """The last projection of a model.
 
     With tied embeddings (Press and Wolf 2017, arXiv 1608.05859), the table `[vocab, embed]` of the tokens is also this
-    projection, and its gradient is the sum of both uses. The head then has the table as it is stored as well: a product
+    projection, and its gradient is the sum of both uses. The head then also has the table as stored: a product
     with it can be cheaper than one with its transpose.
     """
 

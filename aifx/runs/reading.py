@@ -177,7 +177,7 @@ class MetricsTail:
 
 
 class WatchedRun:
-    """A run that another process trains, as it was read last: its status, the losses of its steps, its last record."""
+    """The last reading of a run that another process trains: its status, the losses of its steps, its last record."""
 
     def __init__(self, run: RunDirectory) -> None:
         self.losses: list[float | None] = []

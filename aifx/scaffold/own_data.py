@@ -284,10 +284,10 @@ SHARE_OF_STEPS = 0.75
 rest."""
 
 MOST_OPENED = 1000
-"""Pictures whose headers tell the sizes of all."""
+"""Most pictures whose headers are read for the sizes."""
 
 FEWEST_DECODED, DECODED_PIXELS = 100, 300_000_000
-"""Pictures that tell the brightness and the symmetry of all: the first number, or as many as have so many pixels."""
+"""Pictures are decoded for brightness and symmetry until both are reached, or all are."""
 
 THUMBNAIL = 24
 """Pixels a side, by which pictures are compared with their mirror images."""

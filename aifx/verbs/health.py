@@ -154,7 +154,7 @@ def _replayed(file: Path, options: Sequence[str]) -> Snapshot:
         hint = f"aifx doctor fleet --replay {file}"
         raise UsageError(f"{file} is the record of a fleet", "this command checks one node", hint)
     if options:
-        why = "a replay reads the file alone, and nothing of a machine"
+        why = "a replay reads the file and measures no machine"
         raise UsageError(f"{options[0]} cannot be used with --replay", why, f"aifx doctor --replay {file}")
     return read(file)
 

@@ -56,7 +56,7 @@ FIRST = ("add", "mix")
 """Steps that begin a data set."""
 
 NO_SETTINGS = {"pii": ("spans", "output"), "dedupe": ("rebuild_sketches",), "add": ("only",)}
-"""Arguments of verbs that say nothing of the rows."""
+"""Arguments of verbs that change no row, which a recipe cannot set."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def read_recipes(path: Path) -> dict[str, Recipe]:
     try:
         document = parse_toml(read_file(path).decode("utf-8-sig"))
     except OSError as e:
-        raise ConfigError(f"{path} cannot be read", e.strerror or str(e), "--recipe FILE, or write one") from None
+        raise ConfigError(f"{path} cannot be read", e.strerror or str(e), f"--recipe FILE; {REFERENCE}") from None
     except tomli.TOMLDecodeError as e:
         raise ConfigError(f"{path}:{e.lineno}:{e.colno}: not TOML", str(e), REFERENCE) from None
     except ValueError as e:
@@ -460,11 +460,9 @@ def _check_erased(catalog: Catalog, name: str, reference: str) -> None:
         return
     for path in catalog.open(reference).shards:
         if again := erased.intersection(read_shard(path, [ROW])[ROW].to_pylist()):
-            why = f"{min(again)} was erased, and the sources still have it; {name} keeps its meaning"
-            hint = (
-                f"remove the rows from the source files (aifx data why {min(again)} names the file), and make it again"
-            )
-            raise DataError(f"{reference} would bring {len(again):,} erased rows or more back", why, hint)
+            why = f"row {min(again)} was erased, and a source file still has it; {name} keeps its meaning"
+            hint = f"remove erased rows from the source files; aifx data why {min(again)} names the file"
+            raise DataError(f"{reference} would bring erased rows back", why, hint)
 
 
 def _path(recipe: StrPath | None, options: StepOptions) -> Path:

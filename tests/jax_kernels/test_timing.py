@@ -1,4 +1,4 @@
-"""Timing covers the device's work: as often as was asked, and nothing besides."""
+"""Timing covers the device's work: as many calls as asked for, and nothing else."""
 
 import re
 from typing import Any

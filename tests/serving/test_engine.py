@@ -1,4 +1,4 @@
-"""The engine: whole answers, whoever else is there, and the pages of cached prefixes."""
+"""The engine: whole answers beside any other requests, and the pages of cached prefixes."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_a_plan_says_what_and_why_and_writes_nothing(project: Path) -> None:
 
     (project / "recipe.toml").write_text(RECIPE)
     (project / "texts" / "new.txt").write_text("another text")
-    assert aifx.data_make_plan("corpus").data_sets[0].steps[0].why == "1 file of its sources are new or changed"
+    assert aifx.data_make_plan("corpus").data_sets[0].steps[0].why == "new or changed source files: 1"
     assert meanings(project) == before
 
 
@@ -95,7 +95,7 @@ def test_a_data_set_has_the_files_of_its_recipe_alone(project: Path) -> None:
     aifx.data_make("corpus")
     (project / "texts" / "7.txt").unlink()
     why = aifx.data_make_plan("corpus").data_sets[0].steps[0].why
-    assert why == "it has rows of files that are no sources any more"
+    assert why == "files of its rows are no longer sources"
     (made,) = aifx.data_make("corpus").data_sets
     assert made.steps[0].rows == 30
     (project / "texts" / "8.txt").write_text("changed")
@@ -117,7 +117,7 @@ def test_erased_rows_do_not_come_back(project: Path) -> None:
     aifx.data_make("letters")
     aifx.data_erase("letters", "contains(text, 'Smith')", confirm=lambda _: None)
     before = meanings(project)
-    with pytest.raises(DataError, match=r"would bring 1 erased rows or more back(.|\n)*letters keeps its meaning"):
+    with pytest.raises(DataError, match=r"would bring erased rows back(.|\n)*letters keeps its meaning"):
         aifx.data_make("letters")
     assert meanings(project) == before
     (project / "letters" / "a.txt").unlink()

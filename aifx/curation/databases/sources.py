@@ -230,7 +230,7 @@ class Spool:
         write_json(self._folder / PARTS, {"source": self._query.name, "parts": plain(self._parts)})
 
     def _check_key(self, batch: RecordBatch, before: Any) -> None:
-        """Raise DataError if the key does not tell rows apart."""
+        """Raise DataError if two rows have the same key."""
         if self._query.key is None or not len(batch):
             return
         keys = batch.column(self._query.key)

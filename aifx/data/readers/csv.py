@@ -208,7 +208,7 @@ class _Lines:
 # is not within quotes. pyarrow parses them, and the rest goes before the next block. Any other block goes to
 # `csv_rows`, line by line: one with a quote within a value, a carriage return without line feed, or a row with another
 # number of values. It reads on into the next blocks until the row that began last in the first one ends, and what
-# follows that row is the rest. Line and row numbers go on from block to block, whoever parsed it.
+# follows that row is the rest. Line and row numbers continue over blocks, with either parser.
 class _Rows:
     """The rows of a file below its header, a block at a time. Iterating raises DamagedFile after the rows before it.
 

@@ -41,7 +41,7 @@ LONG_TEXT = 4096
 """Characters of texts from which on a thread tokenizes them, so that other requests do not wait."""
 
 NAME_BYTES = 4
-"""Bytes of the character that stands for a special token in `SpecialTokens`."""
+"""Bytes of the character that represents a special token in `SpecialTokens`."""
 
 
 @dataclass(kw_only=True)
