@@ -67,14 +67,15 @@ def email(r: random.Random) -> str:
 
 
 def card(r: random.Random) -> str:
-    kind = r.choice(["visa", "master", "new master", "amex", "discover"])
+    kind = r.choice(["visa", "master", "new master", "amex", "discover", "maestro"])
     begin = {"visa": "4", "master": f"5{r.randint(1, 5)}", "new master": str(r.randint(2221, 2720)),
-             "amex": r.choice(["34", "37"]), "discover": "6011"}[kind]  # fmt: skip
-    length = 15 if kind == "amex" else 16
+             "amex": r.choice(["34", "37"]), "discover": "6011",
+             "maestro": r.choice(["5018", "5020", "5893", "6304", "6759", "6761", "6799"])}[kind]  # fmt: skip
+    length = {"amex": 15, "maestro": r.choice([16, 18, 19])}.get(kind, 16)
     body = begin + "".join(r.choice(DIGITS) for _ in range(length - 1 - len(begin)))
     number = body + luhn_digit(body)
     joint = r.choice(["", " ", "-"])
-    cuts = [0, 4, 10, 15] if kind == "amex" else [0, 4, 8, 12, 16]
+    cuts = [0, 4, 10, 15] if kind == "amex" else [0, 4, 8, 12, 16, length] if length > 16 else [0, 4, 8, 12, 16]
     return joint.join(number[a:b] for a, b in itertools.pairwise(cuts))
 
 
@@ -180,6 +181,8 @@ def phone(r: random.Random) -> str:
         f"{area}{''.join(line)}", f"+1{area}{''.join(line)}", f"+44 (0)20 7{digits(r, 3)} {digits(r, 4)}",
         f"+44 20 7{digits(r, 3)} {digits(r, 4)}", f"+49 30 {digits(r, 7, '23456789')}",
         f"+33 1 4{digits(r, 1)} {digits(r, 2)} {digits(r, 2)} {digits(r, 2)}",
+        f"{area}-{line[0]}-{line[1]} ext. {digits(r, 3)}", f"({area}) {line[0]}-{line[1]} x{digits(r, 2)}",
+        f"0031 6 {digits(r, 8, '2345')}", f"+31 (0)20 {digits(r, 3, '234567')} {digits(r, 4)}",
     ])  # fmt: skip
 
 
@@ -281,6 +284,7 @@ def hard_negative(r: random.Random) -> str:
         f"api_key = YOUR_API_KEY_HERE, password: {r.choice(['changeme', '********', '<secret>'])}",
         f"at {r.randint(15 * 10**8, 18 * 10**8)} s, or {r.randint(15 * 10**11, 18 * 10**11)} ms",
         f"{r.randint(-89, 89)}.{digits(r, 6)}, {r.randint(-179, 179)}.{digits(r, 6)}",
+        f"Our fax stands at POINT({r.randint(100, 179)}.{digits(r, 7)} {r.randint(10, 89)}.{digits(r, 7)})",
         f"won {'-'.join(digits(r, 2))} {'-'.join(digits(r, 2))} {'-'.join(digits(r, 2))} in {digits(r, 3)}:00",
         f"San Francisco, CA {digits(r, 5)}-{digits(r, 4)}, {digits(r, 4)} people, {digits(r, 3)} {digits(r, 3)} cars",
         f"doi:10.{digits(r, 4)}/{digits(r, 3)}.{digits(r, 4)}.{digits(r, 8)}",

@@ -67,6 +67,20 @@ def test_600_sentences(seed: int) -> None:
         ("(212) 555-0199", "phone", "(212) 555-0199", "numbering plan"),
         ("call 2125550199!", "phone", "2125550199", "numbering plan"),
         ("+49 30 901820, Berlin", "phone", "+49 30 901820", "numbering plan"),
+        ("6759649826438453", "credit_card", "6759649826438453", "checksum: Luhn"),
+        ("6304 9000 1774 0292 441", "credit_card", "6304 9000 1774 0292 441", "checksum: Luhn"),
+        ("5018 0000 0009, exp. 11/28", "credit_card", "5018 0000 0009", "checksum: Luhn"),
+        ("my Maestro: 501800000009", "credit_card", "501800000009", "checksum: Luhn"),
+        ("(212) 555-0199 ext. 123.", "phone", "(212) 555-0199 ext. 123", "numbering plan"),
+        ("212-555-0199x123", "phone", "212-555-0199x123", "numbering plan"),
+        ("212.555.0199, extension 45", "phone", "212.555.0199, extension 45", "numbering plan"),
+        ("212-555-0199 #5-B", "phone", "212-555-0199", "numbering plan"),
+        ("bel 0031 6 12345678", "phone", "0031 6 12345678", "numbering plan"),
+        ("0031612345678", "phone", "0031612345678", "numbering plan"),
+        ("0031 (0)20 123 45 67", "phone", "0031 (0)20 123 45 67", "numbering plan"),
+        ("(+31) 6 12345678", "phone", "(+31) 6 12345678", "numbering plan"),
+        ("(+31 6 12345678)", "phone", "+31 6 12345678", "numbering plan"),
+        ("tel:+31201234567", "phone", "+31201234567", "numbering plan"),
     ],
 )  # fmt: skip
 def test_found(text: str, kind: str, value: str, check: str) -> None:
@@ -87,6 +101,11 @@ def test_found(text: str, kind: str, value: str, check: str) -> None:
         "eyJhbGciOiJIUzI1NiJ9.x, api_key=YOUR_API_KEY_HERE, password: correcthorsebattery",
         "2125550199, order 212-555-0199, 2024-01-15 10:30, 1.234.567.890",
         "1BvBMSEYstWetqTFn5Au4m4GFg7xJaNVN3",
+        "501800000009, EAN 5018000000095, 5018 0000 0008, ref 0 6304 9506 0000",
+        "call us: 40.712776 -74.005974; tel POINT(141.8441234 -84.9841234), fax 77.98863819, -28.18859239",
+        "tel 57.470378° N, 131.034419° E\nphone: lat 57.470370 lon 131.034410\ncall N 52 22.1234 E 004 53.4567",
+        "phone 24-33-17.89N 068-41-51.80W",
+        "tel 978-3-16-148410-0\nfax ISBN-13: 0390444936\ncall ISBN (pbk.) 0752531654\ncall 3 86010 512 4",
     ],
 )
 def test_not_found(text: str) -> None:

@@ -71,14 +71,27 @@ _LOCAL = re.compile(r"[\w.+%'-]{1,64}$")
 _DOMAIN = re.compile(r"(?:[^\W_](?:[^\W_]|-){0,62}\.){1,8}[^\W\d_]{2,24}(?![\w-])")
 _FILE_LABEL = re.compile(r"[\d.]*\d+x?|x\d*", re.IGNORECASE)  # of logo@2x.png and package@1.2.3.tgz
 
-_PHONE = re.compile(r"(?<![\w+.,:#-])(?<![\w]/)[+(]?[0-9][0-9 ().\-/\u00a0\u2010-\u2015]{5,22}[0-9](?![\w@])")
+_PHONE = re.compile(
+    r"(?:(?<![\w+.,:#-])(?<![\w]/)|(?<=[^\W\d]:))(?:\(?\+ ?|\()?[0-9][0-9 ().\-/\u00a0\u2010-\u2015]{5,22}[0-9]"
+    r"(?!(?![xX]\d|(?i:ext))[\w@]|\.\d)"
+)
+_COUNTRY = re.compile(r"\(?(?:\+|00) ?(?=[1-9])")  # before a country's code
+_EXTENSION = re.compile(r"(?i)[ ,;]{0,3}(?:ext(?:ension|n)?|x|#)[.:= ]{0,3}\d{1,6}(?![\w-])")
 _PHONE_WORDS = word_pattern(
     "phone, telephone, tel, mobile, cell, fax, call, calling, dial, whatsapp, hotline, sms, reach me, reach us, "
-    "my number, our number, telefon, mobil, fon, telefono, teléfono, móvil, téléphone, telefoon, gsm"
+    "my number, our number, telefon, mobil, fon, telefono, teléfono, móvil, téléphone, telefoon, telefoonnummer, "
+    "mobiel, bel, gsm"
 )
 _OTHER_NUMBER = re.compile(
-    r"(?i)(?<!\w)(?:isbn|issn|doi|order|invoice|ticket|tracking|sku|part|serial|version|build|ref|reference|rfc|id|"
-    r"case|model|issue|pages?|lines?|rows?|nhs|ssn|account|article|item|batch|lot)\W{0,3}(?:no|nr|number|num)?\W{0,4}$"
+    r"(?i)(?<!\w)(?:isbn(?:[ -]?1[03])?(?: \(\w{1,6}\.?\))?|issn|ean|upc|gtin|doi|order|invoice|ticket|tracking|sku|"
+    r"part|serial|version|build|ref|reference|rfc|id|case|model|issue|pages?|lines?|rows?|nhs|ssn|account|article|item|batch|lot|lat|latitude|"
+    r"lon|lng|longitude|coordinates?|gps)\W{0,3}(?:no|nr|number|num)?\W{0,4}$"
+)
+_ISBN = re.compile(r"(?<![\d+-])(?:97[89](?:[ -]?\d){10}|\d(?:[ -]?\d){9})(?![ -]?\d)")
+_DEGREES = r"(?<![\d.])(?:\d|[1-9]\d|1[0-7]\d|180)\.\d{3,}"
+_COORDINATES = re.compile(
+    rf"{_DEGREES}(?:°? ?[NSEWO]\b|°)?(?:[\s,;/|]{{1,3}}|, ?lon\w*\W{{1,2}})-?{_DEGREES}(?![.-]?\d)"  # a pair
+    rf"|{_DEGREES} ?(?:°|[NSEWO]\b)|\b[NSEWO] ?\d{{1,3}}[° ]{{1,2}}\d{{1,2}}\.\d{{2,}}"
 )
 
 _IPV4 = re.compile(r"(?<![\w.-])(?<![A-Za-z]/)(?:\d{1,3}\.){3}\d{1,3}(?!\w|[.-]\d|/\d)", re.ASCII)
@@ -112,25 +125,56 @@ def emails(text: str) -> Iterator[Finding]:
 
 
 def phones(text: str, regions: Sequence[str]) -> Iterator[Finding]:
-    """Numbers that the numbering plan of their country has. Those without "+" are looked for in `regions`."""
+    """Numbers that the numbering plan of their country has, with their extensions.
+
+    Those without a country's code, after "+" or "00", are looked for in `regions`.
+    """
     from phonenumbers import Leniency, PhoneNumberMatcher
 
     for candidate in _PHONE.finditer(text):
         start, window = candidate.start(), candidate[0]
-        is_international = window.startswith("+")
-        is_other = not is_international and _OTHER_NUMBER.search(text[max(0, start - 24) : start])
+        country = _COUNTRY.match(window)
+        has_plus = country is not None and "+" in country[0]
+        is_other = not has_plus and _OTHER_NUMBER.search(text[max(0, start - 24) : start])
         if is_other or sum(map(str.isdigit, window)) < 7:
             continue
         is_called = has_beside(text, *candidate.span(), _PHONE_WORDS)
-        leniency = Leniency.VALID if is_called or is_international else Leniency.STRICT_GROUPING
-        matches = (
-            match
-            for region in ((None,) if is_international else regions)
-            for match in PhoneNumberMatcher(window, region, leniency=leniency)
-            if is_called or not match.raw_string.isdigit()
-        )
-        if (first := next(matches, None)) is not None:
-            yield Finding(start + first.start, start + first.end, "phone", "numbering plan")
+        others = [] if has_plus else list(_other_numbers(text, *candidate.span()))
+        searches: list[tuple[str, str | None]] = [] if has_plus else [(window, region) for region in regions]
+        if country is not None:
+            searches.insert(0, ("+".rjust(country.end()) + window[country.end() :], None))
+        for searched, region in searches:
+            is_lenient = is_called or region is None
+            leniency = Leniency.VALID if is_lenient else Leniency.STRICT_GROUPING
+            first = next(
+                (
+                    match
+                    for match in PhoneNumberMatcher(searched, region, leniency=leniency)
+                    if (is_called or not match.raw_string.strip("()").isdigit())
+                    and not any(a < start + match.end and start + match.start < b for a, b in others)
+                ),
+                None,
+            )
+            if first is not None:
+                begin, end = start + first.start, start + first.end
+                if region is None and country is not None:
+                    begin = start + (country[0][0] == "(" and ")" not in first.raw_string)
+                extension = _EXTENSION.match(text, end)
+                yield Finding(begin, extension.end() if extension else end, "phone", "numbering plan")
+                break
+
+
+def _other_numbers(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The places of coordinates and of ISBNs, which have a check digit, at and around a place of a text."""
+    from stdnum import isbn
+
+    area = max(0, start - BEFORE), end + AFTER
+    yield from (match.span() for match in _COORDINATES.finditer(text, *area))
+    for match in _ISBN.finditer(text, *area):
+        groups = re.split("[ -]", match[0])
+        is_grouped = len(groups) == 4 and len(groups[-1]) == 1
+        if (is_grouped or match[0].startswith("97")) and isbn.is_valid(match[0]):
+            yield match.span()
 
 
 def ip_addresses(text: str) -> Iterator[Finding]:
@@ -174,6 +218,9 @@ _NUMBER = re.compile(r"(?<![A-Z0-9])[A-Z]{0,6} ?[0-9][A-Z0-9 ./+-]{6,}", re.ASCI
 
 _DIGITS = re.compile(r"(?<![\w.,/+-])\d(?:[ -]?\d){11,30}(?!\w|[.,]\d)", re.ASCII)
 _CARD_GROUPS = ((4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 4, 3), (4, 4, 4, 1))
+_MAESTRO_GROUPS = ((4, 4, 4), (4, 4, 5), (4, 4, 4, 2), (4, 4, 4, 3), (4, 4, 4, 4, 1), (4, 4, 4, 4, 2))
+_MAESTRO = re.compile(r"(?:5[0678]\d\d|6304|639\d|67\d\d)\d{8,15}", re.ASCII)
+_CARD_WORDS = word_pattern("card, cards, maestro, debit, credit, pan, karte, kartennummer, carte, tarjeta, pas")
 
 # First digits and lengths of card numbers: ISO/IEC 7812, and the ranges that the networks publish.
 _CARD = re.compile(
@@ -197,16 +244,23 @@ def credit_cards(text: str) -> Iterator[Finding]:
             value = match[0][start:end]
             digits = value.replace(" ", "").replace("-", "")
             one_separator = not (" " in value and "-" in value)
-            if one_separator and _CARD.fullmatch(digits) and luhn.is_valid(digits):
-                yield Finding(match.start() + start, match.start() + end, "credit_card", "checksum: Luhn")
+            if not one_separator or not luhn.is_valid(digits):
+                continue
+            place = match.start() + start, match.start() + end
+            # Other numbers of less than 16 digits begin alike: articles of British makers with 50.
+            is_maestro = _MAESTRO.fullmatch(digits) and (
+                len(digits) >= 16 or len(digits) < len(value) or has_beside(text, *place, _CARD_WORDS)
+            )
+            if is_maestro or _CARD.fullmatch(digits):
+                yield Finding(*place, "credit_card", "checksum: Luhn")
 
 
 def _card_windows(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
     """The first and last of neighbouring groups of digits that are written as a card number is."""
     for first, length in enumerate(lengths):
-        if length >= 13:
+        if length >= 12:
             yield first, first
-        for groups in _CARD_GROUPS:
+        for groups in _CARD_GROUPS if first else (*_CARD_GROUPS, *_MAESTRO_GROUPS):
             if tuple(lengths[first : first + len(groups)]) == groups:
                 yield first, first + len(groups) - 1
 
