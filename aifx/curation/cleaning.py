@@ -115,7 +115,7 @@ class _Batch:
             if not rule.languages:
                 self._keep(rule.keeps(self._texts), rule.id)
         if step.languages is not None:
-            self._identify(step.languages)
+            self._identify(step.languages, {name for rule in rules for name in rule.languages}.union(step.languages))
             for rule in rules:
                 if rule.languages:
                     languages = self.rows[LANGUAGE].combine_chunks()
@@ -142,8 +142,8 @@ class _Batch:
         left = type(lists).from_arrays(pa.array(offsets, lists.offsets.type), lines.filter(pa.array(kept)))
         self._texts = Texts(pc.binary_join(left, "\n"))
 
-    def _identify(self, keep: tuple[str, ...]) -> None:
-        names, probabilities = identify(self._texts.values.to_pylist())
+    def _identify(self, keep: tuple[str, ...], asked: set[str]) -> None:
+        names, probabilities = identify(self._texts.values.to_pylist(), asked)
         found = {LANGUAGE: pa.array(names, pa.string()), PROBABILITY: pa.array(probabilities, pa.float32())}
         self.rows = self.rows.drop_columns([name for name in found if name in self.rows.column_names])
         for name, values in found.items():

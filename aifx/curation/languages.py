@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import locale
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,14 +21,21 @@ SAMPLE = 1024
 
 NO_LANGUAGE = "zxx"
 
+CHINESE, SINITIC = "zh", frozenset({"yue", "wuu"})
+"""The model often takes Chinese, mostly in traditional characters, for Cantonese or Wu. These count as Chinese unless
+they are asked for."""
+
 BATCH = 1024
 """Texts that are walked at a time."""
 
 
-def identify(texts: Sequence[str]) -> tuple[list[str], list[float]]:
+def identify(texts: Sequence[str], asked: Collection[str] = ()) -> tuple[list[str], list[float]]:
     """The ISO 639 code of the language of each text, and its probability, to two decimals.
 
     The code is "zxx", no language, for a text without letters.
+
+    Args:
+        asked: languages that are told from Chinese: "yue", Cantonese, and "wuu", Wu.
     """
     languages, probabilities = [NO_LANGUAGE] * len(texts), [1.0] * len(texts)
     samples = {place: sample for place, text in enumerate(texts) if any(map(str.isalpha, sample := _sample(text)))}
@@ -38,6 +45,9 @@ def identify(texts: Sequence[str]) -> tuple[list[str], list[float]]:
     for begin in range(0, len(order), BATCH):
         places = order[begin : begin + BATCH]
         shares = model.shares([samples[place] for place in places])
+        for other in map(model.languages.index, SINITIC.difference(asked)):
+            shares[:, model.languages.index(CHINESE)] += shares[:, other]
+            shares[:, other] = 0
         for place, language, share in zip(places, shares.argmax(axis=1), shares.max(axis=1), strict=True):
             languages[place] = model.languages[language]
             probabilities[place] = round(float(share), 2)  # the last digits depend on the processor

@@ -275,10 +275,23 @@ def test_languages_are_those_of_py3langid() -> None:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     alone = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    for text, language, probability in zip(SENTENCES, *identify(SENTENCES), strict=True):
+    for text, language, probability in zip(SENTENCES, *identify(SENTENCES, languages.SINITIC), strict=True):
         middle = max(0, (len(text) - SAMPLE) // 2)
         expected, share = alone.classify(text[middle : middle + SAMPLE])
         assert (language, probability) == (expected, pytest.approx(share, abs=0.006)), text
+
+
+TRADITIONAL = "#### 將狀態和行為編碼為類型"  # of the Rust book's translation; the model takes it for Cantonese
+CANTONESE = "你係邊個？我哋聽日去佢屋企食飯，你嚟唔嚟呀？"
+
+
+def test_traditional_chinese_is_chinese_unless_cantonese_is_asked_for() -> None:
+    assert identify([TRADITIONAL, CANTONESE])[0] == ["zh", "zh"]
+    assert identify([TRADITIONAL, CANTONESE], languages.SINITIC)[0] == ["yue", "yue"]
+    assert identify([CANTONESE], ["yue"])[0] == ["yue"]
+    kept, dropped, _ = clean([TRADITIONAL, CANTONESE, ENGLISH], languages=("zh",))
+    assert (list(kept), dropped) == (["r0", "r1"], {"r2": "language"})
+    assert clean([CANTONESE, ENGLISH], languages=("yue",))[0] == {"r0": CANTONESE}
 
 
 @given(st.lists(st.sampled_from([*SENTENCES, "", "12"]), min_size=1, max_size=9), st.integers(1, 3))
