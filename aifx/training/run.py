@@ -47,7 +47,7 @@ from aifx.training.dispatcher import EventDispatcher
 from aifx.training.hook import Hook
 from aifx.training.hooks.guard import Guard, NotFinite, Rollback, report_divergence
 from aifx.training.hooks.metrics_server import open_metrics_server
-from aifx.training.hooks.project import open_hooks
+from aifx.training.hooks.project import open_hooks, shared_hooks, steering_hooks
 from aifx.training.hooks.run_files import LogFile, MetricsFile, Trace
 from aifx.training.hooks.saving import Saving
 from aifx.training.hooks.step_timing import StepTiming
@@ -178,7 +178,9 @@ def train(
         joined(Limits.of(config.processes), lambda lost: _leave(lost, stop, project, config, run)) as group,
         Watchdog(config.guards, group, lambda hang: _hang(hang, stop, run, group)) as watch,
     ):
-        agree(group, lambda: facts_of_start(config, run=run_name, fork_from=fork_from, fork_at=fork_at))
+        choices = {"run": run_name, "fork_from": fork_from, "fork_at": fork_at, "hooks": steering_hooks(hooks)}
+        agree(group, lambda: facts_of_start(config, **choices))
+        hooks = shared_hooks(hooks, group)
         with hold_run(run) if group.is_first else nullcontext():
             check_shared(group, run.path, "the run directory", "put the project on a file system that all nodes share")
             if config.mesh.auto:

@@ -54,7 +54,8 @@ def train(
         fork_at: which checkpoint: a step, "best" or "last"; by default the last.
         refit: train the settings of the finished run `run` on its training and validation rows, as the run `RUN-refit`.
         profile: trace a few steps with JAX's profiler, into the run.
-        hooks: called for the run's records and events, in addition to `train.hooks`: `aifx.extend.Hook`.
+        hooks: called for the run's records and events, in addition to `train.hooks`: `aifx.extend.Hook`. All processes
+            of a job give the same ones.
         stop: handles signals. By default none is handled.
         on_exit: called if a second signal, or the loss of another process, ends this process at once.
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -409,6 +410,60 @@ def test_a_hook_of_one_process_stops_all(trainer: Trainer) -> None:
     document = trainer.train("main", 2, "--set", "train.hooks=['stops:Stops']", **ONE_DEVICE)
     assert (document["status"], document["step"]) == ("early_stopped", 7)
     assert (trainer.root / "runs/main/checkpoints/7").is_dir()
+
+
+CALLER = """\
+import json, os, sys
+import aifx
+from aifx.core.errors import AifxError
+from aifx.extend import Hook, Stop
+
+
+class Stops(Hook):
+    def pauses(self, step):
+        return step == 7
+
+    def at_pause(self, state, record):
+        return Stop("as asked") if record.step == 7 else None
+
+
+has_hook = os.environ["AIFX_PROCESS_ID"] in sys.argv[1]
+try:
+    result = aifx.train(hooks=[Stops()] if has_hook else [])
+except AifxError as error:
+    print(json.dumps([error.why]))
+else:
+    print(json.dumps([result.status, result.step]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("with_hook", "expected"), [("01", ["early_stopped", 7]), ("0", ["the processes of this job"])]
+)
+def test_a_hook_of_a_caller_stops_all_or_the_processes_do_not_begin(
+    trainer: Trainer, with_hook: str, expected: list[Any]
+) -> None:
+    (trainer.root / "caller.py").write_text(CALLER)
+    place = f"127.0.0.1:{free_port('127.0.0.1')}"
+    environ = {**os.environ, **ONE_DEVICE, "AIFX_COORDINATOR": place, "AIFX_NUM_PROCESSES": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "caller.py", with_hook],
+            cwd=trainer.root,
+            env={**environ, "AIFX_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    found = [json.loads(process.communicate(timeout=END_S)[0].splitlines()[-1]) for process in processes]
+    assert found[0] == found[1]
+    if with_hook == "01":
+        assert found[0] == ["early_stopped", 7]
+    else:
+        assert "hooks: [] in process 1" in found[0][0]
+        assert not (trainer.root / "runs/main/metrics.jsonl").exists()
 
 
 @pytest.mark.slow

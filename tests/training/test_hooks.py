@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from aifx.parallel.group import Group
 from aifx.training import run as training_run
 from aifx.training.dispatcher import EventDispatcher
 from aifx.training.hook import Hook, Stop
-from aifx.training.hooks.project import ProjectHook
+from aifx.training.hooks.project import ProjectHook, shared_hooks
 from aifx.training.hooks.watchdog import Watchdog
 from aifx.training.records import Record, TrainResult
 from aifx.training.restore import InitialState
@@ -390,5 +391,32 @@ def test_hooks_of_a_caller_in_a_process_that_is_not_the_first(tiny, monkeypatch:
     for name in ("agree", "check_shared", "finished"):
         monkeypatch.setattr(training_run, name, lambda *_: None)
     monkeypatch.setattr(training_run, "_supervised", lambda job: job)
-    everywhere = Everywhere()
-    assert tiny.train(hooks=[Recorder(), everywhere]).dispatcher.hooks == [everywhere]
+    first, everywhere = Recorder(), Everywhere()
+    hooks = tiny.train(hooks=[Hook(), first, everywhere]).dispatcher.hooks
+    assert [hook.pauses(2) for hook in hooks] == [True, True], "all processes pause after the same steps"
+    for hook in hooks:
+        hook.start(SimpleNamespace(first_step=1))
+    assert (first.calls, everywhere.calls) == ([], [("start", 1)])
+
+
+class Enough(Hook):
+    def __init__(self, answer: Stop | None) -> None:
+        self.answer = answer
+
+    def at_pause(self, state: Any, record: Record) -> Stop | None:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("index", "answer", "other", "expected"),
+    [(0, Stop("b"), None, Stop("b")), (0, None, "a", Stop("a")), (1, Stop("b"), None, None), (1, None, "a", Stop("a"))],
+)
+def test_a_hook_of_a_caller_stops_all_processes_or_none(
+    index: int, answer: Stop | None, other: str | None, expected: Stop | None
+) -> None:
+    """Process 0 alone calls it, and says what becomes of the run."""
+    hooks = shared_hooks([Enough(answer), Hook()], Pair(index, other))
+    assert hooks[0].at_pause(None, RECORD) == expected  # type: ignore[arg-type]
+    assert type(hooks[1]) is Hook
+    alone = Enough(answer)
+    assert shared_hooks([alone], Group()) == [alone]

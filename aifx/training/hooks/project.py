@@ -1,10 +1,10 @@
-"""Hooks of a project's own, which `train.hooks` names."""
+"""Hooks of a project's own, which `train.hooks` names, and of a caller of `aifx.train`."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -39,22 +39,35 @@ def open_hooks(names: Sequence[str], project: Project, group: Group) -> list[Pro
     return [ProjectHook(name, project, group) for name in names]
 
 
-class ProjectHook(Hook):
-    """A hook of the project: calls it in the processes that it is for, and turns what it raises into a ConfigError.
+def shared_hooks(hooks: Sequence[Hook], group: Group) -> list[Hook]:
+    """The hooks of a caller. In a job of several processes, those that may pause or end the run do so in all alike."""
+    return [SharedHook(_name_of(hook), hook, group) if group.size > 1 and _steers(hook) else hook for hook in hooks]
+
+
+def steering_hooks(hooks: Sequence[Hook]) -> list[str]:
+    """The names of those that may pause or end a run, which all processes of a job must have."""
+    return [_name_of(hook) for hook in hooks if _steers(hook)]
+
+
+def _steers(hook: Hook) -> bool:
+    return type(hook).pauses is not Hook.pauses or type(hook).at_pause is not Hook.at_pause
+
+
+def _name_of(hook: Hook) -> str:
+    return f"{type(hook).__module__}:{type(hook).__qualname__}"
+
+
+class SharedHook(Hook):
+    """Calls a hook in the processes that it is for. All processes stop if `at_pause` returns Stop in any.
 
     Each process has it, since all of them pause after the same steps and agree on what `at_pause` decided in any.
     """
 
     all_processes = True
 
-    def __init__(self, name: str, project: Project, group: Group) -> None:
-        self._name = name
-        self._project = project
-        self._group = group
-        self._type = find_hook(name, project)
-        with self._errors("__init__"):
-            self._hook = self._type()
-        self._is_called = group.is_first or self._type.all_processes
+    def __init__(self, name: str, hook: Hook, group: Group) -> None:
+        self._name, self._hook, self._group = name, hook, group
+        self._is_called = group.is_first or hook.all_processes
 
     def start(self, info: RunInfo) -> None:
         self._call("start", info)
@@ -62,6 +75,57 @@ class ProjectHook(Hook):
     def pauses(self, step: int) -> bool:
         with self._errors("pauses"):
             return bool(self._hook.pauses(step))
+
+    def around_step(self, take_step: TakeStep) -> TakeStep:
+        return self._call("around_step", take_step) or take_step
+
+    def after_step(self, record: Record, batch: Batch) -> None:
+        self._call("after_step", record, batch)
+
+    def at_pause(self, state: TrainState, record: Record) -> Record | Stop | None:
+        if type(self._hook).at_pause is Hook.at_pause:
+            return None
+        found: Record | Stop | None = self._call("at_pause", state, record)
+        self._check_answer(found, record)
+        reasons = self._group.gather(found.why if isinstance(found, Stop) else None)
+        why = self._group.broadcast(next((reason for reason in reasons if reason is not None), None))
+        if why is not None:
+            logger.info(f"{self._name} ends the run after step {record.step}" + (f": {why}" if why else ""))
+            return Stop(why)
+        return found
+
+    def on_record(self, record: Record) -> None:
+        self._call("on_record", record)
+
+    def on_event(self, name: str, fields: Mapping[str, Any]) -> None:
+        self._call("on_event", name, fields)
+
+    def stop(self, result: TrainResult | None) -> None:
+        self._call("stop", result)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        if not self._is_called:
+            return None
+        with self._errors(method):
+            return getattr(self._hook, method)(*arguments)
+
+    def _errors(self, method: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def _check_answer(self, found: Any, record: Record) -> None:
+        """Raise if `at_pause` must not return this."""
+
+
+class ProjectHook(SharedHook):
+    """A hook of the project: turns what it raises into a ConfigError."""
+
+    def __init__(self, name: str, project: Project, group: Group) -> None:
+        self._project = project
+        self._type = find_hook(name, project)
+        self._name = name
+        with self._errors("__init__"):
+            hook = self._type()
+        super().__init__(name, hook, group)
 
     def around_step(self, take_step: TakeStep) -> TakeStep:
         below: list[tuple[Exception, TracebackType | None]] = []
@@ -94,45 +158,15 @@ class ProjectHook(Hook):
             )
         return outer
 
-    def after_step(self, record: Record, batch: Batch) -> None:
-        self._call("after_step", record, batch)
-
-    def at_pause(self, state: TrainState, record: Record) -> Record | Stop | None:
-        if self._type.at_pause is Hook.at_pause:
-            return None
-        found = self._call("at_pause", state, record)
-        if not isinstance(found, Record | Stop | None):
-            raise _unusable(self._name, f"at_pause returned {type(found).__name__}, not a Record, Stop or None")
-        reasons = self._group.gather(found.why if isinstance(found, Stop) else None)
-        why = self._group.broadcast(next((reason for reason in reasons if reason is not None), None))
-        if why is not None:
-            logger.info(f"{self._name} ends the run after step {record.step}" + (f": {why}" if why else ""))
-            return Stop(why)
-        if isinstance(found, Record):
-            self._check_record(found, record)
-            return found
-        return None
-
-    def on_record(self, record: Record) -> None:
-        self._call("on_record", record)
-
-    def on_event(self, name: str, fields: Mapping[str, Any]) -> None:
-        self._call("on_event", name, fields)
-
-    def stop(self, result: TrainResult | None) -> None:
-        self._call("stop", result)
-
-    def _call(self, method: str, *arguments: Any) -> Any:
-        if not self._is_called:
-            return None
-        with self._errors(method):
-            return getattr(self._hook, method)(*arguments)
-
     def _errors(self, method: str) -> AbstractContextManager[None]:
         return project_errors(f"{KEY} = {self._name!r}", self._project, f"{self._type.__name__}.{method}")
 
-    def _check_record(self, found: Record, record: Record) -> None:
-        """Raise ConfigError unless `found` is `record`, or has more numbers in its validation."""
+    def _check_answer(self, found: Any, record: Record) -> None:
+        """Raise ConfigError unless `found` is None, Stop, `record`, or that with more numbers in its validation."""
+        if not isinstance(found, Record | Stop | None):
+            raise _unusable(self._name, f"at_pause returned {type(found).__name__}, not a Record, Stop or None")
+        if not isinstance(found, Record):
+            return
         before, after = record.validation, found.validation
         more = {} if after is None else {key: value for key, value in after.items() if key not in (before or {})}
         numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in more.values())
