@@ -39,12 +39,8 @@ from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import Manifest, Source, Version
 from aifx.data.versions.shards import read_shard
 
-SLOW = ("html", "warc", "image")
 CSV_MEMORY = 400 << 20
 """Memory of a process that reads CSV: pyarrow reads several blocks ahead, each as large as the largest row may be."""
-
-BYTES_PER_WORKER = 256 << 20
-"""Bytes of files of other formats per process, which reads so much in about the second that it takes to start."""
 
 SHOWN = 10
 """Bad rows that the command shows."""
@@ -134,9 +130,6 @@ def run_add(
             what, why = f"--memory {readable_bytes(limits.memory_bytes)} is too little", "reading CSV takes 400 MiB"
             raise UsageError(what, why, "--memory 400MiB")
         limits = replace(limits, workers=max(1, min(limits.workers, limits.memory_bytes // CSV_MEMORY - 1)))
-    if not any(file.format in SLOW for file in plan.step.files):
-        size = sum(size for _, size in plan.step.tasks())
-        limits = replace(limits, workers=max(1, min(limits.workers, size // BYTES_PER_WORKER)))
     run = partial(execute, name=name, catalog=catalog, limits=limits, run_tasks=run_tasks, accepts=accepts)
     try:
         return run(plan.step, set_name=set_name, dry_run=dry_run)

@@ -37,6 +37,9 @@ from aifx.data.versions.shards import PART_BYTES, read_parts
 TASK_BYTES = 64 << 20
 """Bytes of source files that one task reads, unless one file is larger."""
 
+SLOW = ("html", "warc", "image")
+"""Formats of which a process reads a hundredth of what it reads of others in a second."""
+
 COLUMNS = "columns.json"
 QUARANTINE = pa.schema({"source": pa.string(), "line": pa.int64(), "reason": pa.string(), "value": pa.binary()})
 DECODED: tuple[Format, ...] = ("text", "jsonl", "csv")
@@ -144,6 +147,10 @@ class Add(Step):
             found = _with_target(found)
         write_json(work / COLUMNS, {"all": found.serialize().to_pybytes().hex(), "files": columns})
         return {}
+
+    @property
+    def worker_bytes(self) -> int:
+        return 2 << 20 if any(file.format in SLOW for file in self.files) else 256 << 20
 
     def tasks(self) -> Sequence[tuple[str, int]]:
         kept = [(path.name, size) for path, size, _ in self._kept]

@@ -66,6 +66,10 @@ class Clean(ShardStep):
             "rules": [rule.settings for rule in self.rules],
         }
 
+    @property
+    def worker_bytes(self) -> int:
+        return 2 << 20
+
     def apply(self, rows: Table, work: Path) -> Outcome:
         return _Batch(rows).clean(self)
 

@@ -189,6 +189,8 @@ def execute(
         if (found := _find_version(step, name, catalog)) is None:
             raise NotMade(step)
         return Made(found, is_new=False, is_accepted=accepts(found.manifest))
+    if run_tasks is None:
+        limits = limits.for_work(sum(size for _, size in step.tasks()), step.worker_bytes)
     work = work_folder(step, name, catalog)
     with holding_dataset(name, catalog, "makes a version of it"), naming(work, keeps_names=True):
         found = _find_version(step, name, catalog)

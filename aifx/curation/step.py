@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -37,6 +37,10 @@ class Limits:
 
     memory_bytes: int
     workers: int
+
+    def for_work(self, work_bytes: int, worker_bytes: int) -> Limits:
+        """The same with so many processes that each has `worker_bytes` of the work, or all of it."""
+        return replace(self, workers=max(1, min(self.workers, work_bytes // worker_bytes)))
 
     @property
     def spare_bytes(self) -> int:
@@ -107,6 +111,11 @@ class Step(ABC):
         By default the shards of the first parent.
         """
         return [(shard.name, shard.bytes) for shard in self.parents[0].manifest.shards]
+
+    @property
+    def worker_bytes(self) -> int:
+        """Bytes of input that are worth a process of their own, which takes about a second to start."""
+        return 32 << 20
 
     @abstractmethod
     def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:

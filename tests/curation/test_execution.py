@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from pyarrow import parquet
 from toy_steps import Rows, WithoutLetter
@@ -18,7 +19,7 @@ from aifx.core.files import FolderBusy, replacing
 from aifx.core.stores import open_store
 from aifx.curation import execution
 from aifx.curation.execution import OUT, WHOLE, TaskResult, execute, in_processes
-from aifx.curation.step import Limits, Step
+from aifx.curation.step import Limits, Outcome, ShardStep, Step
 from aifx.curation.work_folders import holding_dataset
 from aifx.data.versions.catalog import Catalog, check_files, open_catalog
 from aifx.data.versions.manifest import SHARDS, Version
@@ -79,6 +80,22 @@ def test_the_same_step_makes_the_same_bytes(tmp_path: Path) -> None:
         found.append(content(made.version.path))
         assert not list((tmp_path / str(workers)).rglob(".work*"))
     assert found[0] == found[1]
+
+
+def test_little_work_starts_no_process(catalog: Catalog) -> None:
+    """It takes a second to start, which is worth it for megabytes."""
+
+    class InProcess(ShardStep):
+        name = "in-process"
+
+        def apply(self, rows: pa.Table, work: Path) -> Outcome:
+            return Outcome(rows, facts={f"by {os.getpid()}": 1})
+
+    parent = execute(Rows((), TEXTS), "pets", catalog, LIMITS).version
+    made = execute(InProcess((parent,)), "pets", catalog, Limits(1 << 30, 4)).version
+    assert made.manifest.facts == {f"by {os.getpid()}": len(TEXTS)}
+    several = Limits(1 << 30, 4)
+    assert [several.for_work(size << 20, 32 << 20).workers for size in (0, 63, 64, 1000)] == [1, 1, 2, 4]
 
 
 def test_a_restart_does_what_is_missing(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,10 @@ class Rows(Step):
     def kind(self) -> Kind:
         return "text"
 
+    @property
+    def worker_bytes(self) -> int:
+        return 1
+
     def tasks(self) -> Sequence[tuple[str, int]]:
         return [(f"shard {index}", sum(map(len, texts))) for index, texts in enumerate(self.texts)]
 
@@ -57,6 +61,10 @@ class WithoutLetter(ShardStep):
     @property
     def settings(self) -> Mapping[str, Any]:
         return {"letter": self.letter}
+
+    @property
+    def worker_bytes(self) -> int:
+        return 1
 
     def apply(self, rows: pa.Table, work: Path) -> Outcome:
         has = pa.compute.match_substring(rows["text"], self.letter)

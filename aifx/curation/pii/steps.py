@@ -118,6 +118,10 @@ class FindPii(ShardStep):
     def settings(self) -> Mapping[str, Any]:
         return {"kinds": self.detector.kinds, "regions": self.detector.regions}
 
+    @property
+    def worker_bytes(self) -> int:
+        return 8 << 20
+
     def _found(self, rows: Table) -> list[_Found]:
         """The texts with personal data in the columns that are searched."""
         manifest = self.parents[0].manifest
