@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         data_decontaminate,
         data_dedupe,
         data_dedupe_audit,
+        data_join,
         data_mix,
         data_pii,
         data_split,
@@ -115,7 +116,7 @@ _NAMES = {
     "data_show": "data_show data_show_batch",
     "data_add": "data_add_plan data_add",
     "data_steps": "data_clean data_dedupe_audit data_dedupe data_split data_contamination data_decontaminate data_pii "
-    "data_mix",
+    "data_join data_mix",
     "recipes": "data_make_plan data_make",
     "data_versions": "data_ls data_show_version data_verify data_profile data_query data_query_to_file data_diff "
     "data_lineage data_why data_report data_push data_erase data_gc",

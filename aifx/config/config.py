@@ -83,8 +83,14 @@ class Config:
         return get_args(OriginKind).index(self.origin(key).kind)
 
     def apply_to(self, project: Project) -> Project:
-        """The project, with its data sets where this configuration has them."""
-        return replace(project, datasets=self.datasets.root)
+        """The project, with its data sets where this configuration has them, and the licences that it allows."""
+        section = self.datasets
+        return replace(
+            project,
+            datasets=section.root,
+            license_allow=section.license_allow,
+            license_conflicts=section.license_conflicts,
+        )
 
     def to_toml(self, *, origins: bool = True) -> str:
         """The whole configuration as TOML that `read_config` reads back to an equal one; each origin a comment."""

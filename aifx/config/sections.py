@@ -514,3 +514,9 @@ class DatasetsSection(Section):
     readers: tuple[str, ...] = setting(
         (), "Code of the project that reads files for `aifx data add`, each as `module:Class`.", RESUME_SAFE
     )
+    license_allow: tuple[str, ...] = setting(
+        (), "SPDX identifiers of the licences that data may have, also `unknown`. By default any.", RESUME_SAFE
+    )
+    license_conflicts: Literal["warn", "refuse"] = setting(
+        "warn", "What to do about sources whose licences exclude each other.", RESUME_SAFE
+    )

@@ -7,6 +7,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from aifx.core.errors import AifxError, UsageError, did_you_mean, nearest
 from aifx.core.files import check_folder, check_private, open_file, user_name
@@ -86,11 +87,15 @@ class Project:
     """A folder that holds an `aifx.toml`.
 
     Attributes:
-        datasets: where its data sets are: a folder relative to `root`, or a URL. `Config.apply_to` sets it.
+        datasets: where its data sets are: a folder relative to `root`, or a URL. `Config.apply_to` sets all but `root`.
+        license_allow: SPDX identifiers of the licences that its data may have; any if empty.
+        license_conflicts: what to do about sources whose licences exclude each other.
     """
 
     root: Path
     datasets: str = "datasets"
+    license_allow: tuple[str, ...] = ()
+    license_conflicts: Literal["warn", "refuse"] = "warn"
 
     @property
     def config_path(self) -> Path:

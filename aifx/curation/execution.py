@@ -248,9 +248,9 @@ def _find_version(step: Step, name: str, catalog: Catalog) -> Version | None:
         parents = [parent.partition("@")[2] for parent in manifest.parents]
         return manifest.code == code or is_recorded(catalog, manifest, _key(record, parents, code))
 
-    if len(step.parents) == 1 and is_result(step.parents[0].manifest):
-        return step.parents[0]
     parents = tuple(parent.manifest.whole_reference for parent in step.parents)
+    if parents and (own := step.parents[0].manifest).parents[1:] == parents[1:] and is_result(own):
+        return step.parents[0]
     for version in catalog.versions(name):
         reference = f"{name}@{version}"
         try:

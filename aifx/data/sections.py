@@ -24,7 +24,7 @@ from aifx.config.sections import (
     TrainSection,
     setting,
 )
-from aifx.core.errors import AifxError, DataError, EnvironmentFault, UsageError
+from aifx.core.errors import AifxError, ConfigError, DataError, EnvironmentFault, UsageError
 from aifx.core.project import CONFIG_NAME, Project
 from aifx.data.spec import ColumnKind
 from aifx.data.splits import SPLITS, Split
@@ -90,9 +90,12 @@ class DatasetSection(DataSection):
         return next(iter(parts), None)
 
     def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
+        from aifx.data.versions.licenses import check_licenses
+
         try:
-            parts = self.open_parts(project)
-        except (UsageError, DataError) as error:
+            if parts := self.open_parts(project):
+                check_licenses([part.manifest for part in parts], parts[0].catalog, project, str(self.dataset))
+        except (ConfigError, UsageError, DataError) as error:
             yield "data.dataset", error
         else:
             yield from () if parts else self.check_own_files(project)

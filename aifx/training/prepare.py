@@ -32,7 +32,8 @@ from aifx.core.stop_signals import StopSignals
 from aifx.data.file_index import ImplicitVersion
 from aifx.data.spec import keep_spec, need_spec
 from aifx.data.text import TOKENIZER_FILE
-from aifx.data.versions.catalog import dataset_record
+from aifx.data.versions.catalog import dataset_record, open_catalog
+from aifx.data.versions.licenses import check_licenses
 from aifx.evaluation.held_out import metric_names
 from aifx.kernels.choice import RunChoices, run_choices
 from aifx.kernels.choices_file import write_kernel_choices
@@ -202,6 +203,8 @@ def prepare(job: Job) -> Prepared:
     is_fresh = latest is None or job.fork is not None
     job.group.mark("the data")
     with job.group.first_then_others():
+        if job.group.is_first:
+            _check_licenses(job)
         task = _open_task(job, is_fresh and job.group.is_first)
         digests = _own_run(job, task, layout, is_fresh) if job.group.is_first else None
         kernels = run_choices(job.run, job.config.kernels)
@@ -256,6 +259,15 @@ def _check_local(job: Job) -> None:
     if (local_dir := job.config.checkpoint.local_dir) is not None:
         hint = "remove local_dir from [checkpoint], and save more often with checkpoint.every"
         check_shared(job.group, Path(local_dir), "the checkpoint.local_dir", hint, is_needed=False)
+
+
+def _check_licenses(job: Job) -> None:
+    """Warn of licences of the data set that exclude each other, or refuse them, as the project has it."""
+    if (reference := getattr(job.config.data, "dataset", None)) is not None:
+        project = job.config.apply_to(job.project)
+        catalog = open_catalog(project.datasets, project)
+        manifest = catalog.manifest(reference)
+        check_licenses([manifest], catalog, project, manifest.reference)
 
 
 def _open_task(job: Job, is_fresh: bool) -> Task:

@@ -119,7 +119,21 @@ def find_catalog(root: str | None, folder: StrPath = ".") -> tuple[Catalog, Proj
     if (project := project_around(folder)) is None:
         why = f"no {CONFIG_NAME} in {os.path.abspath(folder)} or above it names their folder"
         raise UsageError("the data sets' folder is not known", why, "--root FOLDER, or aifx init my-project")
-    return open_catalog(load_config(project).datasets.root, project), project
+    project = load_config(project).apply_to(project)
+    return open_catalog(project.datasets, project), project
+
+
+def licensing_project(found: Project | None, folder: StrPath = ".") -> Project | None:
+    """The project that allows licences: the one around a folder, also if a root is given.
+
+    Args:
+        found: what `find_catalog` gave.
+    """
+    if found is None and (found := project_around(folder)) is not None:
+        from aifx.kinds import load_config
+
+        return load_config(found).apply_to(found)
+    return found
 
 
 def project_around(folder: StrPath = ".") -> Project | None:

@@ -90,6 +90,7 @@ def data_add(
     check_dataset_name(name)
     expression = check_license(license)
     place = open_place(**options)
+    _check_allowed(expression, name, place)
     asked = ReadOptions(kind or "text", text_field, encoding, max_expansion, split_at)
 
     def refusal(manifest: Manifest) -> str:
@@ -146,11 +147,20 @@ def data_add_plan(
         ['texts/copy.txt', 'texts/moby.txt', 'texts/notes.txt', 'texts/times.txt']
     """
     check_dataset_name(name)
-    check_license(license)
+    expression = check_license(license)
     place = open_place(root=root, project=project)
+    _check_allowed(expression, name, place)
     asked = ReadOptions(kind or "text", text_field, encoding, split_at=split_at)
     with _opened(place, name, sources, query, key, asked, kind, follow_links, reads=False) as (listing, reading, _):
         return listed_files(name, reading.kind, listing)
+
+
+def _check_allowed(license: str, name: str, place: StepPlace) -> None:
+    """Raise DataError if the project does not allow a licence."""
+    if place.project is not None and place.project.license_allow:
+        from aifx.data.versions.licenses import check_allowed
+
+        check_allowed(license, place.project, f"the files for {name}")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from aifx.core.errors import ExitCode, UsageError
 from aifx.core.plurals import counted
 from aifx.curation.execution import MadeVersion, made_version
 from aifx.verbs.arguments import StrPath
-from aifx.verbs.catalogs import StepOptions, StepPlace, open_place
+from aifx.verbs.catalogs import StepOptions, StepPlace, licensing_project, open_place
 
 if TYPE_CHECKING:
     from aifx.curation.audit import Audit
@@ -343,6 +343,60 @@ def data_pii(
     return report
 
 
+def data_join(
+    name: str,
+    features: str,
+    *,
+    key: Sequence[str],
+    asof: str,
+    columns: Sequence[str] | None = None,
+    tolerance: str | None = None,
+    strictly_before: bool = False,
+    prefix: str | None = None,
+    **options: Unpack[StepOptions],
+) -> MadeVersion:
+    """Join each row of a data set with the newest row of another one that is not later.
+
+    So no column of the result was known only after the row's time. All rows stay; where no row is found, the new
+    columns are null. They are the features' id, their time and the chosen columns. A name that the data set has already
+    gets the name of the features before it. Of rows with one time, the last of the features counts.
+
+    Args:
+        name: data set of the events: "NAME" for its latest version, or "NAME@VERSION".
+        features: data set whose rows are looked up, in the same way.
+        key: columns of both that must be equal; none for one series of features.
+        asof: column with the times of both, or "EVENT_TIME:FEATURE_TIME". They are times that both have a zone or none,
+            dates, numbers, or texts of ISO 8601.
+        columns: of the features; by default all but those that aifx adds.
+        tolerance: largest age of a row, such as "7d" or "90m"; of numbers, a number. By default any.
+        strictly_before: leave out rows of the event's own time.
+        prefix: of the names of all new columns.
+
+    Example:
+        >>> joined = aifx.data_join("orders", "prices", key=["product"], asof="time")
+        >>> joined.facts["matched"], joined.facts["unmatched"]
+        (2, 1)
+    """
+    from aifx.curation.joining import Join, parse_asof, parse_tolerance
+    from aifx.data.versions.catalog import check_own_rows
+    from aifx.data.versions.licenses import check_licenses
+
+    if tolerance is not None:
+        parse_tolerance(tolerance)
+    place = open_place(**options)
+    parents = (place.catalog.open(name), place.catalog.open(features))
+    for parent in parents:
+        check_own_rows(parent.manifest, "aifx data join")
+    chosen = None if columns is None else tuple(columns)
+    step = Join(parents, tuple(key), *parse_asof(asof, *parents), chosen, tolerance, strictly_before, prefix)
+    if not step.is_own_result:
+        step.check()
+    project = licensing_project(place.project, options.get("project", "."))
+    manifests = [parent.manifest for parent in parents]
+    check_licenses(manifests, place.catalog, project, f"{manifests[0].reference} with {manifests[1].reference}")
+    return made_version(place.execute(step, manifests[0].name))
+
+
 @dataclass(frozen=True)
 class MixedVersion:
     """A version in a mix.
@@ -394,10 +448,13 @@ def data_mix(name: str, *sets: str, epochs: Sequence[str] = (), **options: Unpac
         [0.75, 0.25]
     """
     from aifx.curation.mix import mix_of, parse_sets
+    from aifx.data.versions.licenses import check_licenses
 
     asked = parse_sets(sets, epochs)
     place = open_place(**options)
     step = mix_of(asked, place.catalog)
+    project = licensing_project(place.project, options.get("project", "."))
+    check_licenses([parent.manifest for parent in step.parents], place.catalog, project, f"the mix {name}")
     made = made_version(place.execute(step, name))
     whole = sum(step.weights)
     mixed = tuple(

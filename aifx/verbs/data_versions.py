@@ -13,6 +13,7 @@ from aifx.verbs.catalogs import (
     DEFAULT_MEMORY,
     find_catalog,
     implicit_section,
+    licensing_project,
     limits_of,
     memory_of,
     opened_rows,
@@ -337,11 +338,13 @@ def data_push(
     """
     from aifx.curation.databases.push import parse_target, push
     from aifx.data.versions.catalog import check_own_rows
+    from aifx.data.versions.licenses import check_licenses
 
     target = parse_target(table)
-    catalog, _ = find_catalog(root, project)
+    catalog, found = find_catalog(root, project)
     version = catalog.open(name)
     check_own_rows(version.manifest, "aifx data push")
+    check_licenses([version.manifest], catalog, licensing_project(found, project), version.reference)
     return push(catalog, version, target, columns, yes=replace, dry_run=dry_run)
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from aifx.core.errors import UsageError
+from aifx.core.artifact import short_reference
+from aifx.core.errors import AifxError, UsageError
 from aifx.core.parsing import parse_size
-from aifx.core.project import Project, find_project, open_run
+from aifx.core.project import Project, RunDirectory, find_project, open_run
 from aifx.core.steps import parse_step
 from aifx.verbs.arguments import Step, StrPath
 
 if TYPE_CHECKING:
     from aifx.hub.exported import ExportedModel
     from aifx.hub.starting import ImportDocument
+
+log = logging.getLogger(__name__)
 
 
 def import_model(
@@ -99,6 +103,40 @@ def _check_format(source: str, format: str, given: dict[str, StrPath], *, check:
         raise UsageError("--check cannot be used with --format orbax", why, "aifx export FOLDER --run RUN")
 
 
+def _check_licenses(run: RunDirectory, project: Project) -> None:
+    """Warn of licences of the data sets behind a run that exclude each other, or refuse them, as the project has it.
+
+    The data sets of the runs that it was fine-tuned or forked from count, too.
+    """
+    from aifx.data.versions.catalog import open_catalog
+    from aifx.data.versions.licenses import check_licenses
+    from aifx.data.versions.manifest import Manifest
+    from aifx.kinds import load_config
+    from aifx.runs.provenance import read_provenance
+
+    references: dict[str, None] = {}
+    seen: set[str] = set()
+    waiting = [run]
+    while waiting:
+        provenance = read_provenance(one := waiting.pop())
+        seen.add(one.name)
+        if reference := (provenance.get("dataset") or {}).get("reference"):
+            references[reference] = None
+        before = [(provenance.get("finetuned_from") or {}).get("run"), provenance.get("forked_from")]
+        waiting += [project.run(name) for name in before if isinstance(name, str) and name not in seen]
+    if not references or not project.config_path.is_file():
+        return
+    project = load_config(project).apply_to(project)
+    catalog = open_catalog(project.datasets, project)
+    manifests: list[Manifest] = []
+    for reference in references:
+        try:
+            manifests.append(catalog.manifest(reference))
+        except AifxError as e:  # it was deleted, or its store does not answer
+            log.warning("the licences of %s are not known: %s", short_reference(reference), e.what)
+    check_licenses(manifests, catalog, project, f"the data of run {run.name}")
+
+
 def export_model(
     run: StrPath,
     folder: StrPath,
@@ -148,6 +186,7 @@ def export_model(
         why = "it is a number with MB or GB"
         raise UsageError(f"--shard-size {shard_size} is not a size", why, "--shard-size 5GB") from None
     directory, project = open_run(run)
+    _check_licenses(directory, project)
     kind = cast(Literal["float32", "bfloat16", "float16"] | None, dtype)
     if format == "peft":
         from aifx.hub.peft import export_adapter

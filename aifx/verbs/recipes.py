@@ -26,11 +26,12 @@ from aifx.curation.execution import MadeVersion, NotMade
 from aifx.curation.pii.reports import PiiReport
 from aifx.data.names import ROW
 from aifx.data.versions.catalog import DATASET_NAME, check_dataset_name
+from aifx.data.versions.licenses import check_licenses
 from aifx.verbs.arguments import StrPath
-from aifx.verbs.catalogs import StepOptions, find_catalog, project_around
+from aifx.verbs.catalogs import StepOptions, find_catalog, licensing_project, project_around
 from aifx.verbs.data_add import data_add
 from aifx.verbs.data_labels import data_label_apply
-from aifx.verbs.data_steps import data_clean, data_decontaminate, data_dedupe, data_mix, data_pii, data_split
+from aifx.verbs.data_steps import data_clean, data_decontaminate, data_dedupe, data_join, data_mix, data_pii, data_split
 
 if TYPE_CHECKING:
     from aifx.data.versions.catalog import Catalog
@@ -47,6 +48,7 @@ STEPS: Mapping[str, Callable[..., Any]] = {
     "dedupe": data_dedupe,
     "pii": data_pii,
     "label_apply": data_label_apply,
+    "join": data_join,
     "split": data_split,
     "decontaminate": data_decontaminate,
 }
@@ -54,6 +56,9 @@ STEPS: Mapping[str, Callable[..., Any]] = {
 
 FIRST = ("add", "mix")
 """Steps that begin a data set."""
+
+GIVEN = ("sources", "sets")
+"""Positional arguments of verbs, of which there is at least one."""
 
 NO_SETTINGS = {"pii": ("spans", "output"), "dedupe": ("rebuild_sketches",), "add": ("only",)}
 """Arguments of verbs that change no row, which a recipe cannot set."""
@@ -171,8 +176,8 @@ def data_make(*names: str, recipe: StrPath | None = None, **options: Unpack[Step
         >>> [(step.step, step.dropped) for step in made.data_sets[0].steps]
         [('add', 0), ('dedupe', 1)]
     """
-    path = _path(recipe, options)
-    catalog, _ = find_catalog(options.get("root"), options.get("project", "."))
+    path, folder = _path(recipe, options), options.get("project", ".")
+    catalog, found = find_catalog(options.get("root"), folder)
     done: list[RecipeMade] = []
     for each in _in_order(read_recipes(path), names, path):
         steps: list[RecipeStepMade] = []
@@ -181,6 +186,9 @@ def data_make(*names: str, recipe: StrPath | None = None, **options: Unpack[Step
             steps.append(RecipeStepMade(step, made.reference, made.rows, dropped, made.is_new, made.is_accepted))
             log.info("%s: %s", step, _outcome(steps[-1]))
         if steps[-1].is_accepted:
+            if each.steps[0].name != "mix":  # which has compared the licences of its sets
+                manifest = catalog.manifest(steps[-1].reference)
+                check_licenses([manifest], catalog, licensing_project(found, folder), each.name)
             _, version = catalog.find(steps[-1].reference)
             if catalog.latest(each.name) != version:
                 _check_erased(catalog, each.name, steps[-1].reference)
@@ -297,7 +305,7 @@ def _parse_step(given: Any, where: str) -> RecipeStep:
         except ValidationError as e:
             why = "; ".join(dict.fromkeys(error["msg"] for error in e.errors()))
             raise ConfigError(f"{where}: {key} = {value!r} cannot be used", why, REFERENCE) from None
-    if missing := [key for key in _required(name) if not settings.get(key)]:
+    if missing := [key for key in _required(name) if key not in settings or (key in GIVEN and not settings[key])]:
         raise ConfigError(f"{where}: {missing[0]!r} is missing", "the step requires it", REFERENCE)
     if name == "pii" and not (settings.get("mask") or settings.get("drop")):
         raise ConfigError(f"{where}: neither mask nor drop", "the step would change no row", "pii = { mask = true }")
@@ -322,7 +330,7 @@ def _settings_of(step: str) -> Mapping[str, TypeAdapter[Any]]:
 
 def _required(step: str) -> Iterator[str]:
     for name, one in list(inspect.signature(STEPS[step]).parameters.items())[1:]:
-        if one.kind is one.VAR_POSITIONAL or (one.kind is one.KEYWORD_ONLY and one.default is one.empty):
+        if one.kind is not one.VAR_KEYWORD and one.default is one.empty:
             yield name
 
 
@@ -330,7 +338,8 @@ def _read_by(steps: Sequence[RecipeStep], name: str) -> set[str]:
     """The names that may be those of data sets that the steps of a data set read."""
     mixed = {text.rpartition(":")[0] for step in steps for text in step.settings.get("sets", ())}
     compared = {text for step in steps for text in _compared_with(step, name) if text != name}
-    return {reference.partition("@")[0] for reference in mixed | compared}
+    joined = {step.settings["features"] for step in steps if step.name == "join"}
+    return {reference.partition("@")[0] for reference in mixed | compared | joined}
 
 
 def _compared_with(step: RecipeStep, name: str) -> Sequence[str]:
@@ -371,7 +380,7 @@ def _versions(
     reference = recipe.name
     for number, step in enumerate(recipe.steps, 1):
         settings = dict(step.settings)
-        given = [*settings.pop("sources", ()), *settings.pop("sets", ())]
+        given = [each for key in GIVEN for each in settings.pop(key, ())]
         if step.name == "add":
             given = [_from_folder(source, folder) for source in given]
             settings["only"] = True

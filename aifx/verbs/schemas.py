@@ -118,6 +118,7 @@ def command_types() -> dict[str, Any]:
         "data-show": ShownData | ShownBatch | VersionPage,
         "data-dedupe": MadeVersion | Audit,
         "data-split": MadeVersion,
+        "data-join": MadeVersion,
         "data-decontaminate": Contamination | MadeVersion,
         "data-add": AddedFiles | ListedFiles,
         "data-ls": VersionList,

@@ -17,7 +17,7 @@ from aifx.commands.data.index import index, search
 from aifx.commands.data.make import make
 from aifx.commands.data.options import FILES_HELP, RootOption
 from aifx.commands.data.profile import profile, query, report
-from aifx.commands.data.steps import clean, decontaminate, dedupe, mix, pii, split
+from aifx.commands.data.steps import clean, decontaminate, dedupe, join, mix, pii, split
 from aifx.commands.data.versions import diff, erase, gc, lineage, ls, print_page, push, verify, why
 from aifx.core.errors import UsageError
 from aifx.core.plurals import counted
@@ -212,6 +212,7 @@ app.command()(split)
 app.command()(decontaminate)
 app.command()(verify)
 app.command()(make)
+app.command()(join)
 app.command()(mix)
 app.command()(profile)
 app.command()(diff)

@@ -1,4 +1,4 @@
-"""Steps of `aifx data`: clean, pii, decontaminate, dedupe, split and mix."""
+"""Steps of `aifx data`: clean, pii, decontaminate, dedupe, split, join and mix."""
 
 from __future__ import annotations
 
@@ -346,6 +346,76 @@ def split(
         print_made(out, made)
         splits = ("train", "validation", "test")
         out.print(", ".join(f"{split} {counted(made.facts.get(split, 0), 'row')}" for split in splits))
+
+
+@option_group
+def join(
+    name: DatasetArgument,
+    features: Annotated[
+        str, typer.Argument(metavar="FEATURES", help="Data set whose rows are looked up: NAME or NAME@VERSION.")
+    ],
+    given: StepOptions,
+    key: Annotated[
+        str,
+        typer.Option("--key", metavar="COLUMN,…|none", help="Columns of both that must be equal, or none."),
+    ],
+    asof: Annotated[
+        str,
+        typer.Option(
+            "--asof",
+            metavar="TIME[:TIME]",
+            help="Column with the times of both, or that of NAME and that of FEATURES.",
+        ),
+    ],
+    columns: Annotated[
+        str | None,
+        typer.Option("--columns", metavar="COLUMN,…", help="Columns of FEATURES to join. By default all."),
+    ] = None,
+    tolerance: Annotated[
+        str | None,
+        typer.Option(
+            "--tolerance",
+            metavar="AGE",
+            help="Largest age of a row, such as 7d, 12h, 90m or 30s; of numbers, a number. By default any.",
+        ),
+    ] = None,
+    strictly_before: Annotated[
+        bool, typer.Option("--strictly-before", help="Leave out rows of the very time of the row of NAME.")
+    ] = False,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            "--prefix",
+            metavar="TEXT",
+            help="Put TEXT before the names of all new columns. By default FEATURES_ before those that NAME has.",
+        ),
+    ] = None,
+) -> None:
+    """Join each row of NAME with the newest row of FEATURES that is not later, so that nothing leaks from the future.
+
+    Examples:
+        aifx data join orders prices --key product --asof time
+        aifx data join orders prices --key product,shop --asof ordered_at:known_at --tolerance 7d
+        aifx data join trades rates --key none --asof time --columns rate --strictly-before
+
+    Makes a new version of NAME with all of its rows. Where no row is found, the new columns are null.
+    """
+    with terminal(given.json) as out:
+        from aifx.verbs.data_steps import data_join
+
+        made = data_join(
+            name,
+            features,
+            key=[] if key == "none" else names_of(key, "--key", "--key none"),
+            asof=asof,
+            columns=None if columns is None else names_of(columns, "--columns", "leave it out"),
+            tolerance=tolerance,
+            strictly_before=strictly_before,
+            prefix=prefix,
+            **given.of_step(),
+        )
+        print_made(out, made)
+        out.print(f"{counted(made.facts['matched'], 'row')} joined, {made.facts['unmatched']:,} without a row in time")
 
 
 def mix(

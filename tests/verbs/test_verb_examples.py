@@ -62,6 +62,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "recipe.toml").write_text(
         '[notes]\nsteps = [{ add = { sources = ["texts/*.txt"], license = "MIT" } }, { dedupe = {} }]\n'
     )
+    (tmp_path / "orders.csv").write_text(
+        "product,time\ntea,2024-05-01 09:00:00\ntea,2024-05-03 09:00:00\ncake,2024-05-03 09:00:00\n"
+    )
+    (tmp_path / "prices.csv").write_text(
+        "product,time,price\ntea,2024-05-01 09:00:00,2\ntea,2024-05-02 09:00:00,3\ncake,2024-05-04 09:00:00,4\n"
+    )
     (tmp_path / "letter.txt").write_text("Dear Mrs Smith, the parcel came.")
     monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))  # data_gc deletes what other tests leave in theirs
     monkeypatch.chdir(tmp_path)
@@ -74,6 +80,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_every_example_is_true(project: Path) -> None:
     aifx.data_add("letters", "letter.txt", license="CC0-1.0")
     aifx.data_add("poems", "poems", license="CC0-1.0")
+    aifx.data_add("orders", "orders.csv", license="CC0-1.0")
+    aifx.data_add("prices", "prices.csv", license="CC0-1.0")
     runner = doctest.DocTestRunner(optionflags=FLAGS)
     failures: list[str] = []
     for name in ORDER:
