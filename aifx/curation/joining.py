@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 from pyarrow import DataType, Schema, Table
 
 from aifx.core.errors import DataError, UsageError, did_you_mean
 from aifx.core.json_values import plain
-from aifx.curation.step import DECISIONS, DecidedStep, Limits, Outcome, first_rows
+from aifx.curation.step import DECISIONS, DecidedStep, Limits, Outcome, first_rows, numbered_parts
 from aifx.data.names import RESERVED, ROW
 from aifx.data.readers.arrow import pa, pq
 from aifx.data.versions.manifest import Version
@@ -27,6 +28,7 @@ from aifx.data.versions.sql import RowTable, identifier, open_tables, quoted
 
 STEP = "join"
 BATCH_ROWS = 10_000
+FOUND = "00000.parquet"
 EXAMPLE = "aifx data join orders prices --key product --asof time"
 
 Kind: TypeAlias = Literal["text", "date", "time", "time with a zone", "whole number", "number", "truth value", "other"]
@@ -165,7 +167,7 @@ class Join(DecidedStep):
         tables = {"events": RowTable(self.events), "features": RowTable(self.features)}
         with (
             open_tables(tables, limits.spare_bytes * 3 // 4) as connection,
-            pq.ParquetWriter(work / DECISIONS / "00000.parquet", schema, compression="zstd") as writer,
+            pq.ParquetWriter(work / DECISIONS / FOUND, schema, compression="zstd") as writer,
         ):
             for batch in connection.sql(self._sql(connection)).to_arrow_reader(BATCH_ROWS):
                 found = [
@@ -175,6 +177,20 @@ class Join(DecidedStep):
                 matched += len(batch) - found[1].null_count
                 writer.write_table(pa.Table.from_arrays(found, schema=schema))
         return {"matched": matched, "unmatched": self.events.manifest.rows - matched}
+
+    def decided_rows(
+        self, task: int, work: Path, columns: Sequence[str] | None = None
+    ) -> Iterator[tuple[Table, Table]]:
+        """The rows of a shard with what was found for them, some at a time: each row has as much as itself."""
+        begin = int(first_rows(self.events.manifest.shards)[task])
+        with pq.ParquetFile(work / DECISIONS / FOUND) as found:
+            sizes = [found.metadata.row_group(group).num_rows for group in range(found.num_row_groups)]
+            firsts = np.cumsum([0, *sizes])
+            for number, rows in numbered_parts(self.events.shards[task], columns):
+                start = begin + number
+                group, last = np.searchsorted(firsts, (start, start + max(len(rows), 1) - 1), "right") - 1
+                part = found.read_row_groups(list(range(group, last + 1)), use_threads=False)
+                yield rows, part.slice(start - int(firsts[group]), len(rows))
 
     def apply(self, rows: Table, decisions: Table) -> Outcome:
         for name in self.joined.values():
