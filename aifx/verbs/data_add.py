@@ -33,7 +33,7 @@ from aifx.data.readers.sources import Listing, list_sources
 from aifx.data.versions.catalog import check_dataset_name
 from aifx.data.versions.manifest import check_license
 from aifx.verbs.arguments import StrPath
-from aifx.verbs.catalogs import StepOptions, StepPlace, open_place
+from aifx.verbs.catalogs import StepOptions, StepPlace, licensing_project, open_place
 
 if TYPE_CHECKING:
     from aifx.core.project import Project
@@ -90,7 +90,7 @@ def data_add(
     check_dataset_name(name)
     expression = check_license(license)
     place = open_place(**options)
-    _check_allowed(expression, name, place)
+    _check_allowed(expression, name, place, options.get("project", "."))
     asked = ReadOptions(kind or "text", text_field, encoding, max_expansion, split_at)
 
     def refusal(manifest: Manifest) -> str:
@@ -149,18 +149,18 @@ def data_add_plan(
     check_dataset_name(name)
     expression = check_license(license)
     place = open_place(root=root, project=project)
-    _check_allowed(expression, name, place)
+    _check_allowed(expression, name, place, project)
     asked = ReadOptions(kind or "text", text_field, encoding, split_at=split_at)
     with _opened(place, name, sources, query, key, asked, kind, follow_links, reads=False) as (listing, reading, _):
         return listed_files(name, reading.kind, listing)
 
 
-def _check_allowed(license: str, name: str, place: StepPlace) -> None:
+def _check_allowed(license: str, name: str, place: StepPlace, folder: StrPath) -> None:
     """Raise DataError if the project does not allow a licence."""
-    if place.project is not None and place.project.license_allow:
+    if (project := licensing_project(place.project, folder)) is not None and project.license_allow:
         from aifx.data.versions.licenses import check_allowed
 
-        check_allowed(license, place.project, f"the files for {name}")
+        check_allowed(license, project, f"the files for {name}")
 
 
 @contextmanager

@@ -26,9 +26,8 @@ from aifx.curation.execution import MadeVersion, NotMade
 from aifx.curation.pii.reports import PiiReport
 from aifx.data.names import ROW
 from aifx.data.versions.catalog import DATASET_NAME, check_dataset_name
-from aifx.data.versions.licenses import check_licenses
 from aifx.verbs.arguments import StrPath
-from aifx.verbs.catalogs import StepOptions, find_catalog, licensing_project, project_around
+from aifx.verbs.catalogs import StepOptions, find_catalog, project_around
 from aifx.verbs.data_add import data_add
 from aifx.verbs.data_labels import data_label_apply
 from aifx.verbs.data_steps import data_clean, data_decontaminate, data_dedupe, data_join, data_mix, data_pii, data_split
@@ -176,8 +175,8 @@ def data_make(*names: str, recipe: StrPath | None = None, **options: Unpack[Step
         >>> [(step.step, step.dropped) for step in made.data_sets[0].steps]
         [('add', 0), ('dedupe', 1)]
     """
-    path, folder = _path(recipe, options), options.get("project", ".")
-    catalog, found = find_catalog(options.get("root"), folder)
+    path = _path(recipe, options)
+    catalog, _ = find_catalog(options.get("root"), options.get("project", "."))
     done: list[RecipeMade] = []
     for each in _in_order(read_recipes(path), names, path):
         steps: list[RecipeStepMade] = []
@@ -186,9 +185,6 @@ def data_make(*names: str, recipe: StrPath | None = None, **options: Unpack[Step
             steps.append(RecipeStepMade(step, made.reference, made.rows, dropped, made.is_new, made.is_accepted))
             log.info("%s: %s", step, _outcome(steps[-1]))
         if steps[-1].is_accepted:
-            if each.steps[0].name != "mix":  # which has compared the licences of its sets
-                manifest = catalog.manifest(steps[-1].reference)
-                check_licenses([manifest], catalog, licensing_project(found, folder), each.name)
             _, version = catalog.find(steps[-1].reference)
             if catalog.latest(each.name) != version:
                 _check_erased(catalog, each.name, steps[-1].reference)

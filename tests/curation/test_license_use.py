@@ -77,18 +77,21 @@ def test_a_recipe_moves_no_name_to_a_version_that_is_refused(project: Path, capl
     (project / "recipe.toml").write_text(f"[code]\nsteps = [{add}, {{ dedupe = {{}} }}]\n")
     before = (project / "datasets/code/latest").read_text()
     configure(project, 'license_allow = ["MIT"]')
-    with pytest.raises(DataError, match="is not allowed"):
-        aifx.data_make()
+    for root in (None, str(project / "datasets")):
+        with pytest.raises(DataError, match="is not allowed"):
+            aifx.data_make(root=root)
     assert (project / "datasets/code/latest").read_text() == before
     configure(project, "")
     aifx.data_make()
     assert (project / "datasets/code/latest").read_text() != before
-    aifx.data_clean("code@" + before.strip(), rules=[], languages=None)
     caplog.clear()
     mix = '{ mix = { sets = ["ours:1", "kernel:1", "tools:1"] } }'
     (project / "recipe.toml").write_text(f"[blend]\nsteps = [{mix}]\n")
     aifx.data_make()
     assert caplog.text.count("exclude each other") == 1
+    configure(project, 'license_conflicts = "refuse"')
+    with pytest.raises(DataError, match=r"blend, step 1 \(mix\): licences of the mix blend exclude each other"):
+        aifx.data_make_plan()
 
 
 def test_a_push_says_so_before_it_connects(project: Path, caplog: pytest.LogCaptureFixture) -> None:
