@@ -210,7 +210,8 @@ def _found(catalog: Catalog, reference: str) -> Version | None:
 
 def _step(catalog: Catalog, manifest: Manifest, examples: int) -> ReportedStep:
     found: dict[str, list[DroppedRow]] = {}
-    if examples and manifest.dropped and len(manifest.parents) == 1 and (parent := _found(catalog, *manifest.parents)):
+    parents = manifest.row_parents
+    if examples and manifest.dropped and len(parents) == 1 and (parent := _found(catalog, *parents)):
         found = _examples(catalog.open(manifest.whole_reference), parent, examples)
     return ReportedStep(
         reference=manifest.reference,

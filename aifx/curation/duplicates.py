@@ -12,7 +12,7 @@ files. `dedupe` then drops or marks all rows of a cluster but one, and `split` s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -30,13 +30,26 @@ from aifx.core.digests import Hash64, Sha256, fraction_of
 from aifx.core.errors import DataError, UsageError
 from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
-from aifx.curation.near import Bands, Clusters, Keys, join_near, key_file, open_sketches, sketching, write_keys
+from aifx.curation.continuing import LastingStep, keep_dropped, keep_splits
+from aifx.curation.near import (
+    ROWS_AT_A_TIME,
+    Bands,
+    Clusters,
+    KeptValues,
+    Keys,
+    join_near,
+    key_file,
+    open_sketches,
+    sketch_of,
+    sketch_rows,
+    write_keys,
+)
 from aifx.curation.step import (
-    DecidedStep,
     Limits,
     Outcome,
     by_shard,
     numbered_parts,
+    rewrite_decisions,
     set_column,
     without_dropped,
     write_decisions,
@@ -46,11 +59,14 @@ from aifx.curation.work_folders import steps_folder
 from aifx.data.chat.lines import equal_content
 from aifx.data.names import CHAT, CLUSTER, RESERVED, ROW, SPLIT, Kind
 from aifx.data.versions.catalog import Catalog
-from aifx.data.versions.manifest import ShardFile, Version
+from aifx.data.versions.manifest import ShardFile, StepRecord, Version
 from aifx.data.versions.shards import return_memory
 from aifx.data.versions.sql import identifier
 
 DIGESTS, BANDS = "digests", "bands"
+ROW_DIGESTS = 1
+"""Version of the digests of rows. Raise it if a row would get another."""
+
 MEMBER_BYTES = 256
 """Memory for each row of a cluster that is decided about."""
 
@@ -58,7 +74,8 @@ MEMBER_BYTES = 256
 def find_duplicates(version: Version, near: float | None, work: Path, sketches: Path, limits: Limits) -> dict[str, int]:
     """Write decisions about the rows of clusters of two or more.
 
-    Their columns are `row` (number of the row), `cluster` (smallest `_row`), `rule` (null for the row to keep).
+    Their columns are `row` (number of the row), `cluster` (smallest `_row`), `rule` (null for the row to keep), and
+    `copy`, the same number for copies.
 
     Returns the numbers of `rows` and of `clusters`; of `exact` rows, copies of a row of their cluster that comes before
     them, and of `near` ones, the other rows of clusters without the first of each; of `pairs` that were verified, and
@@ -84,6 +101,7 @@ def find_duplicates(version: Version, near: float | None, work: Path, sketches: 
 def _read_shards(version: Version, near: float | None, work: Path, sketches: Path, limits: Limits) -> None:
     for name in (DIGESTS, BANDS):
         (work / name).mkdir(parents=True)
+    (sketches / f"digests-{ROW_DIGESTS}").mkdir(parents=True, exist_ok=True)
     files = version.manifest.shards
     items = list(zip(range(len(files)), version.shards, files, strict=True))
     bands = Bands.at(near) if near is not None else None
@@ -95,18 +113,36 @@ def _read_shards(version: Version, near: float | None, work: Path, sketches: Pat
 
 
 def _read_one(kind: Kind, bands: Bands | None, work: Path, sketches: Path, item: tuple[int, Path, ShardFile]) -> None:
-    """Write the digests of a shard's rows and, for near duplicates, the bands of their sketches."""
+    """Write the digests of a shard's rows and, for near duplicates, the bands of their sketches.
+
+    The shard itself is read if one of them is not kept.
+    """
     index, path, file = item
     columns = {"text": ["text"], "images": ["image"], "table": None, "chat": [CHAT]}[kind]
+    kept = digests_of(sketches, file), sketch_of(sketches, file)
+    is_read = any(each.begin is None for each in kept[: 1 if bands is None else 2])
+    parts: Iterable[tuple[int, Any]] = numbered_parts(path, columns) if is_read else _places(file.rows)
     with ExitStack() as stack:
         digest_file = stack.enter_context(open(key_file(work / DIGESTS, index), "wb"))
+        digest = stack.enter_context(kept[0].reading(lambda rows: np.stack(row_digests(rows, kind), axis=1)))
         if bands is not None:
             band_file = stack.enter_context(open(key_file(work / BANDS, index), "wb"))
-            sketch = stack.enter_context(sketching(sketches, file))
-        for first, rows in numbered_parts(path, columns):
-            write_keys(digest_file, file.rows, first, row_digests(rows, kind))
+            sketch = stack.enter_context(kept[1].reading(sketch_rows))
+        for first, rows in parts:
+            write_keys(digest_file, file.rows, first, list(digest(rows).T))
             if bands is not None:
-                write_keys(band_file, file.rows, first, bands.keys(sketch(rows["text"])))
+                write_keys(band_file, file.rows, first, bands.keys(sketch(rows)))
+
+
+def digests_of(folder: Path, shard: ShardFile) -> KeptValues:
+    """The digests of the rows of a shard, which `row_digests` computes."""
+    return KeptValues(folder / f"digests-{ROW_DIGESTS}" / f"{shard.sha256}.npy", shard.rows, 2, "<u8")
+
+
+def _places(rows: int) -> Iterator[tuple[int, range]]:
+    """The numbers of some rows at a time, and the first of them."""
+    for first in range(0, rows, ROWS_AT_A_TIME):
+        yield first, range(first, min(first + ROWS_AT_A_TIME, rows))
 
 
 def row_digests(rows: Table, kind: Kind) -> list[U64]:
@@ -172,7 +208,8 @@ def _decide_some(rows: I64, ids: Any, labels: I64, copies: I64, work: Path, part
     is_copy[order[np.unique(copies[order], return_index=True)[1]]] = False
     rules = pc.if_else(pa.array(is_copy), "exact", "near")
     rules = pc.if_else(pa.array(clusters == np.arange(len(rows))), pa.scalar(None, pa.string()), rules)
-    write_decisions(work, pa.table({"row": rows, "cluster": ids.take(pa.array(clusters)), "rule": rules}), part)
+    decisions = {"row": rows, "cluster": ids.take(pa.array(clusters)), "rule": rules, "copy": copies}
+    write_decisions(work, pa.table(decisions), part)
     return rules
 
 
@@ -190,8 +227,10 @@ SKETCHES = "sketches"
 
 
 @dataclass(frozen=True)
-class Dedupe(DecidedStep):
+class Dedupe(LastingStep):
     """Keeps one row of each cluster of duplicates, and writes the cluster of each row.
+
+    Of earlier rows it keeps those that it kept before. With `mark` it decides nothing, and clusters are those of now.
 
     Attributes:
         near: least Jaccard similarity of near duplicates; None for exact copies only.
@@ -203,8 +242,15 @@ class Dedupe(DecidedStep):
 
     name = "dedupe"
 
+    def continues(self, record: StepRecord) -> bool:
+        return not self.mark and super().continues(record)
+
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
-        return find_clusters(self.parents[0], self.near, work, limits)
+        facts = find_clusters(self.parents[0], self.near, work, limits)
+        if self.earlier is not None:
+            return {**facts, **keep_dropped(self.parents[0], self.earlier, work, limits)}
+        rewrite_decisions(work, lambda rows: rows.filter(rows["rule"].is_valid()).select(["row", "cluster", "rule"]))
+        return facts
 
     def apply(self, rows: Table, decisions: Table) -> Outcome:
         rows = with_clusters(rows, decisions)
@@ -241,8 +287,10 @@ def with_clusters(rows: Table, decisions: Table) -> Table:
 
 
 @dataclass(frozen=True)
-class Split(DecidedStep):
+class Split(LastingStep):
     """Writes `_split`: a hash of a row's duplicate cluster decides, so that duplicates are in one split.
+
+    An earlier row stays where it is, and decides for the new rows of its cluster.
 
     Attributes:
         validation: share of the clusters.
@@ -259,15 +307,18 @@ class Split(DecidedStep):
     name = "split"
 
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
-        parent = self.parents[0]
-        facts = {}
-        if not has_clusters(parent, self.near):
+        parent, facts = self.parents[0], dict[str, Any]()
+        is_clustered = has_clusters(parent, self.near)
+        if is_clustered:
+            nothing = {"row": pa.array([], pa.int64()), "cluster": pa.array([], pa.string())}
+            write_decisions(work, pa.table({**nothing, "split": pa.array([], pa.string())}))
+        else:
             found = find_clusters(parent, self.near, work, limits)
             clustered = sum(found[name] for name in ("clusters", "exact", "near"))
             facts = {"clusters": found["clusters"], "clustered_rows": clustered}
-        else:
-            nothing = pa.table({"row": pa.array([], pa.int64()), "cluster": pa.array([], pa.string())})
-            write_decisions(work, nothing)
+            rewrite_decisions(work, _without_rules)
+        if self.earlier is not None:
+            facts |= keep_splits(parent, self.earlier, self.split_of, work, limits, is_clustered=is_clustered)
         self._check(work)
         return facts
 
@@ -295,12 +346,21 @@ class Split(DecidedStep):
         """The rows with their clusters, and the split of each."""
         if not has_clusters(self.parents[0], self.near):
             rows = with_clusters(rows, decisions)
-        return rows, [self.split_of(cluster) for cluster in rows[CLUSTER].to_pylist()]
+        splits = [self.split_of(cluster) for cluster in rows[CLUSTER].to_pylist()]
+        for row, split in zip(decisions["row"].to_pylist(), decisions["split"].to_pylist(), strict=True):
+            splits[row] = split or splits[row]
+        return rows, splits
 
     def split_of(self, cluster: str) -> str:
-        """The split of a cluster. It does not depend on the other rows, so that it stays if rows are added."""
+        """The split of a cluster without earlier rows."""
         share = fraction_of(Hash64(f"{self.seed} {cluster}".encode()).digest())
         return "test" if share < self.test else "validation" if share < self.test + self.validation else "train"
+
+
+def _without_rules(decisions: Table) -> Table:
+    """The decisions of `Split`: rows whose cluster has another name than themselves."""
+    rows = decisions.filter(decisions["rule"].is_valid()).select(["row", "cluster"])
+    return rows.append_column("split", pa.nulls(len(rows), pa.string()))
 
 
 def has_clusters(version: Version, near: float | None) -> bool:

@@ -49,6 +49,7 @@ from aifx.core.parsing import parse_json
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.results import Result
 from aifx.core.version import __version__
+from aifx.curation.continuing import continued
 from aifx.curation.profile import MOST_PARTS, PartialProfile, complete_profile, merge_profiles, profile_rows
 from aifx.curation.step import Limits, Step, check_row_ids
 from aifx.curation.work_folders import WORK, holding_dataset, holding_work, steps_folder
@@ -152,7 +153,7 @@ class NotMade(AifxError):
     def __init__(self, step: Step, note: str = "") -> None:
         super().__init__(f"{step.name} has made no such version", "dry_run runs no step", f"aifx data {step.name}")
         self.step, self.settings, self.note = step.name, plain(step.settings), note
-        self.parents = tuple(parent.manifest.whole_reference for parent in step.parents)
+        self.parents = _references(step)
         self.code = code_of(step)
 
 
@@ -191,22 +192,28 @@ def execute(
         return Made(found, is_new=False, is_accepted=accepts(found.manifest))
     if run_tasks is None:
         limits = limits.for_work(sum(size for _, size in step.tasks()), step.worker_bytes)
-    work = work_folder(step, name, catalog)
-    with holding_dataset(name, catalog, "makes a version of it"), naming(work, keeps_names=True):
+    with holding_dataset(name, catalog, "makes a version of it"):
         found = _find_version(step, name, catalog)
         is_new = found is None
-        if found is None:
-            for parent in step.parents:
-                check_shards(parent)
-            with holding_work(work):
-                found = _make_version(step, name, catalog, work, limits, run_tasks)
-        is_accepted = accepts(found.manifest)
-        if is_accepted and set_name:
-            catalog.set_latest(name, found.manifest.version)
-        if found not in step.parents:
-            made = replace(found.manifest, code=code_of(step), aifx=__version__)  # by this code, too
-            record_run(catalog, made, [parent.manifest for parent in step.parents], step_key(step))
-        shutil.rmtree(work, ignore_errors=True)
+        step = continued(step, name, catalog) if found is None else step
+        parents = found.manifest.parents if found is not None and found not in step.parents else _references(step)
+        key = _key(step.record, [parent.partition("@")[2] for parent in parents], code_of(step))
+        work = steps_folder(name, catalog) / f"{WORK}{key}"
+        with naming(work, keeps_names=True):
+            if found is None:
+                for parent in step.parents:
+                    check_shards(parent)
+                with holding_work(work):
+                    found = _make_version(step, name, catalog, work, limits, run_tasks)
+            is_accepted = accepts(found.manifest)
+            if is_accepted and set_name:
+                catalog.set_latest(name, found.manifest.version)
+            if found not in step.parents:
+                made = replace(found.manifest, code=code_of(step), aifx=__version__)  # by this code, too
+                read = [parent.manifest for parent in step.parents]
+                more = parents[len(read) :]  # that the version continues; it may be deleted
+                record_run(catalog, made, [*read, *map(catalog.manifest, filter(catalog.holds, more))], key)
+            shutil.rmtree(work, ignore_errors=True)
     return Made(found, is_new, is_accepted)
 
 
@@ -217,7 +224,11 @@ def work_folder(step: Step, name: str, catalog: Catalog) -> Path:
 
 def step_key(step: Step) -> str:
     """A digest of all that the result of a step depends on."""
-    return _key(_step_record(step), [parent.manifest.sha256 for parent in step.parents], code_of(step))
+    return _key(step.record, [parent.manifest.sha256 for parent in step.parents], code_of(step))
+
+
+def _references(step: Step) -> tuple[str, ...]:
+    return tuple(parent.manifest.whole_reference for parent in step.parents)
 
 
 def code_of(step: Step) -> Code:
@@ -229,17 +240,13 @@ def _key(step: StepRecord, parents: Sequence[str], code: Code) -> str:
     return sha256_of_json(plain([step, parents, code]))
 
 
-def _step_record(step: Step) -> StepRecord:
-    return StepRecord(step.name, plain(step.settings))
-
-
 def _find_version(step: Step, name: str, catalog: Catalog) -> Version | None:
     """The version that the same step made before.
 
     Its parent, if that is what the step made: a step changes nothing in its own result, and a command that is repeated
     after it was killed at its end finds its result under the data set's name.
     """
-    record, code = _step_record(step), code_of(step)
+    record, code = step.record, code_of(step)
 
     def is_result(manifest: Manifest) -> bool:
         """Whether the step made it, with the code that it has now. Other code may have made the same rows before."""
@@ -248,8 +255,8 @@ def _find_version(step: Step, name: str, catalog: Catalog) -> Version | None:
         parents = [parent.partition("@")[2] for parent in manifest.parents]
         return manifest.code == code or is_recorded(catalog, manifest, _key(record, parents, code))
 
-    parents = tuple(parent.manifest.whole_reference for parent in step.parents)
-    if parents and (own := step.parents[0].manifest).parents[1:] == parents[1:] and is_result(own):
+    parents = _references(step)
+    if parents and (own := step.parents[0].manifest).row_parents[1:] == parents[1:] and is_result(own):
         return step.parents[0]
     for version in catalog.versions(name):
         reference = f"{name}@{version}"
@@ -257,7 +264,7 @@ def _find_version(step: Step, name: str, catalog: Catalog) -> Version | None:
             manifest = catalog.manifest(reference)
         except DataError:
             continue
-        if manifest.parents == parents and is_result(manifest):
+        if manifest.row_parents == parents and is_result(manifest):
             return catalog.open(reference)
     return None
 
@@ -427,8 +434,8 @@ def _manifest(step: Step, name: str, results: list[TaskResult], facts: Mapping[s
         shards=shards,
         dropped=dropped,
         dropped_by=dict(sorted(rules.items())),
-        parents=tuple(parent.manifest.whole_reference for parent in step.parents),
-        step=_step_record(step),
+        parents=_references(step),
+        step=step.record,
         sources=tuple(sources[name] for name in sorted(sources)),
         code=code_of(step),
         aifx=__version__,

@@ -117,7 +117,7 @@ def lineage_of(catalog: Catalog, reference: str, project: Project | None) -> Lin
 
 
 def ancestors(catalog: Catalog, reference: str) -> list[Manifest]:
-    """The manifests of a version and of its ancestors that still exist, each after its parents."""
+    """The manifests of a version and of those that its rows come from, if they still exist, each after its parents."""
     found: dict[str, Manifest] = {}
     waiting = [catalog.manifest(reference).whole_reference]
     while waiting:
@@ -126,7 +126,7 @@ def ancestors(catalog: Catalog, reference: str) -> list[Manifest]:
         if manifest is not None:
             found.pop(one, None)  # it goes behind all that were made from it
             found[one] = manifest
-            waiting += manifest.parents
+            waiting += manifest.row_parents
     return list(reversed(found.values()))
 
 

@@ -1,8 +1,8 @@
 """Near duplicates: candidates that share a band of their sketches, each verified by the shingles of both texts.
 
-A sketch is a MinHash signature of a text's runs of words. Sketches are kept, so that a text is sketched once:
-`<data set>/sketches/` has a file for each shard, by the shard's SHA-256, and `algorithm.json`. Signatures of two
-versions of the algorithm have nothing in common, so aifx refuses to compare them.
+A sketch is a MinHash signature of a text's runs of words. Sketches are kept, so that a text is sketched once, as are
+the digests that find copies: `<data set>/sketches/` has a file for each shard, by the shard's SHA-256, and
+`algorithm.json`. Signatures of two versions of the algorithm have nothing in common, so aifx refuses to compare them.
 
 Rows that share a key, such as a band or the digest of a copy, are found by sorting within a limit of memory.
 """
@@ -76,38 +76,65 @@ def open_sketches(folder: Path, rebuild_command: str) -> None:
         raise SketchesOutdated(f"the sketches in {folder} are of another algorithm", why, rebuild_command)
 
 
-@contextmanager
-def sketching(folder: Path, shard: ShardFile) -> Iterator[Callable[[Any], NDArray[np.uint32]]]:
-    """A function for the texts of a shard, some at a time and all of them in order: it returns their signatures.
+@dataclass(frozen=True)
+class KeptValues:
+    """Values of the rows of a shard, [rows, width], which are computed once and kept in a file of NumPy's format.
 
-    It reads them from the shard's sketch; if there is none, it makes them, and the sketch is there when the block ends.
+    Attributes:
+        type: of a value, as NumPy names it.
     """
-    path = folder / f"{shard.sha256}.npy"
-    if (begin := _begin_of(path, shard)) is not None:
-        with open(path, "rb") as found:
-            found.seek(begin)
-            yield lambda texts: _signatures(found.read(4 * PERMUTATIONS * len(texts)))
-        return
-    with replacing(path) as file:
-        header = {"descr": "<u4", "fortran_order": False, "shape": (shard.rows, PERMUTATIONS)}
-        np.lib.format.write_array_header_1_0(file, header)
 
-        def make(texts: Any) -> NDArray[np.uint32]:
-            signatures = sketch_texts(texts)
-            file.write(signatures.data)
-            return signatures
+    path: Path
+    rows: int
+    width: int
+    type: str
 
-        yield make
+    @property
+    def begin(self) -> int | None:
+        """The place of the first value in the file; None if the file is missing or damaged."""
+        try:
+            found = np.load(self.path, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            return None
+        is_whole = found.shape == (self.rows, self.width) and found.dtype == np.dtype(self.type)
+        return int(found.offset) if is_whole and isinstance(found, np.memmap) else None
+
+    @contextmanager
+    def reading(self, compute: Callable[[Any], NDArray[Any]]) -> Iterator[Callable[[Any], NDArray[Any]]]:
+        """A function for the rows, some at a time and all of them in order: it returns their values.
+
+        It reads them from the file, for which it only needs to know how many rows there are. If the file is missing, it
+        computes them, and the file is there when the block ends.
+        """
+        if (begin := self.begin) is not None:
+            size = self.width * np.dtype(self.type).itemsize
+            with open(self.path, "rb") as found:
+                found.seek(begin)
+                yield lambda rows: self._array(found.read(size * len(rows)))
+            return
+        with replacing(self.path) as file:
+            header = {"descr": self.type, "fortran_order": False, "shape": (self.rows, self.width)}
+            np.lib.format.write_array_header_1_0(file, header)
+
+            def make(rows: Any) -> NDArray[Any]:
+                values = compute(rows)
+                file.write(values.data)
+                return values
+
+            yield make
+
+    def _array(self, data: bytes) -> NDArray[Any]:
+        return np.frombuffer(data, self.type).reshape(-1, self.width)
 
 
-def _begin_of(path: Path, shard: ShardFile) -> int | None:
-    """The place of the first signature in a sketch of NumPy's format; None if the sketch is missing or damaged."""
-    try:
-        found = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return None
-    is_whole = found.shape == (shard.rows, PERMUTATIONS) and found.dtype == np.uint32
-    return int(found.offset) if is_whole and isinstance(found, np.memmap) else None
+def sketch_of(folder: Path, shard: ShardFile) -> KeptValues:
+    """The signatures of the rows of a shard, which `sketch_rows` computes."""
+    return KeptValues(folder / f"{shard.sha256}.npy", shard.rows, PERMUTATIONS, "<u4")
+
+
+def sketch_rows(rows: Any) -> NDArray[np.uint32]:
+    """Signatures of the texts of rows, [rows, permutations]."""
+    return sketch_texts(rows["text"])
 
 
 def sketch_texts(texts: Any) -> NDArray[np.uint32]:
@@ -321,12 +348,12 @@ def _write_shingles(work: Path, sketches: Path, item: tuple[int, Path, ShardFile
     with (
         open(work / "shingles" / f"{index:05d}.u32", "wb") as signatures,
         open(work / "shingles" / f"{index:05d}.u64", "wb") as shingles,
-        sketching(sketches, shard) as sketch,
+        sketch_of(sketches, shard).reading(sketch_rows) as sketch,
     ):
         for first, rows in numbered_parts(path, ["text"]):
             begin, end = np.searchsorted(needed, (first, first + len(rows)))
             own = needed[begin:end] - first
-            signatures.write(np.ascontiguousarray(sketch(rows["text"])[own]).data)
+            signatures.write(np.ascontiguousarray(sketch(rows)[own]).data)
             found, counts = distinct_shingles(rows["text"].take(pa.array(own)))
             shingles.write(found.data)
             sizes.append(counts)

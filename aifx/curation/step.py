@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,10 +13,11 @@ import numpy as np
 
 from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError
+from aifx.core.json_values import plain
 from aifx.curation.words import I64
 from aifx.data.names import ROW, Kind
 from aifx.data.readers.arrow import pa, pc, pq
-from aifx.data.versions.manifest import ShardFile, Source, Version
+from aifx.data.versions.manifest import ShardFile, Source, StepRecord, Version
 from aifx.data.versions.shards import dropped_rows, read_parts
 
 if TYPE_CHECKING:
@@ -88,6 +89,15 @@ class Step(ABC):
         The manifest records it. A step with the settings, the parents and the code of a version is not run again.
         """
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "parents"}
+
+    @property
+    def record(self) -> StepRecord:
+        """What the manifest has of the step."""
+        return StepRecord(self.name, plain(self.settings))
+
+    def continues(self, record: StepRecord) -> bool:
+        """Whether its decisions about rows that were there before are those of a step with this record."""
+        return False
 
     @property
     def kind(self) -> Kind:
@@ -204,6 +214,12 @@ def write_decisions(work: Path, decisions: Table, part: int = 0) -> None:
     """Write decisions, or a part of them, ordered by `row`, the row's number over all shards from 0."""
     (work / DECISIONS).mkdir(exist_ok=True)
     pq.write_table(decisions, work / DECISIONS / f"{part:05d}.parquet", row_group_size=10_000)
+
+
+def rewrite_decisions(work: Path, change: Callable[[Table], Table]) -> None:
+    """Change decisions that were written, a part at a time."""
+    for path in sorted((work / DECISIONS).iterdir()):
+        write_decisions(work, change(pq.read_table(path, partitioning=None)), int(path.stem))
 
 
 def read_decisions(work: Path, first: int, rows: int) -> Table:

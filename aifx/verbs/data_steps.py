@@ -100,6 +100,8 @@ def data_dedupe(
 ) -> MadeVersion:
     """Drop duplicates: rows that are copies of another, and texts that are nearly the same.
 
+    If files were added to a data set that was deduplicated with the same arguments, rows that were kept stay.
+
     Args:
         name: data set: "NAME" for its latest version, or "NAME@VERSION".
         near: least Jaccard similarity of near duplicates, such as 0.8; by default only exact copies.
@@ -184,7 +186,8 @@ def data_split(
 ) -> MadeVersion:
     """Send each row to training, validation or test, so that near duplicates are in one split.
 
-    The column "_split" holds the split. It depends on the row's duplicate cluster and the seed alone.
+    The column "_split" holds the split. It depends on the row's duplicate cluster and the seed. If files were added to
+    a data set that was split with the same arguments, earlier rows keep their split and decide for new ones.
 
     Args:
         name: data set: "NAME" for its latest version, or "NAME@VERSION".

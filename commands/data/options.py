@@ -90,3 +90,7 @@ def print_made(out: Output, made: MadeVersion) -> None:
     if made.dropped:
         counts = [(rule, f"{count:,}") for rule, count in made.dropped_by.items()]
         out.table(["dropped by", "rows"], counts, right=["rows"])
+    if earlier := made.facts.get("continues"):
+        from aifx.core.artifact import short_reference
+
+        out.log(f"earlier rows are as in {short_reference(earlier)}")

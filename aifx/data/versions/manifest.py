@@ -44,6 +44,9 @@ INDEXES = "indexes"
 TEXT_TYPES = ("string", "large_string")
 """Types of columns with texts, as manifests name them."""
 
+CONTINUES = "continues"
+"""The fact with the version whose decisions about earlier rows the step kept: a parent, but not one of its rows."""
+
 KIND, VERSION = "dataset", 2
 """The kind of a version as an artefact, and the version of its content."""
 UNKNOWN_LICENSE = "unknown"
@@ -142,6 +145,11 @@ class Manifest:
     def whole_reference(self) -> str:
         """ "name@<64 digits>", for documents on disk."""
         return f"{self.name}@{self.sha256}"
+
+    @property
+    def row_parents(self) -> tuple[str, ...]:
+        """The parents that its rows come from: without the one whose decisions its step kept."""
+        return tuple(parent for parent in self.parents if parent != self.facts.get(CONTINUES))
 
     @property
     def quarantined_rows(self) -> int:

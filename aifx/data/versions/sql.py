@@ -31,10 +31,15 @@ QUARANTINE_COLUMNS = ("source", "line", "reason", "value")
 
 @dataclass(frozen=True)
 class RowTable:
-    """A table of a connection: the rows of a version, or those that it left out or could not read."""
+    """A table of a connection: the rows of a version, or those that it left out or could not read.
+
+    Attributes:
+        is_numbered: add the columns `file_index` and `file_row_number`, from 0.
+    """
 
     version: Version
     part: Literal["shards", "dropped", "quarantine"] = "shards"
+    is_numbered: bool = False
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -52,6 +57,14 @@ class RowTable:
     def columns(self) -> tuple[str, ...]:
         known = {"dropped": DROPPED_COLUMNS, "quarantine": QUARANTINE_COLUMNS}
         return known.get(self.part) or tuple(self.version.manifest.columns) or (ROW, SOURCE)
+
+    @property
+    def selection(self) -> str:
+        """SQL for the rows."""
+        if not self.files:
+            return f"SELECT {', '.join(f'NULL::VARCHAR AS {identifier(name)}' for name in self.columns)} WHERE false"
+        columns = "file_index, file_row_number, *" if self.is_numbered else "*"
+        return f"SELECT {columns} FROM read_parquet([{', '.join(quoted(str(file)) for file in self.files)}])"
 
 
 @contextmanager
@@ -78,7 +91,7 @@ def open_tables(tables: Mapping[str, RowTable], memory_bytes: int = MEMORY_BYTES
                 files = [str(file) for table in tables.values() for file in table.files]
                 connection.execute(f"SET allowed_paths = [{', '.join(map(quoted, files))}]")
                 for name, table in tables.items():
-                    connection.execute(f"CREATE VIEW {identifier(name)} AS {_selection(table)}")
+                    connection.execute(f"CREATE VIEW {identifier(name)} AS {table.selection}")
                 connection.execute("SET python_enable_replacements = false")
                 connection.execute("SET enable_external_access = false")
                 connection.execute("SET lock_configuration = true")
@@ -124,12 +137,6 @@ def not_enough_memory(error: Exception) -> EnvironmentFault:
     """A query that needs more memory than it may use."""
     hint = "give it more --memory, or select fewer rows or columns"
     return EnvironmentFault("the query needs more memory than it may use", first_line(error), hint)
-
-
-def _selection(table: RowTable) -> str:
-    if not table.files:
-        return f"SELECT {', '.join(f'NULL::VARCHAR AS {identifier(name)}' for name in table.columns)} WHERE false"
-    return f"SELECT * FROM read_parquet([{', '.join(quoted(str(file)) for file in table.files)}])"
 
 
 def identifier(name: str) -> str:

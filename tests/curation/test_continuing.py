@@ -1,0 +1,168 @@
+"""Decisions that last: earlier rows keep their place when files are added, and decide about the rows like them."""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from adding import LIMITS, add, rows_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_rows import clusters_of, edited, jaccard, order_of, some_texts
+from made_rows import rows_of as dropped_rows
+
+from aifx.curation.duplicates import Dedupe, Split
+from aifx.curation.execution import execute
+from aifx.curation.history import ancestors
+from aifx.curation.row_history import explain_row
+from aifx.curation.step import Step
+from aifx.data.names import CLUSTER, ROW, SPLIT
+from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.manifest import CONTINUES, Version
+
+RANK = ("train", "validation", "test")
+
+
+def write(folder: Path, name: str, texts: Sequence[str]) -> None:
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def made(folder: Path, step: Step) -> Version:
+    return execute(step, "corpus", open_catalog(str(folder / "datasets")), LIMITS).version
+
+
+def texts_of(version: Version) -> dict[str, str]:
+    return {row[ROW]: row["text"] for row in rows_of(version)}
+
+
+def grown(folder: Path, seed: int, generations: int) -> Iterator[Version]:
+    """Versions that `add` made in turn: each has new files with edited copies of all texts so far, one changed."""
+    dice, texts = random.Random(seed), list[str]()
+    for generation in range(generations):
+        for number in range(2):
+            new = some_texts(8, dice.randrange(1 << 30), vocabulary=40, longest=25)
+            copies = [edited(dice.choice(texts), dice.randrange(3), dice.randrange(99)) for _ in range(8) if texts]
+            texts += [*new, *copies]
+            write(folder, f"{generation}-{number}", [*new, *copies])
+        if generation:
+            write(folder, f"{generation - 1}-0", dice.sample(texts, 12))
+        yield add(folder, "corpus", *sorted(path.name for path in folder.glob("*.jsonl"))).version
+
+
+def expected_splits(
+    texts: Mapping[str, str], near: float, before: Mapping[str, tuple[str, str]], step: Split
+) -> dict[str, tuple[str, str]]:
+    """The cluster and the split of each row, by comparing all pairs. `before`: those of earlier rows."""
+    groups = defaultdict(list)
+    for row, cluster in clusters_of(list(texts.items()), near).items():
+        groups[cluster].append(row)
+    found: dict[str, tuple[str, str]] = {}
+    for cluster, rows in groups.items():
+        known = [before[row] for row in rows if row in before]
+        name = min((one for one, _ in known), key=order_of, default=cluster)
+        split = min((split for _, split in known), key=RANK.index, default=step.split_of(name))
+        found |= {row: (name, before[row][1] if row in before else split) for row in rows}
+    return found
+
+
+def check_splits(seed: int, near: float, generations: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        before: dict[str, tuple[str, str]] = {}
+        for number, version in enumerate(grown(Path(name), seed, generations)):
+            step = Split((version,), 0.3, 0.3, near)
+            result = made(Path(name), step)
+            texts = texts_of(version)
+            now = {row[ROW]: (row[CLUSTER], row[SPLIT]) for row in rows_of(result)}
+            assert now == expected_splits(texts, near, before, step)
+            assert (CONTINUES in result.manifest.facts) == bool(number)
+            for row in texts.keys() - before.keys():
+                train = [other for other in texts if now[other][1] == "train"]
+                assert now[row][1] == "train" or all(jaccard(texts[row], texts[other]) < near for other in train)
+            before = now
+
+
+def check_dropped(seed: int, near: float | None, generations: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        kept, twins = set[str](), dict[str, tuple[str, str]]()
+        for version in grown(Path(name), seed, generations):
+            result = made(Path(name), Dedupe((version,), near))
+            texts, groups = texts_of(version), defaultdict(list)
+            for row, cluster in clusters_of(list(texts.items()), near).items():
+                groups[cluster].append(row)
+            expected, keepers = set[str](), dict[str, set[str]]()
+            for cluster, rows in groups.items():
+                own = kept.intersection(rows) or {cluster}
+                expected |= own
+                keepers |= dict.fromkeys(rows, own)
+            assert {row[ROW] for row in rows_of(result)} == expected
+            dropped = {row[ROW]: (row["rule"], row["twin"]) for row in dropped_rows(result.dropped)}
+            assert dropped.keys() == texts.keys() - expected
+            for row, (rule, twin) in dropped.items():
+                assert twin in keepers[row]
+                if row in twins and twins[row][1] in keepers[row]:
+                    assert (rule, twin) == twins[row]
+                elif rule == "near":
+                    assert all(texts[row] != texts[other] for other in keepers[row])
+            assert result.manifest.dropped_by == {
+                rule: count for rule in ("exact", "near") if (count := result.manifest.facts[rule])
+            }
+            kept, twins = expected, dropped
+
+
+def test_earlier_rows_keep_their_split_and_decide_for_those_like_them() -> None:
+    check_splits(5, 0.4, 2)
+
+
+def test_rows_that_were_kept_stay_kept() -> None:
+    check_dropped(5, 0.4, 2)
+    check_dropped(5, None, 2)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=12)
+@given(st.integers(0, 10_000), st.sampled_from([0.4, 0.6, 0.8]))
+def test_earlier_rows_keep_their_split(seed: int, near: float) -> None:
+    check_splits(seed, near, 4)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=12)
+@given(st.integers(0, 10_000), st.sampled_from([None, 0.4, 0.8]))
+def test_earlier_rows_stay_kept(seed: int, near: float | None) -> None:
+    check_dropped(seed, near, 4)
+
+
+def steps_of(version: Version) -> tuple[Step, ...]:
+    return Dedupe((version,), 0.5), Split((version,), 0.3, 0.3, 0.5)
+
+
+def test_the_same_again_is_the_same_version_and_lineage_names_what_it_continues(tmp_path: Path) -> None:
+    found = set()
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        versions, every = [], []
+        for version in grown(folder, 7, 2):
+            versions.append(version)
+            every.append([made(folder, step) for step in steps_of(version)])
+        found.add(tuple(one.reference for each in every for one in each))
+    assert len(found) == 1
+    catalog = open_catalog(str(tmp_path / "two" / "datasets"))
+    for version, each in zip(versions, every, strict=True):  # newer versions change nothing
+        for step, before in zip(steps_of(version), each, strict=True):
+            again = execute(step, "corpus", catalog, LIMITS)
+            assert (again.version.reference, again.is_new) == (before.reference, False)
+    for older, newer in pairwise(every):
+        for one, two in zip(older, newer, strict=True):
+            assert two.manifest.facts[CONTINUES] == two.manifest.parents[1] == one.manifest.whole_reference
+    names = [manifest.step.name for manifest in ancestors(catalog, every[-1][1].manifest.whole_reference)]
+    assert names == ["add", "add", "split"]
+    first = texts_of(versions[0])
+    row = next(row[ROW] for row in dropped_rows(every[-1][0].dropped) if row[ROW] in first)
+    (history,) = explain_row(catalog, row, None, [every[-1][0].manifest.whole_reference]).histories
+    assert [step.outcome for step in history.steps] == ["added", "kept", "dropped"]
