@@ -337,7 +337,7 @@ def split(
         aifx data split corpus --validation 0.05 --test 0.1
         aifx data split corpus --near 0.6 --seed 7
 
-    The column _split holds the split. Rows that were split before keep theirs; new rows follow those that they resemble.
+    The column _split holds the split. Earlier rows keep theirs, and new rows follow those that they resemble.
     """
     with terminal(given.json) as out:
         from aifx.verbs.data_steps import data_split
