@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from aifx.verbs.configuration import config_check, config_keys, config_schema, config_show, config_toml
     from aifx.verbs.data_add import data_add, data_add_plan
+    from aifx.verbs.data_expect import data_expect, data_expect_history, data_expect_infer
     from aifx.verbs.data_labels import (
         data_label_agreement,
         data_label_apply,
@@ -117,6 +118,7 @@ _NAMES = {
     "data_add": "data_add_plan data_add",
     "data_steps": "data_clean data_dedupe_audit data_dedupe data_split data_contamination data_decontaminate data_pii "
     "data_join data_mix",
+    "data_expect": "data_expect_infer data_expect data_expect_history",
     "recipes": "data_make_plan data_make",
     "data_versions": "data_ls data_show_version data_verify data_profile data_query data_query_to_file data_diff "
     "data_lineage data_why data_report data_push data_erase data_gc",

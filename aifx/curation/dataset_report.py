@@ -16,6 +16,7 @@ from aifx.core.pages import render
 from aifx.core.pages.canvas import CARD, Picture, canvas, ticks
 from aifx.core.plurals import counted
 from aifx.core.results import Result
+from aifx.curation.drift import LEAST_ROWS, binned, ks, psi
 from aifx.curation.history import ancestors, settings_text
 from aifx.curation.profile import EDGES, Histogram, Lengths, Profile, most_frequent, read_profile
 from aifx.data.names import CHAT, CLUSTER, RESERVED, ROW, SOURCE, SPLIT, Kind
@@ -30,9 +31,6 @@ REMOVES_PERSONAL_DATA = ("pii", "erase")
 """Steps that take out what must not be shown."""
 
 SAMPLE_ROWS = 100_000
-BINS = 10
-LEAST_ROWS = 100
-"""Rows of each version, at least. The measures of fewer are noise."""
 
 Compared: TypeAlias = Literal["numbers", "lengths", "values"]
 
@@ -318,9 +316,8 @@ def _numbers(before: Version, after: Version) -> list[ColumnDrift]:
     for (name, (_, of)), old, new in zip(columns.items(), *samples, strict=True):
         if min(len(old), len(new)) >= LEAST_ROWS:
             medians = (float(np.median(old)), float(np.median(new)))
-            edges = np.unique(np.quantile(old, np.linspace(0, 1, BINS + 1)[1:-1]))
-            counts = [np.bincount(np.searchsorted(edges, one, "right"), minlength=len(edges) + 1) for one in (old, new)]
-            found.append(ColumnDrift(name, of, psi(*counts), ks(old, new), (len(old), len(new)), medians))
+            shift = psi(*binned(old, new))
+            found.append(ColumnDrift(name, of, shift, ks(old, new), (len(old), len(new)), medians))
     return found
 
 
@@ -348,21 +345,6 @@ def _values(profiles: tuple[Profile, Profile]) -> list[ColumnDrift]:
         counts = [np.array([side.get(one, 0) for one in names]) for side in sides]
         found.append(ColumnDrift(name, "values", psi(*counts), None, rows, None))
     return found
-
-
-def psi(before: Any, after: Any) -> float:
-    """The population stability index of counts by bin; half a row is added to each bin, so that none is empty."""
-    old, new = before + 0.5, after + 0.5
-    old, new = old / old.sum(), new / new.sum()
-    return float(((new - old) * np.log(new / old)).sum())
-
-
-def ks(before: Any, after: Any) -> float:
-    """The largest difference of two empirical distribution functions."""
-    old, new = np.sort(before), np.sort(after)
-    both = np.concatenate([old, new])
-    shares = (np.searchsorted(one, both, "right") / len(one) for one in (old, new))
-    return float(np.abs(np.subtract(*shares)).max())
 
 
 BAR_HEIGHT = 22

@@ -189,7 +189,7 @@ def _existing(catalog: Catalog, manifest: Manifest) -> LineageVersion:
 
 def _deleted(reference: str, event: Mapping[str, Any]) -> LineageVersion:
     """A version that was deleted, from its event in lineage.jsonl, without its runs and outputs."""
-    inputs = [(one, _version(one)) for one in event.get("inputs", ())]
+    inputs = [(one, version_of(one)) for one in event.get("inputs", ())]
     step = event.get("job", {}).get("facets", {}).get(STEP_FACET, {})
     return LineageVersion(
         reference=short_reference(reference),
@@ -214,11 +214,11 @@ def _outputs(events: Sequence[Mapping[str, Any]]) -> defaultdict[str, list[Linea
     found: defaultdict[str, list[LineageOutput]] = defaultdict(list)
     for event in events:
         for output in event.get("outputs", ()):
-            if _version(output) is None:
+            if version_of(output) is None:
                 step = str(event.get("job", {}).get("name")).removeprefix("data.")
                 made = LineageOutput(step, f"{output.get('namespace')}/{output.get('name')}")
                 for one in event.get("inputs", ()):
-                    of_version = found[f"{one.get('name')}@{_version(one)}"]
+                    of_version = found[f"{one.get('name')}@{version_of(one)}"]
                     of_version += [made] if made not in of_version else []
     return found
 
@@ -226,14 +226,14 @@ def _outputs(events: Sequence[Mapping[str, Any]]) -> defaultdict[str, list[Linea
 def _events(events: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """The last event that made each version."""
     return {
-        f"{output.get('name')}@{_version(output)}": event
+        f"{output.get('name')}@{version_of(output)}": event
         for event in events
         if not is_removal(event)
         for output in event.get("outputs", ())
     }
 
 
-def _version(dataset: Mapping[str, Any]) -> str | None:
+def version_of(dataset: Mapping[str, Any]) -> str | None:
     version = dataset.get("facets", {}).get("version", {}).get("datasetVersion")
     return version if isinstance(version, str) else None
 

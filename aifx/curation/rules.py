@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow.compute as pc
@@ -29,6 +29,7 @@ from aifx.curation.words import group_starts
 
 Ints: TypeAlias = NDArray[np.int64]
 Values: TypeAlias = NDArray[Any]
+R = TypeVar("R", bound=BaseModel)
 
 UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
 """Characters of scripts that do not put spaces between words."""
@@ -419,34 +420,43 @@ def _read_set(name: str, root: Path) -> list[Rule]:
             raise UsageError(f"no set of rules {name!r}", why, f"--rules {','.join(known)}, or a path to a .toml file")
         text = resources.files("aifx.curation").joinpath("rules", f"{name}.toml").read_text("utf-8")
         return parse_rules(text, name)
-    path = root / os.path.expanduser(name)
+    return read_rule_tables(root / os.path.expanduser(name), Rule, REFERENCE)
+
+
+def read_rule_tables(path: Path, model: type[R], reference: str) -> list[R]:
+    """The rules of a file, in order. Raises ConfigError, which names the file, the rule and the key."""
     try:
-        return parse_rules(path.read_text("utf-8"), str(path))
+        return parse_rule_tables(path.read_text("utf-8"), str(path), model, reference)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read", error.strerror or str(error), f"ls -l {path}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not TOML", f"it is not UTF-8: {error.reason}", REFERENCE) from None
+        raise ConfigError(f"{path} is not TOML", f"it is not UTF-8: {error.reason}", reference) from None
 
 
 def parse_rules(text: str, name: str) -> list[Rule]:
     """The rules in the text of a file. Raises ConfigError, which names the file, the rule and the key."""
+    return parse_rule_tables(text, name, Rule, REFERENCE)
+
+
+def parse_rule_tables(text: str, name: str, model: type[R], reference: str) -> list[R]:
+    """The tables [[rule]] in the text of a file. Raises ConfigError, which names the file, the rule and the key."""
     try:
         document = parse_toml(text)
     except ValueError as error:
-        raise ConfigError(f"{name} is not TOML", str(error), REFERENCE) from None
+        raise ConfigError(f"{name} is not TOML", str(error), reference) from None
     tables = document.get("rule")
     if not isinstance(tables, list) or not tables or document.keys() != {"rule"}:
         more = sorted(document.keys() - {"rule"})
         why = f"{more[0]!r} is not [[rule]]" if more else "it has no [[rule]]"
-        raise ConfigError(f"{name} has other contents than rules", why, REFERENCE)
-    return [_parse_rule(table, number, name) for number, table in enumerate(tables, 1)]
+        raise ConfigError(f"{name} has other contents than rules", why, reference)
+    return [_parse_rule(table, number, name, model, reference) for number, table in enumerate(tables, 1)]
 
 
-def _parse_rule(table: Any, number: int, name: str) -> Rule:
+def _parse_rule(table: Any, number: int, name: str, model: type[R], reference: str) -> R:
     try:
-        return Rule.model_validate(table)
+        return model.model_validate(table)
     except ValidationError as error:
         which = table["id"] if isinstance(table, dict) and isinstance(table.get("id"), str) else number
         faults = ((".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors())
         why = "; ".join(f"{where}: {what}" if where else what for where, what in faults)
-        raise ConfigError(f"{name}: rule {which} cannot be used", why, REFERENCE) from None
+        raise ConfigError(f"{name}: rule {which} cannot be used", why, reference) from None

@@ -44,6 +44,7 @@ def command_types() -> dict[str, Any]:
     from aifx.curation import query
     from aifx.curation.add_plan import AddedFiles, ListedFiles
     from aifx.curation.audit import Audit
+    from aifx.curation.contract_history import ContractHistory
     from aifx.curation.databases.push import Pushed
     from aifx.curation.dataset_report import DatasetReport
     from aifx.curation.decontaminate import Contamination
@@ -80,6 +81,7 @@ def command_types() -> dict[str, Any]:
     from aifx.tasks.row_views import ShownBatch, ShownData
     from aifx.training.records import TrainDocument
     from aifx.verbs import configuration, runs
+    from aifx.verbs.data_expect import ExpectedVersion, InferredContract
     from aifx.verbs.data_labels import LabelServerStarted
     from aifx.verbs.data_steps import MadeMix
     from aifx.verbs.prediction import Predictions
@@ -123,6 +125,7 @@ def command_types() -> dict[str, Any]:
         "data-add": AddedFiles | ListedFiles,
         "data-ls": VersionList,
         "data-clean": MadeVersion,
+        "data-expect": ExpectedVersion | InferredContract | ContractHistory,
         "data-mix": MadeMix,
         "data-make": MadeRecipes | PlannedRecipes,
         "data-pii": PiiReport,

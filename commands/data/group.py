@@ -13,6 +13,7 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data import label
 from aifx.commands.data.add import add
+from aifx.commands.data.expect import expect
 from aifx.commands.data.index import index, search
 from aifx.commands.data.make import make
 from aifx.commands.data.options import FILES_HELP, RootOption
@@ -53,6 +54,7 @@ app = typer.Typer(
         aifx data profile corpus       print its columns, lengths and values
         aifx data clean corpus         repair texts, drop rows by rules
         aifx data why 3f2a91c07be4-12  explain why a row is kept or dropped
+        aifx data expect corpus        judge it by the rules of rules.toml
         aifx data pii corpus --mask    mask personal data and secrets
         aifx data dedupe corpus        drop copies, and near duplicates with --near
         aifx data split corpus         send rows to training, validation and test
@@ -213,6 +215,7 @@ app.command()(decontaminate)
 app.command()(verify)
 app.command()(make)
 app.command()(join)
+app.command()(expect)
 app.command()(mix)
 app.command()(profile)
 app.command()(diff)

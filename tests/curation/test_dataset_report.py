@@ -16,7 +16,8 @@ from browser import CHROMIUM, Browser
 from test_croissant import Table, picture
 from toy_steps import WithoutLetter
 
-from aifx.curation.dataset_report import DatasetReport, dataset_page, ks, psi, read_report
+from aifx.curation.dataset_report import DatasetReport, dataset_page, read_report
+from aifx.curation.drift import ks, psi
 from aifx.curation.execution import execute
 from aifx.curation.step import Limits, Outcome, ShardStep
 from aifx.data.versions.catalog import Catalog, open_catalog

@@ -68,6 +68,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "prices.csv").write_text(
         "product,time,price\ntea,2024-05-01 09:00:00,2\ntea,2024-05-02 09:00:00,3\ncake,2024-05-04 09:00:00,4\n"
     )
+    rule = '[[rule]]\ncolumn = "text"\ncheck = "length"\nat_least = 1\n'
+    (tmp_path / "rules.toml").write_text(rule)
     (tmp_path / "letter.txt").write_text("Dear Mrs Smith, the parcel came.")
     monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))  # data_gc deletes what other tests leave in theirs
     monkeypatch.chdir(tmp_path)

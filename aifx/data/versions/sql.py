@@ -92,6 +92,7 @@ def open_tables(tables: Mapping[str, RowTable], memory_bytes: int = MEMORY_BYTES
                 connection.execute(f"SET allowed_paths = [{', '.join(map(quoted, files))}]")
                 for name, table in tables.items():
                     connection.execute(f"CREATE VIEW {identifier(name)} AS {table.selection}")
+                connection.execute("SET TimeZone = 'UTC'")  # so that a machine's own does not change what SQL finds
                 connection.execute("SET python_enable_replacements = false")
                 connection.execute("SET enable_external_access = false")
                 connection.execute("SET lock_configuration = true")
@@ -168,7 +169,7 @@ def open_selection(version: Version, sql: str, memory_bytes: int, *, hides_value
         except (duckdb.OutOfMemoryException, duckdb.IOException, duckdb.InterruptException):
             raise
         except duckdb.Error as e:
-            raise _sql_error(e, hint, hides_values=hides_values) from None
+            raise sql_error(e, hint, hides_values=hides_values) from None
 
 
 def check_selection(connection: Any, sql: str, hint: str) -> None:
@@ -190,7 +191,7 @@ def check_selection(connection: Any, sql: str, hint: str) -> None:
         raise
 
 
-def _sql_error(error: Exception, hint: str, *, hides_values: bool = False) -> UsageError:
+def sql_error(error: Exception, hint: str, *, hides_values: bool = False) -> UsageError:
     """DuckDB's complaint about a user's SQL, which may quote a value that it could not convert."""
     import duckdb
 
