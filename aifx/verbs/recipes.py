@@ -22,6 +22,7 @@ from aifx.core.json_values import plain
 from aifx.core.parsing import parse_toml
 from aifx.core.results import Result
 from aifx.curation.add_plan import AddedFiles
+from aifx.curation.contracts import load_contract, named_data_sets
 from aifx.curation.execution import MadeVersion, NotMade
 from aifx.curation.pii.reports import PiiReport
 from aifx.data.names import ROW
@@ -29,6 +30,7 @@ from aifx.data.versions.catalog import DATASET_NAME, check_dataset_name
 from aifx.verbs.arguments import StrPath
 from aifx.verbs.catalogs import StepOptions, find_catalog, project_around
 from aifx.verbs.data_add import data_add
+from aifx.verbs.data_expect import RULES, data_expect
 from aifx.verbs.data_labels import data_label_apply
 from aifx.verbs.data_steps import data_clean, data_decontaminate, data_dedupe, data_join, data_mix, data_pii, data_split
 
@@ -50,6 +52,7 @@ STEPS: Mapping[str, Callable[..., Any]] = {
     "join": data_join,
     "split": data_split,
     "decontaminate": data_decontaminate,
+    "expect": data_expect,
 }
 """The verb of each step. The settings of a step are the arguments of its verb."""
 
@@ -280,7 +283,7 @@ def _parse(name: str, table: Any, names: Collection[str], path: Path) -> Recipe:
             why = "its own validation and test rows are compared with, and no step before it splits the rows"
             hint = "add a step split before it, or name texts: against = [...]"
             raise ConfigError(f"{path}: {name}, step {number} ({step.name}) has nothing to compare with", why, hint)
-    return Recipe(name, steps, tuple(sorted(_read_by(steps, name).intersection(names))))
+    return Recipe(name, steps, tuple(sorted(_read_by(steps, name, path.parent).intersection(names))))
 
 
 def _parse_step(given: Any, where: str) -> RecipeStep:
@@ -330,12 +333,19 @@ def _required(step: str) -> Iterator[str]:
             yield name
 
 
-def _read_by(steps: Sequence[RecipeStep], name: str) -> set[str]:
+def _read_by(steps: Sequence[RecipeStep], name: str, folder: Path) -> set[str]:
     """The names that may be those of data sets that the steps of a data set read."""
     mixed = {text.rpartition(":")[0] for step in steps for text in step.settings.get("sets", ())}
     compared = {text for step in steps for text in _compared_with(step, name) if text != name}
     joined = {step.settings["features"] for step in steps if step.name == "join"}
-    return {reference.partition("@")[0] for reference in mixed | compared | joined}
+    contracts = [load_contract(_contract(step, folder)) for step in steps if step.name == "expect"]
+    judged = {text for rules in contracts for text in named_data_sets(rules) if text.partition("@")[0] != name}
+    return {reference.partition("@")[0] for reference in mixed | compared | joined | judged}
+
+
+def _contract(step: RecipeStep, folder: Path) -> Path:
+    """The file with the rules of a step `expect`."""
+    return folder / os.path.expanduser(step.settings.get("rules") or RULES)
 
 
 def _compared_with(step: RecipeStep, name: str) -> Sequence[str]:
@@ -386,7 +396,9 @@ def _versions(
                 reference if text == recipe.name else text if _is_dataset(text, catalog) else _from_folder(text, folder)
                 for text in compared
             ]
-        if "rules" in settings:
+        if step.name == "expect":
+            settings["rules"] = _contract(step, folder)
+        elif "rules" in settings:
             rules = settings["rules"]
             settings["rules"] = [_from_folder(each, folder) if each.endswith(".toml") else each for each in rules]
         try:

@@ -13,9 +13,11 @@ from contract_tables import add_table, catalog_of, judge, row_ids
 from documented import blocks
 from inprocess import run
 
+from aifx.core.errors import ConfigError, ExitCode
 from aifx.curation.contract_history import contract_history
 from aifx.curation.contract_inference import infer_contract
 from aifx.curation.contracts import load_contract
+from aifx.verbs.recipes import data_make, data_make_plan
 
 
 def aifx(folder: Path, *args: str) -> CompletedProcess[str]:
@@ -155,3 +157,58 @@ def test_the_documented_contract(tmp_path: Path) -> None:
     ]  # fmt: skip
     orders(tmp_path, [1, 2])
     assert "rows is broken" in aifx(tmp_path, "expect", "orders", "rules.toml").stderr
+
+
+RECIPE = """
+[orders]
+steps = [
+    { add = { sources = ["orders.csv"], license = "MIT" } },
+    { expect = { rules = "contracts/orders.toml" } },
+    { dedupe = {} },
+]
+
+[shops]
+steps = [{ add = { sources = ["shops.csv"], license = "MIT" } }]
+"""
+CONTRACT = """
+[[rule]]
+column = "shop"
+check = "references"
+to = "shops"
+to_column = "id"
+[[rule]]
+check = "rows"
+at_least = 3
+"""
+
+
+def test_a_step_of_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "aifx.toml").write_text('[datasets]\nroot = "datasets"\n')
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    (tmp_path / "contracts").mkdir()
+    (tmp_path / "contracts" / "orders.toml").write_text(CONTRACT)
+    (tmp_path / "shops.csv").write_text("id,land\n1,DE\n2,FR\n")
+    (tmp_path / "orders.csv").write_text("shop,price\n1,3\n2,4\n1,5\n7,6\n")
+    monkeypatch.chdir(tmp_path)
+    plan = data_make_plan("orders")
+    assert [one.name for one in plan.data_sets] == ["shops", "orders"]
+    made = data_make()
+    assert [(step.step, step.rows) for step in made.data_sets[1].steps] == [("add", 4), ("expect", 3), ("dedupe", 3)]
+    again = data_make()
+    assert not any(step.is_new for one in again.data_sets for step in one.steps)
+    assert [one.reference for one in again.data_sets] == [one.reference for one in made.data_sets]
+    (tmp_path / "orders.csv").write_text("shop,price\n1,3\n2,4\n7,6\n")
+    for is_new in (True, False):
+        refused = data_make("orders")
+        assert [(step.step, step.is_new) for step in refused.data_sets[1].steps] == [
+            ("add", is_new),
+            ("expect", is_new),
+        ]
+        assert refused.exit_code == ExitCode.VERDICT
+        assert refused.data_sets[1].reference == made.data_sets[1].reference
+    (tmp_path / "contracts" / "orders.toml").write_text("[[rule]]\ncheck = 'nulls'\n")
+    with pytest.raises(ConfigError, match=r"orders\.toml: rule 1 cannot be used"):
+        data_make_plan()
+    (tmp_path / "contracts" / "orders.toml").write_text(CONTRACT.replace('"shop"', '"store"'))
+    with pytest.raises(ConfigError, match=r"orders, step 2 \(expect\): .*: no column 'store'"):
+        data_make("orders")
