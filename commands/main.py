@@ -13,7 +13,7 @@ from contextlib import suppress
 from aifx.commands.console.interrupted import write_interrupted
 from aifx.core import lifecycle
 from aifx.core.errors import ExitCode, Terminated
-from aifx.verbs.process import ignore_compilers, restart_for_large_programs
+from aifx.verbs.process import ignore_compilers, leave_out_pandas, restart_for_large_programs
 
 TYPE_CHECKING = False  # importing typing takes as long as all else here
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 COMPUTE = ("train", "eval", "predict", "generate", "serve")
 """Commands that run large programs, for whose memory a restart pays."""
+
+ARROW = ("clean", "decontaminate", "dedupe", "split")
+"""Commands of `aifx data` whose rows are in Arrow, and which run no code of users."""
 
 PLAIN = "aifx.plain"
 """The name under which Python's streams know `_plainly`."""
@@ -37,6 +40,8 @@ def main() -> None:
     ignore_compilers()
     if next((arg for arg in args if not arg.startswith("-")), None) in COMPUTE:
         restart_for_large_programs()
+    if args[:1] == ["data"] and args[1:2] and args[1] in ARROW:
+        leave_out_pandas()
     sys.exit(run(args))
 
 

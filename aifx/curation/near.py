@@ -31,7 +31,7 @@ from aifx.core.json_files import write_json
 from aifx.core.parsing import parse_json
 from aifx.core.progress import report_progress
 from aifx.curation.step import Limits, by_shard, first_rows, numbered_parts
-from aifx.curation.words import HASHES, I64, U64, find_words, group_starts, mix, spread, word_runs
+from aifx.curation.words import HASHES, I64, U64, find_words, group_starts, mix, spread, text_pieces, word_runs
 from aifx.data.readers.arrow import pa
 from aifx.data.versions.manifest import ShardFile, Version
 from aifx.data.versions.shards import return_memory
@@ -139,13 +139,11 @@ def sketch_rows(rows: Any) -> NDArray[np.uint32]:
 
 def sketch_texts(texts: Any) -> NDArray[np.uint32]:
     """Signatures of texts, [texts, permutations]."""
-    runs = word_runs(find_words(texts), SHINGLE_WORDS, whole=True)
-    firsts = runs.firsts.astype(np.uint64)
     parts = []
-    for begin in range(0, len(texts), ROWS_AT_A_TIME):
-        places = firsts[begin : begin + ROWS_AT_A_TIME + 1]
-        hashes = runs.hashes[int(places[0]) : int(places[-1])]
-        matrix = _rensa().digest_matrix_from_flat_token_hashes(hashes, places - places[0], PERMUTATIONS, SEED)
+    for piece in text_pieces(texts, ROWS_AT_A_TIME):
+        runs = word_runs(find_words(piece), SHINGLE_WORDS, whole=True)
+        firsts = runs.firsts.astype(np.uint64)
+        matrix = _rensa().digest_matrix_from_flat_token_hashes(runs.hashes, firsts, PERMUTATIONS, SEED)
         # Arrays convert lists of integers twice as fast as NumPy does.
         parts += [array("I", row).tobytes() for row in matrix.to_rows()]
     return _signatures(b"".join(parts))

@@ -85,7 +85,10 @@ def find_words(texts: Any) -> Words:
         inner = offsets[np.searchsorted(offsets, begin, "left") : np.searchsorted(offsets, end, "left")] - begin
         hashes, begins, ends = _piece_words(data[begin:end], inner)
         found.append((hashes, begins + begin, ends + begin))
-    hashes, begins, ends = (np.concatenate(column) for column in zip(_NOTHING, *found, strict=True))
+    if len(found) == 1:
+        ((hashes, begins, ends),) = found
+    else:
+        hashes, begins, ends = (np.concatenate(column) for column in zip(_NOTHING, *found, strict=True))
     return Words(hashes, np.searchsorted(begins, offsets, "left").astype(np.int64), begins, ends)
 
 
@@ -147,6 +150,17 @@ def text_buffer(texts: Any) -> tuple[NDArray[np.uint8], I64]:
         return np.zeros(0, np.uint8), np.zeros(len(texts) + 1, np.int64)
     first = int(offsets[0])
     return np.frombuffer(data, np.uint8)[first : int(offsets[-1])], offsets - first
+
+
+def text_pieces(texts: Any, most: int) -> Iterator[Any]:
+    """Slices of an Arrow array of strings: whole texts of `PIECE_BYTES` at most, or one, and at most so many."""
+    _, offsets = text_buffer(texts)
+    begin = 0
+    while begin < len(texts):
+        end = int(np.searchsorted(offsets, offsets[begin] + PIECE_BYTES, "right")) - 1
+        end = min(max(end, begin + 1), begin + most)
+        yield texts.slice(begin, end - begin)
+        begin = end
 
 
 def _pieces(data: NDArray[np.uint8], offsets: I64) -> Iterator[tuple[int, int]]:

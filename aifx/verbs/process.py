@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from aifx.core import lifecycle
 
@@ -13,6 +14,23 @@ def ignore_compilers() -> None:
 
     if (platforms := platforms_here(os.environ)) is not None:
         os.environ["JAX_PLATFORMS"] = platforms
+
+
+class _NoPandas:
+    """Finds no pandas, if it is among the finders of modules."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError("No module named 'pandas'", name=name)
+
+
+def leave_out_pandas() -> None:
+    """Let this process not import pandas, for a command that runs no code of users.
+
+    pyarrow imports it, if it is installed, to see whether a value is one of its: that takes a quarter of a second.
+    """
+    sys.meta_path.insert(0, _NoPandas)
 
 
 def restart_for_large_programs() -> None:

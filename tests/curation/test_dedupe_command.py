@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -12,6 +14,7 @@ import pytest
 from inprocess import run
 from made_rows import edited, rows_of, some_texts
 
+from aifx.core.processes import PROGRAM
 from aifx.curation import near as near_module
 from aifx.data.names import SPLIT
 from aifx.data.versions.catalog import open_catalog
@@ -43,6 +46,14 @@ def test_dedupe_and_split(folder: Path) -> None:
     assert {row[SPLIT] for row in rows_of(version.shards)} == {"train", "validation", "test"}
     again = aifx(folder, "split", "corpus@" + found["parents"][0].partition("@")[2], "--validation", "0.2")
     assert "which was there already" in again.stdout
+
+
+def test_a_step_does_not_import_pandas(folder: Path) -> None:
+    """Which pyarrow does by itself if it is installed."""
+    program = "import sys, atexit; atexit.register(lambda: print('pandas' in sys.modules)); " + PROGRAM
+    command = [sys.executable, "-P", "-c", program, "data", "dedupe", "corpus", "--root", "datasets"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_mark_keeps_all_rows(folder: Path) -> None:

@@ -10,7 +10,7 @@ from made_rows import words_of
 
 from aifx.core.errors import DataError
 from aifx.curation import words as words_module
-from aifx.curation.words import find_words, spread, word_runs
+from aifx.curation.words import find_words, spread, text_pieces, word_runs
 
 TEXTS = st.lists(
     st.one_of(st.text(max_size=40), st.text("abcAB1 .,-\n_é中文ไทยПр🙂İẞ\u0301", max_size=60)), max_size=12
@@ -63,6 +63,15 @@ def test_a_slice_and_a_null_have_the_words_of_their_rows() -> None:
     assert find_words(texts.slice(2)).counts.tolist() == [1, 0, 3]
     assert find_words(texts.slice(1, 1)).counts.tolist() == [0]
     assert find_words(pa.array([], pa.string())).counts.tolist() == []
+
+
+def test_pieces_are_all_texts_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words_module, "PIECE_BYTES", 10)
+    texts = pa.chunked_array([["skipped", "one", None, ""], ["three four five six", "é", "seven", "eight"]]).slice(1)
+    pieces = list(text_pieces(texts, 3))
+    assert [len(piece) for piece in pieces] == [3, 1, 2, 1]
+    assert pa.concat_arrays([chunk for piece in pieces for chunk in piece.chunks]).equals(texts.combine_chunks())
+    assert list(text_pieces(pa.array([], pa.string()), 3)) == []
 
 
 def test_long_words_are_hashed_whole() -> None:
