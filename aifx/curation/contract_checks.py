@@ -66,6 +66,18 @@ class Expect(DecidedStep):
     def settings(self) -> Mapping[str, Any]:
         return {"rules": [rule.settings for rule in self.rules]}
 
+    @cached_property
+    def unjudged(self) -> Mapping[int, str]:
+        """Notes about rules of columns that have another type than a rule `type` of the level "error" allows.
+
+        Such a version is refused, and other rules of the column need not make sense.
+        """
+        columns = self.parents[0].manifest.columns
+        checked = [rule for rule in self.rules if rule.check == "type" and rule.level == "error"]
+        wrong = {rule.column[0] for rule in checked if not has_type(columns[rule.column[0]], rule.type)}
+        others = ((n, wrong.intersection(rule.columns)) for n, rule in enumerate(self.rules) if rule.check != "type")
+        return {n: " and ".join(f"{name} is {columns[name]}" for name in sorted(names)) for n, names in others if names}
+
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
         return {FACT: _judge(self, work, limits)}
 
@@ -88,23 +100,22 @@ def expect(version: Version, rules: Sequence[Expectation], catalog: Catalog, whe
     resolved = []
     for rule in rules:
         with _naming(rule, where):
-            _check_columns(rule, rule.column, version.manifest)
-            _check_columns(rule, (rule.other,) if rule.other else (), version.manifest)
-            _check_types(rule, version.manifest.columns)
+            _check_columns(rule.columns, version.manifest)
             known = {}
             for key in ("to", "against"):
                 if text := getattr(rule, key):
                     other = _open_other(text, version.manifest.name, catalog)
-                    if key == "to":
-                        _check_columns(rule, rule.to_column or rule.column, other.manifest)
+                    _check_columns(rule.to_column or rule.column, other.manifest)
                     known[key] = other.manifest.whole_reference
                     others[known[key]] = other
             resolved.append(rule.model_copy(update=known))
     step = Expect((version,), tuple(resolved), others)
     with _connected(step, 256 << 20) as connection:
-        for rule in step.rules:
-            with _naming(rule, where):
-                _check_sql(rule, step, connection)
+        for number, rule in enumerate(step.rules):
+            if number not in step.unjudged:
+                with _naming(rule, where):
+                    _check_types(rule, version.manifest.columns)
+                    _check_sql(rule, step, connection)
     return step
 
 
@@ -126,7 +137,7 @@ def _naming(rule: Expectation, where: str) -> Iterator[None]:
         raise
 
 
-def _check_columns(rule: Expectation, names: Sequence[str], manifest: Manifest) -> None:
+def _check_columns(names: Sequence[str], manifest: Manifest) -> None:
     for name in names:
         if name not in manifest.columns:
             what = f"no column {name!r} in {manifest.reference}"
@@ -312,18 +323,22 @@ class _Judge:
         """The facts that `contracts.outcomes_of` reads, of each rule."""
         self._judge_rows()
         found: dict[int, dict[str, Any]] = {}
-        for number, rule in enumerate(self.step.rules):
+        for number, rule in self._judged:
             if rule.check == "unique":
                 self._judge_unique(number, rule)
             if rule.judges_rows:
                 found[number] = self._broken(number)
         self.connection.execute(f"CREATE VIEW left_rows AS SELECT * FROM numbered ANTI JOIN dropped USING ({NUMBER})")
-        whole = self._whole()
-        return [found.get(number) or whole[number] for number in range(len(self.step.rules))]
+        found |= self._whole() | {number: {"note": note} for number, note in self.step.unjudged.items()}
+        return [found[number] for number in range(len(self.step.rules))]
+
+    @property
+    def _judged(self) -> list[tuple[int, Expectation]]:
+        return [(n, rule) for n, rule in enumerate(self.step.rules) if n not in self.step.unjudged]
 
     @cached_property
     def _conditions(self) -> dict[int, str]:
-        conditions = ((n, _condition(rule, self.step)) for n, rule in enumerate(self.step.rules))
+        conditions = ((n, _condition(rule, self.step)) for n, rule in self._judged)
         return {n: sql for n, sql in conditions if sql is not None}
 
     def _judge_rows(self) -> None:
@@ -380,7 +395,7 @@ class _Judge:
         columns = self.step.parents[0].manifest.columns
         found: dict[int, dict[str, Any]] = {}
         measured: dict[int, str] = {}
-        for number, rule in enumerate(self.step.rules):
+        for number, rule in self._judged:
             match rule.check:
                 case "type":
                     found[number] = {"value": columns[rule.column[0]]}
@@ -440,7 +455,7 @@ class _Judge:
         import duckdb
 
         hint = f"aifx data query {self.step.parents[0].reference} 'DESCRIBE data'"
-        for number, rule in enumerate(self.step.rules):
+        for number, rule in self._judged:
             sql = self._conditions.get(number) or (rule.sql if rule.check == "aggregate" else "")
             try:
                 if sql:

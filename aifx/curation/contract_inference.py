@@ -49,7 +49,7 @@ def infer_contract(catalog: Catalog, reference: str) -> tuple[str, str, list[str
     comment = (
         f"# Rules that {version.reference} keeps. Bounds are what its rows have: loosen them where others may come."
     )
-    return version.reference, "\n".join([comment, *map(_toml, rules)]), [rule.name for rule in rules]
+    return version.reference, "\n\n".join([comment, *map(_toml, rules)]) + "\n", [rule.name for rule in rules]
 
 
 def _rules(version: Version, profile: Profile) -> Iterator[dict[str, Any]]:
@@ -97,6 +97,12 @@ def _of_others(
     name: str, column: ColumnProfile, profile: Profile, version: Version, connection: Any
 ) -> Iterator[dict[str, Any]]:
     is_number, is_integer = has_type(column.type, "number"), has_type(column.type, "integer")
+    most = min(MOST_VALUES, (profile.rows - column.nulls) // ROWS_PER_VALUE)
+    if is_integer and not column.is_estimate and column.distinct is not None and column.distinct <= most:
+        one = identifier(name)
+        values = connection.execute(f"SELECT DISTINCT {one} FROM data WHERE {one} IS NOT NULL ORDER BY 1").fetchall()
+        yield {"column": name, "check": "values", "values": [value for (value,) in values], "level": "warn"}
+        return
     bounds = (column.min, column.max)
     if is_number and all(isinstance(bound, int | float) and math.isfinite(bound) for bound in bounds):
         yield {"column": name, "check": "range", "at_least": column.min, "at_most": column.max, "level": "warn"}
@@ -122,8 +128,8 @@ def _is_unique(name: str, column: ColumnProfile, rows: int, connection: Any) -> 
 
 def _toml(rule: Expectation) -> str:
     settings: Mapping[str, Any] = rule.settings
-    lines = [f"{key} = {_value(settings[key])}" for key in type(rule).model_fields if key in settings]
-    return "\n[[rule]]\n" + "\n".join(lines) + "\n"
+    keys = [key for key in ("column", "check", *type(rule).model_fields) if key in settings]
+    return "\n".join(["[[rule]]", *(f"{key} = {_value(settings[key])}" for key in dict.fromkeys(keys))])
 
 
 def _value(value: Any) -> str:

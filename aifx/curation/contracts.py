@@ -164,6 +164,11 @@ class Expectation(BaseModel):
         return self.id or ".".join(filter(None, ["+".join(self.column), self.check]))
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the judged version that it names, except in SQL."""
+        return (*self.column, *([self.other] if self.other else ()))
+
+    @property
     def bounds(self) -> dict[str, Any]:
         return {name: bound for name in BOUNDS if (bound := getattr(self, name)) is not None}
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from aifx.curation.contract_history import ContractHistory
     from aifx.verbs.data_expect import RuleOutcome
 
-MEANING_CHARACTERS = 36
+MEANING_CHARACTERS = 28
 
 
 @option_group

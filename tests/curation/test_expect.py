@@ -154,7 +154,7 @@ def test_rules_about_the_whole_see_the_rows_that_are_left(tmp_path: Path) -> Non
         ({"column": "day", "check": "freshness", "within": "11.9h", "id": "old", "level": "warn"}, ..., "warned"),
         ({"column": "x", "check": "type", "type": "number"}, "double", "kept"),
         ({"column": "x", "check": "type", "type": "double", "id": "exact"}, "double", "kept"),
-        ({"column": "x", "check": "type", "type": "text", "id": "text"}, "double", "refused"),
+        ({"column": "x", "check": "type", "type": "text", "id": "text", "level": "warn"}, "double", "warned"),
     ]
     made, (first, *outcomes) = judge(tmp_path, version, [low, *(rule for rule, _, _ in whole)])
     assert first.outcome == "dropped"
@@ -162,9 +162,25 @@ def test_rules_about_the_whole_see_the_rows_that_are_left(tmp_path: Path) -> Non
         assert found.outcome == outcome, rule
         assert value is ... or found.value == value, rule
     now = datetime(2026, 3, 1, tzinfo=UTC)
-    assert [one.id for one in refusing(made.manifest, now)] == ["many", "none", "text"]
+    assert [one.id for one in refusing(made.manifest, now)] == ["many", "none"]
     later = {one.id: one.outcome for one in outcomes_of(made.manifest, now + timedelta(hours=1))}
     assert later["day.freshness"] == "refused"  # the same version, an hour later
+
+
+def test_other_rules_of_a_column_of_a_wrong_type_are_not_judged(tmp_path: Path) -> None:
+    version = add_table(tmp_path, "data", {"x": ["1", "two"], "y": [1, 2]})
+    rules: list[dict[str, Any]] = [
+        {"column": "x", "check": "range", "at_least": 0},
+        {"column": "y", "check": "no_later_than", "other": "x"},
+        {"column": "x", "check": "unique"},
+        {"column": "x", "check": "freshness", "within": "1d"},
+        {"column": "y", "check": "range", "at_least": 2},
+    ]
+    _, outcomes = judge(tmp_path, version, [{"column": "x", "check": "type", "type": "number"}, *rules])
+    assert [one.outcome for one in outcomes] == ["refused", *["not judged"] * 4, "dropped"]
+    assert {one.note for one in outcomes[1:5]} == {"x is string"}
+    with pytest.raises(AifxError, match=r"rule x\.range: the SQL cannot be run"):
+        judge(tmp_path, version, rules)
 
 
 def test_distribution_against_a_version(tmp_path: Path) -> None:

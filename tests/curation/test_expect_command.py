@@ -82,6 +82,7 @@ def test_an_inferred_contract_holds_and_finds_changes(tmp_path: Path) -> None:
         "note": [None if n % 4 else "x" * (n % 7 + 1) for n in range(rows)],
         "empty": [None] * rows,
         "flag": [n % 2 == 0 for n in range(rows)],
+        "grade": [n % 5 for n in range(rows)],
     }
     version = add_table(tmp_path, "data", columns, files=2)
     reference, text, names = infer_contract(catalog_of(tmp_path), "data")
@@ -91,6 +92,7 @@ def test_an_inferred_contract_holds_and_finds_changes(tmp_path: Path) -> None:
     wanted = [
         "id.unique",
         "code.matches",
+        "grade.values",
         "land.values",
         "price.distribution",
         "price.range",
@@ -108,12 +110,14 @@ def test_an_inferred_contract_holds_and_finds_changes(tmp_path: Path) -> None:
         "land": ["IT", *columns["land"][1:]],
         "price": [price + 90 for price in columns["price"]],
         "note": ["a long note"] * 40 + [None] * 160,
+        "grade": [n % 6 for n in range(rows)],
     }
     after = add_table(tmp_path, "after", other)
     _, outcomes = judge(tmp_path, after, [rule.settings for rule in rules])
     broken = {one.id for one in outcomes if one.outcome != "kept"}
     assert broken == {
         "code.matches",
+        "grade.values",
         "land.values",
         "price.range",
         "price.distribution",
