@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from aifx.verbs.data_show import data_show, data_show_batch
     from aifx.verbs.data_steps import (
         data_clean,
+        data_compact,
         data_contamination,
         data_decontaminate,
         data_dedupe,
@@ -117,7 +118,7 @@ _NAMES = {
     "data_show": "data_show data_show_batch",
     "data_add": "data_add_plan data_add",
     "data_steps": "data_clean data_dedupe_audit data_dedupe data_split data_contamination data_decontaminate data_pii "
-    "data_join data_mix",
+    "data_join data_mix data_compact",
     "data_expect": "data_expect_infer data_expect data_expect_history",
     "recipes": "data_make_plan data_make",
     "data_versions": "data_ls data_show_version data_verify data_profile data_query data_query_to_file data_diff "

@@ -10,6 +10,9 @@ It is written in a folder beside its place (`unfinished`), also by several proce
 without a manifest is no artefact. `aifx.core.artifact_copies` takes artefacts to stores and back.
 
 References between artefacts are whole digests. Twelve digits (`short`) are for people and for names of folders.
+
+A file may be in the folder of another artefact instead: the notes name its place, so that it can move without changing
+the digest.
 """
 
 from __future__ import annotations
@@ -73,6 +76,9 @@ UNFINISHED = ".tmp-"
 _STRAY = re.compile(rf".+{re.escape(UNFINISHED)}[0-9a-f]{{16}}|{re.escape(REMOVED)}[0-9a-f]{{12}}", re.DOTALL)
 """Names of folders that killed writers leave."""
 
+ELSEWHERE = "elsewhere"
+"""The note that has the places of files in folders of other artefacts: "<its digest>/<name there>", by file."""
+
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 T = TypeVar("T")
@@ -131,10 +137,25 @@ class Artifact:
         """All files but the manifest."""
         return {**self.files, **self.descriptions}
 
+    @cached_property
+    def elsewhere(self) -> dict[str, tuple[str, str]]:
+        """The files in folders of other artefacts: the digest of the artefact, and the name of the file there."""
+        places = self.notes.get(ELSEWHERE, {})
+        return {name: (place.partition("/")[0], place.partition("/")[2]) for name, place in places.items()}
+
+    @cached_property
+    def own_files(self) -> Files:
+        """All files in its own folder but the manifest."""
+        return {name: file for name, file in self.every_file.items() if name not in self.elsewhere}
+
+    def files_in(self, digest: str) -> Files:
+        """The files in the folder of another artefact, by their names there."""
+        return {name: self.files[own] for own, (other, name) in self.elsewhere.items() if other == digest}
+
     @property
     def size_bytes(self) -> int:
-        """Bytes of all files but the manifest."""
-        return sum(file.bytes for file in self.every_file.values())
+        """Bytes of all files in its own folder but the manifest."""
+        return sum(file.bytes for file in self.own_files.values())
 
     def encode(self) -> bytes:
         """The bytes of the manifest: always the same for the same artefact."""
@@ -201,6 +222,7 @@ def parse_artifact(data: bytes, place: object, kind: str, version: int) -> Artif
             raise ValueError(f"it has {both[0]!r} twice")  # one of them is not in the digest
         if not isinstance(doc["content"], dict) or not isinstance(rest["notes"], dict):
             raise ValueError("its content or its notes are not an object")
+        _check_elsewhere(files, rest["notes"].get(ELSEWHERE, {}))
         artifact = Artifact(kind, version, doc["content"], files, descriptions, rest["notes"])
         if data != artifact.encode():
             raise ValueError("its bytes are not those that were written")
@@ -370,7 +392,7 @@ def seal(folder: Path, artifact: Artifact, *, limit: int | None = None) -> None:
     Raises DamagedArtifact if a file has another size than when it was sealed, AifxError for more files than a manifest
     can name, OSError.
     """
-    if why := missing_file(folder, artifact.every_file):
+    if why := missing_file(folder, artifact.own_files):
         raise DamagedArtifact(folder, why)
     data, limit = artifact.encode(), DOCUMENT_LIMIT if limit is None else limit
     if len(data) > limit:
@@ -638,11 +660,25 @@ def parse_files(entries: Mapping[str, Any]) -> dict[str, SealedFile]:
     """The files in a list, which may be a stranger's. Raises ValueError for names outside of the artefact."""
     files = {}
     for name, entry in entries.items():
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\0" in name or name in (".", MANIFEST) or str(path) != name:
-            raise ValueError(f"it names {name!r}, which is not a path of a file in the folder")
+        _check_name(name)
         size, sha256 = entry["bytes"], entry["sha256"]
         if type(size) is not int or size < 0 or not _DIGEST.fullmatch(sha256):
             raise ValueError(f"the size or SHA-256 of {name!r} is not valid")
         files[name] = SealedFile(size, sha256)
     return files
+
+
+def _check_elsewhere(files: Files, places: Mapping[str, str]) -> None:
+    """Raise ValueError for places of files that are none of the artefact's, or outside of other artefacts."""
+    for name, place in places.items():
+        digest, _, there = place.partition("/")
+        if name not in files or not _DIGEST.fullmatch(digest):
+            raise ValueError(f"it has {name!r} in {place!r}, which is no place of a file in another artefact")
+        _check_name(there)
+
+
+def _check_name(name: str) -> None:
+    """Raise ValueError for a name outside of the folder of an artefact."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name or name in ("", ".", MANIFEST) or str(path) != name:
+        raise ValueError(f"it names {name!r}, which is not a path of a file in the folder")

@@ -19,6 +19,7 @@ from aifx.core.artifact import (
     THREADS,
     Artifact,
     DamagedArtifact,
+    Files,
     SealedFile,
     damage,
     other_size,
@@ -56,7 +57,8 @@ def stored_artifact(store: Store, kind: str, version: int) -> Artifact | None:
 def copy_artifact(source: Store, artifact: Artifact, target: Store) -> int:
     """Copy an artefact to the folder `target` and read it there again. Returns the bytes that were copied.
 
-    Another artefact that is there is replaced: it loses its manifest first. Raises DamagedArtifact if a byte of the
+    Files in folders of other artefacts are left there (`copy_files`). Another artefact that is there is replaced: it
+    loses its manifest first. Raises DamagedArtifact if a byte of the
     source is not as it was written, EnvironmentFault if one did not arrive. What arrived stays for the next call.
     """
     manifest, folder = artifact.encode(), target.folder
@@ -66,24 +68,28 @@ def copy_artifact(source: Store, artifact: Artifact, target: Store) -> int:
         with _writing(folder), writable_folder(folder):
             for parent, _, _ in os.walk(folder):
                 remove_temporary(Path(parent))  # of a killed copy
-    files = artifact.every_file
-    with report_progress(f"copying {source.url}", artifact.size_bytes, "bytes") as progress:
-        one = partial(_copy_file, source, target, progress=progress)
-        with ThreadPoolExecutor(THREADS) as pool:
-            copied = sum(pool.map(one, files, files.values()))
-    if folder is not None:
-        with _writing(folder):
-            sync_folders(folder)
+    copied = copy_files(source, artifact.own_files, target)
     _write(target, MANIFEST, iter([manifest]), len(manifest))
     return copied
 
 
-def damaged_in_store(store: Store, artifact: Artifact, progress: Reporter | None = None) -> list[str]:
-    """The damage of the files of an artefact in a store, one line per file. Reads all of them.
+def copy_files(source: Store, files: Files, target: Store) -> int:
+    """Copy some files of an artefact, as `copy_artifact` does, without its manifest."""
+    with report_progress(f"copying {source.url}", sum(file.bytes for file in files.values()), "bytes") as progress:
+        one = partial(_copy_file, source, target, progress=progress)
+        with ThreadPoolExecutor(THREADS) as pool:
+            copied = sum(pool.map(one, files, files.values()))
+    if target.folder is not None and files:
+        with _writing(target.folder):
+            sync_folders(target.folder)
+    return copied
+
+
+def damaged_in_store(store: Store, files: Files, progress: Reporter | None = None) -> list[str]:
+    """The damage of files of an artefact in a store, one line per file. Reads all of them.
 
     Raises EnvironmentFault if the store fails.
     """
-    files = artifact.every_file
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(lambda name: _damage(store, name, files[name], progress), files)
         return [why for why in found if why]

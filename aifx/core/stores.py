@@ -60,6 +60,11 @@ class Store:
     def below(self, name: str) -> Store:
         return Store(f"{self.url}/{name}", self.fs, f"{self.path}/{name}")
 
+    def beside(self, name: str) -> Store:
+        """Another folder in the one that this is in."""
+        url, path = self.url.rpartition("/")[0], self.path.rpartition("/")[0]
+        return Store(f"{url}/{name}", self.fs, f"{path}/{name}")
+
     def read(self, name: str) -> bytes | None:
         """The content of a small file; None if there is none, or a folder of that name.
 

@@ -155,7 +155,7 @@ def added_version(catalog: Catalog, name: str, *, may_be_deleted: bool = False) 
     reference = f"{name}@{version}"
     while True:
         manifest = catalog.manifest(reference)
-        if manifest.step.name == Add.name:
+        if manifest.made_by.name == Add.name:
             return catalog.open(reference)
         own = [parent for parent in manifest.parents if parent.startswith(f"{name}@")]
         if not own:

@@ -31,8 +31,8 @@ from aifx.data.readers.formats import IMAGE, KINDS, PAGES, TARGETS, Format, targ
 from aifx.data.readers.sources import SourceFile
 from aifx.data.readers.streams import decided
 from aifx.data.readers.web import check_installed
-from aifx.data.versions.manifest import Source
-from aifx.data.versions.shards import PART_BYTES, read_parts
+from aifx.data.versions.manifest import ShardFile, Source
+from aifx.data.versions.shards import PART_BYTES, columns_of, read_parts, read_shard
 
 TASK_BYTES = 64 << 20
 """Bytes of source files that one task reads, unless one file is larger."""
@@ -111,20 +111,33 @@ class Add(Step):
         return [tuple(group) for group in groups]
 
     @cached_property
-    def _kept(self) -> list[tuple[Path, int, bool]]:
-        """The files of the version before: path, bytes, and whether it is a quarantine."""
-        if not self.parents:
-            return []
-        parent = self.parents[0]
-        shards = [(parent.path / file.name, file.bytes, False) for file in parent.manifest.shards]
-        return shards + [(parent.path / file.name, file.bytes, True) for file in parent.manifest.quarantine]
+    def _kept(self) -> tuple[ShardFile, ...]:
+        """The files of the version before, with rows and in quarantine."""
+        return (*self.parents[0].manifest.shards, *self.parents[0].manifest.quarantine) if self.parents else ()
+
+    def _column_of_sources(self, task: int) -> str:
+        """The column with the source of each row, in one of the files of the version before."""
+        return SOURCE if task < len(self.parents[0].manifest.shards) else "source"
+
+    def kept_file(self, task: int, work: Path) -> ShardFile | None:
+        """The file of the version before, unless one of its rows is of a file that is read again."""
+        if task >= len(self._kept):
+            return None
+        parent, column = self.parents[0], self._column_of_sources(task)
+        columns = columns_of(_version_schema(_columns(work)["all"]).empty_table())
+        if column == SOURCE and list(parent.manifest.columns.items()) != list(columns.items()):
+            return None
+        if self._replaced.isdisjoint(source.name for source in parent.manifest.sources):
+            return self._kept[task]
+        names = read_shard(parent.path_of(self._kept[task]), [column])[column].unique().to_pylist()
+        return self._kept[task] if self._replaced.isdisjoint(names) else None
 
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
         """Find the columns of each file and of all of them."""
         first = {"text": [TEXT], "images": [IMAGE], "table": [], "chat": [CHAT]}[self.kind]
         found = pa.schema([(name, pa.binary() if name == IMAGE else pa.string()) for name in first])
-        if self.parents and self._kept:
-            parent = next(read_parts(self._kept[0][0])).schema
+        if self._kept:
+            parent = next(read_parts(self.parents[0].path_of(self._kept[0]))).schema
             found = merged(
                 found, pa.schema([each for each in parent if each.name not in (ROW, SOURCE)]), "the rows before"
             )
@@ -153,7 +166,7 @@ class Add(Step):
         return 2 << 20 if any(file.format in SLOW for file in self.files) else 256 << 20
 
     def tasks(self) -> Sequence[tuple[str, int]]:
-        kept = [(path.name, size) for path, size, _ in self._kept]
+        kept = [(file.name, file.bytes) for file in self._kept]
         return kept + [
             (
                 group[0].name if len(group) == 1 else f"{group[0].name} and {len(group) - 1} more",
@@ -163,19 +176,20 @@ class Add(Step):
         ]
 
     def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:
-        columns = parse_json(read_file(work / COLUMNS))
-        assert isinstance(columns, dict)
-        collector = Collector(_schema(columns["all"]), self.options, self.license)
+        columns = _columns(work)
+        collector = Collector(columns["all"], self.options, self.license)
         if task < len(self._kept):
-            path, _, is_quarantine = self._kept[task]
+            column = self._column_of_sources(task)
             replaced = pa.array(sorted(self._replaced), pa.string())
-            for part in read_parts(path):
-                rows = part.filter(pc.invert(pc.is_in(part["source" if is_quarantine else SOURCE], replaced)))
-                yield Outcome(None, quarantine=rows) if is_quarantine else Outcome(collector.with_all_columns(rows))
+            for part in read_parts(self.parents[0].path_of(self._kept[task])):
+                rows = part.filter(pc.invert(pc.is_in(part[column], replaced)))
+                if column == SOURCE:
+                    yield Outcome(collector.with_all_columns(rows))
+                else:
+                    yield Outcome(None, quarantine=rows)
             return
         for file in self._groups[task - len(self._kept)]:
-            serialized = columns["files"].get(file.name)
-            yield from self._read(file, _schema(serialized) if serialized else None, collector)
+            yield from self._read(file, columns["files"].get(file.name), collector)
         yield from collector.flush(is_end=True)
 
     def _read(self, file: SourceFile, columns: Schema | None, collector: Collector) -> Iterator[Outcome]:
@@ -208,6 +222,13 @@ def _with_target(columns: Schema) -> Schema:
         why, hint = f"the pictures have {' and '.join(found)}", "add those of each under a name of their own"
         raise DataError("a data set of pictures has one of label, labels and value", why, hint)
     return columns if found else columns.append(target_field(""))
+
+
+def _columns(work: Path) -> dict[str, Any]:
+    """The columns that `prepare` found: "all" of the version, and those of each of the "files"."""
+    found = parse_json(read_file(work / COLUMNS))
+    assert isinstance(found, dict)
+    return {"all": _schema(found["all"]), "files": {name: _schema(text) for name, text in found["files"].items()}}
 
 
 def _schema(text: str) -> Schema:
@@ -260,12 +281,16 @@ def known_columns(file: SourceFile) -> list[tuple[Field, Any]]:
     return found if file.split is None else [*found, (pa.field(SPLIT, pa.string()), file.split)]
 
 
+def _version_schema(columns: Schema) -> Schema:
+    """The columns of a version with those of the sources."""
+    return pa.schema([pa.field(ROW, pa.string()), pa.field(SOURCE, pa.string()), *columns])
+
+
 class Collector:
     """Gathers rows until they fill a part."""
 
     def __init__(self, schema: Schema, options: ReadOptions, license_: str) -> None:
-        ids = [pa.field(ROW, pa.string()), pa.field(SOURCE, pa.string())]
-        self._schema = pa.schema([*ids, *schema])
+        self._schema = _version_schema(schema)
         self._options, self._license = options, license_
         self._tables: list[Table] = []
         self._documents: list[tuple[str, str, bytes]] = []

@@ -356,6 +356,10 @@ class Decontaminate(DecidedStep):
         against = [[each.name, each.digest, each.is_held_out] for each in self.references]
         return {"words": RUN_WORDS, "against": against}
 
+    @property
+    def task_settings(self) -> Mapping[str, Any]:
+        return {}
+
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
         version = self.parents[0]
         against = build_index(self.references, work, limits)

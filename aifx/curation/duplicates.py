@@ -245,6 +245,10 @@ class Dedupe(LastingStep):
     def continues(self, record: StepRecord) -> bool:
         return not self.mark and super().continues(record)
 
+    @property
+    def task_settings(self) -> Mapping[str, Any]:
+        return {"mark": self.mark}
+
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
         facts = find_clusters(self.parents[0], self.near, work, limits)
         if self.earlier is not None:
@@ -306,6 +310,11 @@ class Split(LastingStep):
 
     name = "split"
 
+    @property
+    def task_settings(self) -> Mapping[str, Any]:
+        shares = {"validation": self.validation, "test": self.test, "seed": self.seed}
+        return {**shares, "has_clusters": has_clusters(self.parents[0], self.near)}
+
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
         parent, facts = self.parents[0], dict[str, Any]()
         is_clustered = has_clusters(parent, self.near)
@@ -365,7 +374,7 @@ def _without_rules(decisions: Table) -> Table:
 
 def has_clusters(version: Version, near: float | None) -> bool:
     """Whether `_cluster` of a version holds the clusters at this similarity or a lower one."""
-    step = version.manifest.step
+    step = version.manifest.made_by
     if CLUSTER not in version.manifest.columns or step.name not in ("dedupe", "split"):
         return False
     theirs = step.settings.get("near")

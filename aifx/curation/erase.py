@@ -1,4 +1,4 @@
-"""The step that drops rows by their ids."""
+"""The step that drops rows by their ids, and writes only the shards that have any."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from pyarrow import Table
 from aifx.core.digests import sha256_of
 from aifx.curation.step import Outcome, ShardStep, without
 from aifx.data.names import ROW
+from aifx.data.versions.manifest import ShardFile
+from aifx.data.versions.shards import read_shard
 
 RULE = "erased"
 
@@ -35,6 +37,12 @@ class Erase(ShardStep):
     @cached_property
     def _ids(self) -> Any:
         return pa.array(self.rows, pa.string())
+
+    def kept_file(self, task: int, work: Path) -> ShardFile | None:
+        parent = self.parents[0]
+        ids = read_shard(parent.shards[task], [ROW])[ROW]
+        is_erased = pc.any(pc.is_in(ids, value_set=self._ids), min_count=0).as_py()
+        return None if is_erased else parent.manifest.shards[task]
 
     def apply(self, rows: Table, work: Path) -> Outcome:
         places = np.flatnonzero(pc.is_in(rows[ROW], value_set=self._ids))

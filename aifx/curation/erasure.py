@@ -24,6 +24,7 @@ from aifx.curation.history import TrainedRun, find_manifest, trained_runs
 from aifx.curation.leftovers import delete_leftover, leftovers_in
 from aifx.curation.named_files import PLACE, named_rows
 from aifx.curation.step import Limits
+from aifx.curation.takeover import take_over
 from aifx.curation.work_folders import ROWS_FOLDER, holding_dataset, steps_folder
 from aifx.data.file_index import find_implicit
 from aifx.data.names import ROW
@@ -60,6 +61,8 @@ class Erasure(Result):
             on those of the same key, whatever was in them.
         made: the version without the rows; None before it is made, or if the latest has none of them.
         purged: versions that were deleted, or that would be; for files, folders of caches.
+        rewritten: versions that had files in the folders of the deleted ones, and hold them now themselves, or would.
+            None of the rows to erase is in them.
         remaining: versions that hold some of the rows still.
     """
 
@@ -73,6 +76,7 @@ class Erasure(Result):
     remaining: tuple[str, ...]
     dry_run: bool
     places: tuple[str, ...] = ()
+    rewritten: tuple[str, ...] = ()
 
 
 def plan_erasure(
@@ -108,10 +112,13 @@ def plan_erasure(
             unsearched.append(f"{name}@{other}")
     step = Erase((latest,), tuple(sorted(rows)))
     held_by = _holding_versions(catalog, step.rows, memory_bytes)
-    purged = [one.reference for one in held_by.values() if purge and one.reference.partition("@")[0] == name]
+    own = {whole: one for whole, one in held_by.items() if purge and whole.partition("@")[0] == name}
+    purged = [one.reference for one in own.values()]
+    referring = catalog.referring(name, {whole.partition("@")[2] for whole in own})
     runs = [] if project is None else [run for run in trained_runs(project) if run.reference in held_by]
     plan = _plan(latest.reference, step.rows, held_by, runs, purged, dry_run)
-    return replace(plan, unsearched=tuple(unsearched)), step
+    rewritten = tuple(one.reference for one in referring)
+    return replace(plan, unsearched=tuple(unsearched), rewritten=rewritten), step
 
 
 def _plan(
@@ -141,19 +148,20 @@ def erase(catalog: Catalog, plan: Erasure, step: Erase, limits: Limits) -> Erasu
     Raises FolderBusy, before a version is deleted, if a process works in the data set.
     """
     name = plan.reference.partition("@")[0]
-    made, remaining = None, plan.remaining
+    made, remaining, rewritten = None, plan.remaining, plan.rewritten
     if any(one.reference == plan.reference for one in plan.held_by):
         made = execute(step, name, catalog, limits).version.reference
     if plan.purged:
         with holding_dataset(name, catalog, "deletes versions of it"):
             _delete_leftovers(steps_folder(name, catalog))
             removed = [manifest for one in plan.purged if (manifest := find_manifest(catalog, one)) is not None]
+            rewritten = tuple(take_over(catalog, name, {manifest.sha256 for manifest in removed}))
             record_removal(catalog, removed)
             for manifest in removed:
                 _delete(catalog, manifest.name, manifest.version, manifest.sha256)
             holders = _holding_versions(catalog, step.rows, limits.memory_bytes)  # also those made since the plan
         remaining = tuple(one.reference for one in holders.values())
-    return replace(plan, made=made, remaining=remaining)
+    return replace(plan, made=made, remaining=remaining, rewritten=rewritten)
 
 
 def plan_file_erasure(

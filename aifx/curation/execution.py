@@ -21,6 +21,9 @@ it, together with the others, so that nobody deletes it meanwhile.
 #   3. The version's folder gets its name, which is a digest of its content. The same version again changes nothing.
 #   4. `latest` is replaced, and the run is recorded in lineage.jsonl under its key, once.
 #
+# A task whose outcome is in a version already does not run (`task_results`), and the version refers to those files.
+# Which versions are there to refer to is no part of a version's digest, so it may change between two calls.
+#
 # Only then is the folder of the work deleted. A call that finds the version there does what is left of 4.
 
 from __future__ import annotations
@@ -34,9 +37,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from pydantic import TypeAdapter
-
-from aifx.core.artifact import MANIFEST, mark_checked, publish, short_reference
+from aifx.core.artifact import MANIFEST, publish, short_reference
 from aifx.core.calls import call_each
 from aifx.core.code_digest import Code, code_digest
 from aifx.core.digests import sha256_of_json
@@ -52,31 +53,22 @@ from aifx.core.version import __version__
 from aifx.curation.continuing import continued
 from aifx.curation.profile import MOST_PARTS, PartialProfile, complete_profile, merge_profiles, profile_rows
 from aifx.curation.step import Limits, Step, check_row_ids
+from aifx.curation.task_results import RESULT, KeptFiles, TaskResult, earlier_results, task_key, tasks_document
 from aifx.curation.work_folders import WORK, holding_dataset, holding_work, steps_folder
-from aifx.data.versions.catalog import Catalog, check_dataset_name, check_own_rows, check_shards, rows_and_bytes
+from aifx.data.versions.catalog import (
+    Catalog,
+    check_dataset_name,
+    check_own_rows,
+    check_shards,
+    mark_shards,
+    rows_and_bytes,
+)
 from aifx.data.versions.lineage import is_recorded, record_run
-from aifx.data.versions.manifest import DROPPED, QUARANTINE, SHARDS, Manifest, ShardFile, Source, StepRecord, Version
+from aifx.data.versions.manifest import DROPPED, QUARANTINE, SHARDS, Manifest, Source, StepRecord, Version
 from aifx.data.versions.sealing import seal_version
 from aifx.data.versions.shards import ShardWriter, columns_of, return_memory
 
 OUT, DONE, PREPARED, WHOLE = "out", "done", "prepared", "version"
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """The result of a task, in `done/<task>.json`."""
-
-    shards: tuple[ShardFile, ...]
-    dropped: tuple[ShardFile, ...]
-    quarantine: tuple[ShardFile, ...]
-    dropped_by: Mapping[str, int]
-    facts: Mapping[str, int]
-    sources: tuple[Source, ...]
-    columns: Mapping[str, str]
-    profile: PartialProfile
-
-
-_RESULT = TypeAdapter(TaskResult)
 
 
 @dataclass(frozen=True)
@@ -275,30 +267,36 @@ def _make_version(
     tasks = step.tasks()
     facts = _prepare(step, work, limits)
     with report_progress(f"{step.name} {name}", sum(size for _, size in tasks), "bytes") as progress:
-        results = _run_tasks(step, work, limits, progress, run_tasks)
+        known, keys = _known_results(step, name, catalog, work)
+        results = _run_tasks(step, work, limits, progress, run_tasks, known)
+    results = [replace(result, key=keys.get(task, "")) for task, result in enumerate(results)]
     manifest = _manifest(step, name, results, facts)
     whole = work / WHOLE
     (whole / SHARDS).mkdir(parents=True, exist_ok=True)
     remove_temporary(whole)  # of a call that was killed
     for file in manifest.files:
+        if file.holder:
+            continue
         (whole / file.name).parent.mkdir(exist_ok=True)
         try:
             os.replace(work / OUT / file.name, whole / file.name)
         except FileNotFoundError:  # a call that was killed may have moved it
             if not (whole / file.name).exists():
                 raise
-    profile = complete_profile(merge_profiles(result.profile for result in results), manifest, whole)
-    artifact = seal_version(whole, manifest, plain(profile))
+    made = Version(whole, manifest, catalog.folders_of(manifest))
+    profile = complete_profile(merge_profiles(part for result in results for part in result.profiles), made)
+    seal_version(whole, manifest, plain(profile), tasks_document(results))
     is_there = catalog.store.size(f"{name}/{manifest.version}/{MANIFEST}") is not None  # other code made the same rows
     if is_there or catalog.local is None:
         if not is_there:
-            catalog.publish(Version(whole, manifest))
+            catalog.publish(made)
         return catalog.open(manifest.whole_reference)
     target = catalog.local / name / manifest.version
     shutil.rmtree(target, ignore_errors=True)  # a folder without a manifest is no version
     publish(whole, target)
-    mark_checked(target, artifact, [shard.name for shard in manifest.shards])
-    return Version(target, manifest)
+    made = replace(made, path=target)
+    mark_shards(made)
+    return made
 
 
 def _prepare(step: Step, work: Path, limits: Limits) -> Mapping[str, Any]:
@@ -315,13 +313,35 @@ def _prepare(step: Step, work: Path, limits: Limits) -> Mapping[str, Any]:
     return facts
 
 
+def _known_results(step: Step, name: str, catalog: Catalog, work: Path) -> tuple[dict[int, TaskResult], dict[int, str]]:
+    """The results of the tasks that need not run, since a version has their files, and the keys of the others."""
+    results: dict[int, TaskResult] = {}
+    keys: dict[int, str] = {}
+    kept = KeptFiles(step.parents[0], catalog) if step.parents else None
+    is_own = bool(step.parents) and step.parents[0].manifest.name == name
+    code = code_of(step)
+    for task in range(len(step.tasks())):
+        file = step.kept_file(task, work / PREPARED) if is_own else None
+        if file is not None and kept is not None:
+            results[task] = kept.result(file, task)
+        else:
+            keys[task] = task_key(step, code, step.task_inputs(task, work / PREPARED))
+    return results | earlier_results(step, name, catalog, code, keys), keys
+
+
 def _run_tasks(
-    step: Step, work: Path, limits: Limits, progress: Reporter, run_tasks: Runner | None
+    step: Step,
+    work: Path,
+    limits: Limits,
+    progress: Reporter,
+    run_tasks: Runner | None,
+    known: Mapping[int, TaskResult],
 ) -> list[TaskResult]:
-    """The results of all tasks, in order. Runs those that are missing."""
+    """The results of all tasks, in order. Runs those that are not known and were not done before a kill."""
     tasks = step.tasks()
     (work / DONE).mkdir(exist_ok=True)
-    results = {task: found for task in range(len(tasks)) if (found := read_result(work, task)) is not None}
+    done = {task: found for task in range(len(tasks)) if (found := read_result(work, task)) is not None}
+    results = {**done, **known}
     for task in results:
         progress.advance(tasks[task][1])
     missing = [task for task in range(len(tasks)) if task not in results]
@@ -362,6 +382,7 @@ def _make_shards(step: Step, work: Path, limits: Limits, task: int) -> TaskResul
     facts: Counter[str] = Counter()
     sources: list[Source] = []
     columns: dict[str, str] = {}
+    parts: list[PartialProfile] = []  # of the shard that is being written
     profiles: list[PartialProfile] = []
     with (
         ShardWriter(work / OUT, f"{SHARDS}/{task:05d}") as shards,
@@ -372,8 +393,11 @@ def _make_shards(step: Step, work: Path, limits: Limits, task: int) -> TaskResul
             if outcome.kept is not None:
                 columns = columns or columns_of(outcome.kept)
                 shards.add(outcome.kept)
-                profiles.append(profile_rows(outcome.kept, step.kind))
-                profiles = profiles if len(profiles) < MOST_PARTS else [merge_profiles(profiles)]
+                parts.append(profile_rows(outcome.kept, step.kind))
+                if len(shards.files) > len(profiles):  # it is whole
+                    profiles.append(merge_profiles(parts))
+                    parts = []
+                parts = parts if len(parts) < MOST_PARTS else [merge_profiles(parts)]
             if outcome.dropped is not None and len(outcome.dropped):
                 dropped.add(outcome.dropped)
                 rules.update(outcome.dropped.column("rule").to_pylist())
@@ -381,15 +405,17 @@ def _make_shards(step: Step, work: Path, limits: Limits, task: int) -> TaskResul
                 quarantine.add(outcome.quarantine)
             facts.update(outcome.facts)
             sources += outcome.sources
+    if len(shards.files) > len(profiles):
+        profiles.append(merge_profiles(parts))
     return TaskResult(
-        tuple(shards.files),
-        tuple(dropped.files),
-        tuple(quarantine.files),
-        dict(sorted(rules.items())),
-        facts,
-        tuple(sources),
-        columns,
-        merge_profiles(profiles),
+        shards=tuple(shards.files),
+        dropped=tuple(dropped.files),
+        quarantine=tuple(quarantine.files),
+        dropped_by=dict(sorted(rules.items())),
+        facts=facts,
+        sources=tuple(sources),
+        columns=columns,
+        profiles=tuple(profiles),
     )
 
 
@@ -400,7 +426,7 @@ def _result_path(work: Path, task: int) -> Path:
 def read_result(work: Path, task: int) -> TaskResult | None:
     """The result of a task in the folder of its step; None if the task is not done."""
     try:
-        result: TaskResult = _RESULT.validate_python(parse_json(read_file(_result_path(work, task))))
+        result: TaskResult = RESULT.validate_python(parse_json(read_file(_result_path(work, task))))
     except (FileNotFoundError, ValueError):
         return None
     return result

@@ -26,8 +26,9 @@ from aifx.core.extras import install_command
 from aifx.core.lifecycle import own_handlers
 from aifx.core.os_errors import first_line
 from aifx.curation.databases.query import SECRETS
-from aifx.curation.execution import TaskResult, run_task
+from aifx.curation.execution import run_task
 from aifx.curation.step import Limits, Step
+from aifx.curation.task_results import TaskResult
 
 RETRIES = 3  # of a task whose process or node dies
 OBJECT_STORE_BYTES = 128 << 20  # it holds the step

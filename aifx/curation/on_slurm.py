@@ -22,8 +22,9 @@ from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.files import read_file, replace_file
 from aifx.core.json_files import write_json, write_text
 from aifx.core.parsing import parse_json
-from aifx.curation.execution import TaskResult, read_result, run_task
+from aifx.curation.execution import read_result, run_task
 from aifx.curation.step import Limits, Step
+from aifx.curation.task_results import TaskResult
 from aifx.curation.work_folders import holding_work
 
 TASKS, SCRIPT, OUTPUT, FAILED, JOB = "tasks.pickle", "job.sh", "output.log", "failed.json", "job"

@@ -29,7 +29,7 @@ from aifx.curation.words import group_starts, mix
 from aifx.data.names import CHAT, CLUSTER, ROW, SOURCE, Kind
 from aifx.data.readers.arrow import pa, pc
 from aifx.data.versions.catalog import Catalog, check_own_rows
-from aifx.data.versions.manifest import PROFILE, Manifest, Version
+from aifx.data.versions.manifest import PROFILE, Version
 from aifx.data.versions.shards import BULK, read_parts, repeats
 
 if TYPE_CHECKING:
@@ -226,10 +226,10 @@ def merge_profiles(parts: Iterable[PartialProfile]) -> PartialProfile:
     return PartialProfile(sum(part.rows for part in given), columns, lengths)
 
 
-def complete_profile(part: PartialProfile, manifest: Manifest, folder: Path) -> Profile:
-    """The profile of a version, whose shards are in `folder`."""
-    histograms = _histograms(part, Version(folder, manifest).shards)
-    columns = {}
+def complete_profile(part: PartialProfile, version: Version) -> Profile:
+    """The profile of a version, whose rows have the profile `part`."""
+    manifest, columns = version.manifest, {}
+    histograms = _histograms(part, version.shards)
     for name, one in part.columns.items():
         distinct, is_estimate = (part.rows, False) if name == ROW else _distinct(one.hashes, part.rows)
         columns[name] = ColumnProfile(

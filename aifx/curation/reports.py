@@ -28,6 +28,7 @@ class ListedVersion:
 
     Attributes:
         rows, size_bytes: of a mix, those of its parents.
+        own_bytes: of the Parquet files in its own folder; versions before it hold the others.
         step: that made it.
         is_latest: whether the name alone means this version.
     """
@@ -36,6 +37,7 @@ class ListedVersion:
     kind: Kind
     rows: int
     size_bytes: int
+    own_bytes: int
     step: str
     parents: tuple[str, ...]
     licenses: tuple[str, ...]
@@ -83,6 +85,7 @@ def list_versions(catalog: Catalog, name: str | None = None) -> VersionList:
                     kind=manifest.kind,
                     rows=rows,
                     size_bytes=size_bytes,
+                    own_bytes=sum(file.bytes for file in manifest.files if not file.holder),
                     step=manifest.step.name,
                     parents=tuple(map(short_reference, manifest.parents)),
                     licenses=manifest.licenses,

@@ -13,7 +13,7 @@ import numpy as np
 
 from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError
-from aifx.core.json_values import plain
+from aifx.core.json_values import encode_json, plain
 from aifx.curation.words import I64
 from aifx.data.names import ROW, Kind
 from aifx.data.readers.arrow import pa, pc, pq
@@ -127,6 +127,24 @@ class Step(ABC):
         """Bytes of input that are worth a process of their own, which takes about a second to start."""
         return 32 << 20
 
+    def task_inputs(self, task: int, work: Path) -> Any:
+        """All that the outcome of a task depends on, except the code, in types of JSON. None if nothing says.
+
+        A task with the same inputs is not run again: the version refers to the files that an earlier version of the
+        data set has of it. So the settings and the other rows are no part of it, unless the outcome depends on them.
+
+        Args:
+            work: the folder that `prepare` has written.
+        """
+        return None
+
+    def kept_file(self, task: int, work: Path) -> ShardFile | None:
+        """The file of the first parent's shards or quarantine that a task would write again without a change, if any.
+
+        The version refers to that file, and the task does not run.
+        """
+        return None
+
     @abstractmethod
     def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:
         """The rows that a task makes: the same, divided in the same way, wherever and however often it runs."""
@@ -135,6 +153,14 @@ class Step(ABC):
 @dataclass(frozen=True)
 class ShardStep(Step):
     """A step that judges the rows of its parent a few megabytes at a time: those of a task are of one shard."""
+
+    def task_inputs(self, task: int, work: Path) -> Any:
+        return [self.kind, self.parents[0].manifest.shards[task].sha256, self.task_settings]
+
+    @property
+    def task_settings(self) -> Mapping[str, Any]:
+        """The settings that the outcome for a shard depends on; by default all."""
+        return self.settings
 
     def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:
         for rows in read_parts(self.parents[0].shards[task]):
@@ -170,6 +196,20 @@ DECISIONS = "decisions"
 @dataclass(frozen=True)
 class DecidedStep(Step):
     """A step that decides about rows with all of them in view, and applies the decisions as a `ShardStep` judges."""
+
+    def task_inputs(self, task: int, work: Path) -> Any:
+        shards = self.parents[0].manifest.shards
+        decisions = read_decisions(work, int(first_rows(shards)[task]), shards[task].rows)
+        about = sha256_of(encode_json(decisions.to_pydict()))
+        return [self.kind, shards[task].sha256, self.task_settings, about]
+
+    @property
+    def task_settings(self) -> Mapping[str, Any]:
+        """The settings that the outcome for a shard depends on beside its decisions; by default all.
+
+        Settings that only `prepare` uses are no part of it.
+        """
+        return self.settings
 
     def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:
         for rows, decisions in self.decided_rows(task, work):

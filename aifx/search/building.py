@@ -33,7 +33,7 @@ from aifx.data.readers.parquet import open_parquet
 from aifx.data.row_cache import read_checked, write_checked
 from aifx.data.versions.catalog import Catalog, check_own_rows, check_shards
 from aifx.data.versions.lineage import record_index
-from aifx.data.versions.manifest import TEXT_TYPES, ShardFile, Version
+from aifx.data.versions.manifest import TEXT_TYPES, RowFile, Version
 from aifx.data.versions.shards import return_memory
 from aifx.search.embedders import F32, Embedder
 from aifx.search.indexes import (
@@ -176,7 +176,7 @@ def _publish(
     return publish_index(catalog, version.manifest, out, manifest)
 
 
-def _write(made: MadeIndex, out: Path, rows: int) -> ShardFile:
+def _write(made: MadeIndex, out: Path, rows: int) -> RowFile:
     import faiss
 
     path = out / INDEX_FILE
@@ -185,7 +185,7 @@ def _write(made: MadeIndex, out: Path, rows: int) -> ShardFile:
         faiss.write_index(made.index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
         file.flush()
     (sealed,) = seal_files(out, [path]).values()
-    return ShardFile(INDEX_FILE, sealed.sha256, rows, sealed.bytes)
+    return RowFile(INDEX_FILE, sealed.sha256, rows, sealed.bytes)
 
 
 def _embed_shards(version: Version, column: str, embedder: Embedder, work: Path, limits: Limits) -> None:

@@ -43,7 +43,7 @@ from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
 from aifx.core.stores import open_store
 from aifx.data.versions.catalog import Catalog, fetch
-from aifx.data.versions.manifest import INDEXES, LATEST, Manifest, ShardFile, read_typed
+from aifx.data.versions.manifest import INDEXES, LATEST, Manifest, RowFile, read_typed
 from aifx.search.embedders import EmbedderRecord, HashedNgrams
 from aifx.search.kinds import IndexKind, Recall
 
@@ -103,7 +103,7 @@ class IndexManifest:
     column: str
     embedder: EmbedderRecord
     kind: IndexKind
-    file: ShardFile
+    file: RowFile
     skipped: int
     effort: int | None
     recall: Recall | None

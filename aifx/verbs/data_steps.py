@@ -400,6 +400,29 @@ def data_join(
     return made_version(place.execute(step, manifests[0].name))
 
 
+def data_compact(name: str, **options: Unpack[StepOptions]) -> MadeVersion:
+    """Write the rows of a version again, into whole shards of its own.
+
+    A version with a few new rows refers to the shards of versions before it, and each addition makes a small one. The
+    new version has the same rows in the same order. The earlier ones stay.
+
+    Args:
+        name: data set: "NAME" for its latest version, or "NAME@VERSION".
+
+    Example:
+        >>> aifx.data_compact("corpus").is_new  # one shard of its own
+        False
+    """
+    from aifx.curation.compact import Compact, is_compact
+    from aifx.curation.execution import Made
+
+    place = open_place(**options)
+    version = place.catalog.open(name)
+    if is_compact(version):
+        return made_version(Made(version, is_new=False))
+    return made_version(place.execute(Compact((version,)), version.manifest.name))
+
+
 @dataclass(frozen=True)
 class MixedVersion:
     """A version in a mix.

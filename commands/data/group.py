@@ -18,7 +18,7 @@ from aifx.commands.data.index import index, search
 from aifx.commands.data.make import make
 from aifx.commands.data.options import FILES_HELP, RootOption
 from aifx.commands.data.profile import profile, query, report
-from aifx.commands.data.steps import clean, decontaminate, dedupe, join, mix, pii, split
+from aifx.commands.data.steps import clean, compact, decontaminate, dedupe, join, mix, pii, split
 from aifx.commands.data.versions import diff, erase, gc, lineage, ls, print_page, push, verify, why
 from aifx.core.errors import UsageError
 from aifx.core.plurals import counted
@@ -51,6 +51,7 @@ app = typer.Typer(
         aifx data ls                   list data sets and their versions
         aifx data verify corpus        compare its files with their digests
         aifx data gc --dry-run         list what killed commands left
+        aifx data compact corpus       write its rows into whole shards
         aifx data profile corpus       print its columns, lengths and values
         aifx data clean corpus         repair texts, drop rows by rules
         aifx data why 3f2a91c07be4-12  explain why a row is kept or dropped
@@ -213,6 +214,7 @@ app.command()(dedupe)
 app.command()(split)
 app.command()(decontaminate)
 app.command()(verify)
+app.command()(compact)
 app.command()(make)
 app.command()(join)
 app.command()(expect)

@@ -1,4 +1,4 @@
-"""Steps of `aifx data`: clean, pii, decontaminate, dedupe, split, join and mix."""
+"""Steps of `aifx data`: clean, pii, decontaminate, dedupe, split, join, compact and mix."""
 
 from __future__ import annotations
 
@@ -416,6 +416,22 @@ def join(
         )
         print_made(out, made)
         out.print(f"{counted(made.facts['matched'], 'row')} joined, {made.facts['unmatched']:,} without a row in time")
+
+
+@option_group
+def compact(name: DatasetArgument, given: StepOptions) -> None:
+    """Write the rows of a version again, into whole shards of its own.
+
+    Examples:
+        aifx data compact corpus
+        aifx data compact corpus@3f2a --json
+
+    Makes a new version with the same rows in the same order. Earlier versions stay.
+    """
+    with terminal(given.json) as out:
+        from aifx.verbs.data_steps import data_compact
+
+        print_made(out, data_compact(name, **given.of_step()))
 
 
 def mix(

@@ -65,12 +65,14 @@ def ls(
                 f"{version.reference}{' *' if version.is_latest else ''}",
                 f"{version.rows:,}",
                 readable_bytes(version.size_bytes),
+                readable_bytes(version.own_bytes),
                 version.step,
                 ", ".join(version.licenses),
             )
             for version in found.versions
         ]
-        out.table(["version", "rows", "size", "made by", "licences"], rows, right=["rows", "size"])
+        columns = ["version", "rows", "size", "own files", "made by", "licences"]
+        out.table(columns, rows, right=["rows", "size", "own files"])
 
 
 def verify(
@@ -420,6 +422,8 @@ def _print_erasure(out: Output, plan: Erasure, dry_run: bool) -> None:
     would = "would be" if dry_run else "is"
     for place in plan.places:
         out.print(f"remove {one_line(place)}")
+    for reference in plan.rewritten:
+        out.print(f"{reference} has none of them, and {'would hold' if dry_run else 'holds'} its files itself")
     for folder in sorted({*plan.purged} - {one.reference for one in plan.held_by}):
         out.print(f"{folder} {would} deleted")
     for one in plan.held_by:

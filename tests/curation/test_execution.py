@@ -18,8 +18,9 @@ from aifx.core.errors import DataError, UsageError
 from aifx.core.files import FolderBusy, replacing
 from aifx.core.stores import open_store
 from aifx.curation import execution
-from aifx.curation.execution import OUT, WHOLE, TaskResult, execute, in_processes
+from aifx.curation.execution import OUT, WHOLE, execute, in_processes
 from aifx.curation.step import Limits, Outcome, ShardStep, Step
+from aifx.curation.task_results import TaskResult
 from aifx.curation.work_folders import holding_dataset
 from aifx.data.versions.catalog import Catalog, check_files, open_catalog
 from aifx.data.versions.manifest import SHARDS, Version
@@ -130,7 +131,9 @@ def test_a_version_has_its_own_files_alone(catalog: Catalog) -> None:
     with suppress(FileNotFoundError), ExitStack() as writing:
         made = execute(Rows((), TEXTS[:1]), "pets", catalog, LIMITS, beside_others).version
     assert damages(made) == []
-    assert set(content(made.path)) == {"croissant.json", "manifest.json", "profile.json", shard, "SHA256SUMS"}
+    assert set(content(made.path)) == {
+        "croissant.json", "manifest.json", "profile.json", shard, "SHA256SUMS", "tasks.json",
+    }  # fmt: skip
 
 
 def test_a_task_that_ran_again_replaces_what_a_killed_call_moved(catalog: Catalog) -> None:

@@ -99,7 +99,7 @@ def test_what_a_version_has(tmp_path: Path) -> None:
 
 def test_numbers_have_histograms(tmp_path: Path) -> None:
     from aifx.curation.profile import complete_profile
-    from aifx.data.versions.manifest import Manifest, StepRecord
+    from aifx.data.versions.manifest import Manifest, StepRecord, Version
     from aifx.data.versions.shards import columns_of, write_shard
 
     parts, shards = [], []
@@ -110,7 +110,7 @@ def test_numbers_have_histograms(tmp_path: Path) -> None:
     step = StepRecord("add", {})
     size = sum(shard.bytes for shard in shards)
     manifest = Manifest("t", "table", columns_of(table(1)), 1500, size, tuple(shards), (), {}, (), step, ())
-    profile = complete_profile(merge_profiles(parts), manifest, tmp_path)
+    profile = complete_profile(merge_profiles(parts), Version(tmp_path, manifest))
     found = profile.columns["id"].histogram
     assert found is not None
     assert (found.rows, found.edges[0], found.edges[-1]) == (1500, 0.0, 499.0)

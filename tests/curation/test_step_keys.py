@@ -126,6 +126,7 @@ def test_documents_have_the_code_and_the_whole_key(catalog: Catalog, tmp_path: P
         "name": "pets",
         "aifx": version.__version__,
         "code": {"sha256": code.sha256, "libraries": dict(code.libraries)},
+        "elsewhere": {},
     }
     assert document["notes"] == notes
     (event,) = map(json.loads, (tmp_path / "datasets" / LINEAGE).read_text().splitlines())

@@ -43,7 +43,7 @@ def test_a_flipped_byte_of_any_file(made: Version) -> None:
     assert damages(catalog, made) == ()
     files = [path for path in made.path.rglob("*") if path.is_file()]
     assert {path.relative_to(made.path).parts[0] for path in files} == {
-        "manifest.json", "profile.json", "croissant.json", "SHA256SUMS", "shards", "dropped",
+        "manifest.json", "profile.json", "tasks.json", "croissant.json", "SHA256SUMS", "shards", "dropped",
     }  # fmt: skip
     for path in files:
         data = path.read_bytes()

@@ -26,6 +26,7 @@ from aifx.curation.labels.store import STEP
 from aifx.curation.step import Outcome, ShardStep, set_column
 from aifx.data.names import ROW
 from aifx.data.versions.manifest import TEXT_TYPES, Version
+from aifx.data.versions.shards import read_shard
 
 
 def decide(labels: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
@@ -70,6 +71,12 @@ class ApplyLabels(ShardStep):
     @cached_property
     def _digest(self) -> str:
         return sha256_of(encode_json(sorted(self.labels.items())))
+
+    def task_inputs(self, task: int, work: Path) -> Any:
+        """The labels of its own rows; those of others change nothing."""
+        ids = read_shard(self.parents[0].shards[task], [ROW])[ROW].to_pylist()
+        shard = self.parents[0].manifest.shards[task].sha256
+        return [self.kind, shard, self.column, {row: self.labels[row] for row in ids if row in self.labels}]
 
     def apply(self, rows: Table, work: Path) -> Outcome:
         before = rows[self.column].to_pylist() if self.column in rows.column_names else [None] * len(rows)

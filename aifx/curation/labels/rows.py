@@ -162,7 +162,7 @@ def least_certain(
     if not certain:
         what = f"{given} predicts no row of {version.reference} that has no label"
         why = f"{counted(len(wanted), 'row')} without a label have other ids"
-        raise UsageError(what, why, f"aifx predict {version.path}/shards/*.parquet --output predictions.jsonl")
+        raise UsageError(what, why, f"aifx predict {globs_of(version)} --output predictions.jsonl")
     if len(certain) < len(wanted):
         logger.warning(
             f"{given} predicts {len(certain):,} of the {counted(len(wanted), 'row')}; the others are left out"
@@ -193,13 +193,18 @@ def certainty_of(prediction: Mapping[str, Any]) -> float | None:
     return None
 
 
+def globs_of(version: Version) -> str:
+    """The shards of a version for a command line: patterns of all folders that hold some."""
+    return " ".join(f"{folder}/*.parquet" for folder in dict.fromkeys(path.parent for path in version.shards))
+
+
 def read_predictions(version: Version, path: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """The row, the place and the fields of each prediction in a file of `aifx predict`.
 
     Its row is that of the field `_row`, otherwise that of the shard and the number in it. Raises DataError.
     """
     rows_of: dict[str, list[str]] = {}
-    shards = {f"{version.path.name}/{file.name}": version.path / file.name for file in version.manifest.shards}
+    shards = {"/".join(path.parts[-3:]): path for path in version.shards}
     for record in read_rows(input_file(str(path))):
         values = record.values
         row = values.get(ROW)
@@ -208,7 +213,7 @@ def read_predictions(version: Version, path: Path) -> Iterator[tuple[str, str, M
             if name not in shards:
                 what = f"{record.place} is no prediction for a row of {version.reference}"
                 why = f"it has no {ROW}, and its file is {values.get('file')!r} instead of a shard of the version"
-                raise DataError(what, why, f"aifx predict {version.path}/shards/*.parquet --output {path}")
+                raise DataError(what, why, f"aifx predict {globs_of(version)} --output {path}")
             if name not in rows_of:
                 rows_of[name] = read_shard(shards[name], [ROW])[ROW].to_pylist()
             number = str(values.get("row"))

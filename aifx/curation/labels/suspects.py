@@ -21,7 +21,7 @@ from aifx.core.extras import install_command
 from aifx.core.plurals import counted
 from aifx.core.results import Result
 from aifx.curation.labels.agreement import decide
-from aifx.curation.labels.rows import View, probabilities_of, read_predictions, visible_rows
+from aifx.curation.labels.rows import View, globs_of, probabilities_of, read_predictions, visible_rows
 from aifx.curation.labels.store import LabelState
 from aifx.data.names import ROW
 from aifx.data.versions.manifest import Version
@@ -135,7 +135,7 @@ def _predicted(
             found[row] = nested
     if not found:
         why = f"no row of it is one of {counted(len(labels), 'labelled row')}, with a class of that name"
-        hint = f"aifx predict {version.path}/shards/*.parquet --output {path}"
+        hint = f"aifx predict {globs_of(version)} --output {path}"
         raise UsageError(f"{path} predicts no label of {version.reference}", why, hint)
     classes = sorted({name for one in found.values() for name in one})
     probabilities = np.array([[float(one.get(name) or 0) for name in classes] for one in found.values()])

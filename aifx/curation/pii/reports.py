@@ -15,11 +15,12 @@ from aifx.core.files import replacing
 from aifx.core.json_values import encode_json
 from aifx.core.progress import report_progress
 from aifx.core.results import Result
-from aifx.curation.execution import DONE, OUT, Made, MadeVersion, TaskResult, in_processes, made_version
+from aifx.curation.execution import DONE, OUT, Made, MadeVersion, in_processes, made_version
 from aifx.curation.pii.finders import SEARCHES
 from aifx.curation.pii.steps import FindPii, text_columns, unsearched_columns
 from aifx.curation.profile import most_frequent
 from aifx.curation.step import Limits
+from aifx.curation.task_results import TaskResult
 from aifx.data.versions.catalog import check_shards
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.shards import read_shard

@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from aifx.core.artifact import (
     MANIFEST,
+    SHORT_DIGITS,
     Artifact,
     DamagedArtifact,
     SealedFile,
@@ -29,7 +30,7 @@ from aifx.core.artifact import (
     short,
     short_reference,
 )
-from aifx.core.artifact_copies import copy_artifact, damaged_in_store
+from aifx.core.artifact_copies import copy_artifact, copy_files, damaged_in_store
 from aifx.core.errors import DataError, UsageError, did_you_mean
 from aifx.core.files import UnsafeFile
 from aifx.core.os_errors import could_not
@@ -49,6 +50,7 @@ from aifx.data.versions.manifest import (
     VERSION,
     Manifest,
     Version,
+    path_in,
     read_version,
     sums_of,
     sums_text,
@@ -66,6 +68,7 @@ DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LEAST_DIGITS = 4
 _VERSION = re.compile(r"[0-9a-f]{4,64}")
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
+_HELD = re.compile(rf"\.\./[0-9a-f]{{{SHORT_DIGITS}}}/(?!.*\.\.)")
 
 
 @dataclass(frozen=True)
@@ -163,15 +166,46 @@ class Catalog:
     def open(self, reference: str) -> Version:
         """The version that `reference` means, copied into the cache if the root is remote.
 
-        A copied file is compared with its SHA-256; `check_files` compares those of a local root.
+        Of the versions that hold some of its files, only these are copied. A copied file is compared with its SHA-256;
+        `check_files` compares those of a local root.
         Raises UsageError, DataError if it is damaged, EnvironmentFault if the store fails.
         """
         name, version, digits = self._find_folder(reference)
         artifact, manifest = self._read(name, version, digits)
+        folders = self.folders_of(manifest)
         if self.local is not None:
-            return Version(self.local / name / version, manifest)
+            return Version(self.local / name / version, manifest, folders)
         folder = cache_path("datasets") / artifact.digest
-        return Version(fetch(self.store.below(f"{name}/{version}"), artifact, folder), manifest)
+        return Version(fetch(self.store.below(f"{name}/{version}"), artifact, folder), manifest, folders)
+
+    def folders_of(self, manifest: Manifest) -> dict[str, Path]:
+        """The folders on this machine of the versions that hold files of one, by digest.
+
+        If the root is remote, these files are copied into the cache. Raises as `open`.
+        """
+        if self.local is not None:
+            return {holder: self.local / manifest.name / short(holder) for holder in manifest.holders}
+        artifact, folders = manifest.artifact(), {}
+        for holder in manifest.holders:
+            store, part = self.store.below(f"{manifest.name}/{short(holder)}"), _part_of(artifact, holder)
+            folders[holder] = fetch(store, part, cache_path("datasets") / holder, is_whole=False)
+        return folders
+
+    def referring(self, name: str, holders: Collection[str]) -> list[Manifest]:
+        """The other versions of a data set that have files in the folders of some.
+
+        Args:
+            holders: digests of versions.
+
+        A version whose manifest cannot be read is left out.
+        """
+        found = []
+        for version in self.versions(name):
+            with suppress(DataError):
+                manifest = self.manifest(f"{name}@{version}")
+                if manifest.sha256 not in holders and not set(holders).isdisjoint(manifest.holders):
+                    found.append(manifest)
+        return found
 
     def _read(self, name: str, version: str, digits: str) -> tuple[Artifact, Manifest]:
         """The version in a folder. Raises UsageError if its digest does not begin with these digits, DataError."""
@@ -195,17 +229,23 @@ class Catalog:
             copy_artifact(source, artifact, target)
 
 
-def fetch(store: Store, artifact: Artifact, folder: Path) -> Path:
+def fetch(store: Store, artifact: Artifact, folder: Path, *, is_whole: bool = True) -> Path:
     """`folder` of the cache with the artefact of a store, of which only what is missing or damaged is copied.
+
+    Args:
+        is_whole: False for some of the files of an artefact, which are copied without its manifest.
 
     Raises DataError if it is damaged in the store, EnvironmentFault if the store fails.
     """
     with _damaged_data():
         try:
-            check_once(folder, artifact, artifact.every_file)
+            check_once(folder, artifact, artifact.own_files)
         except DamagedArtifact:  # or not there yet
-            copy_artifact(store, artifact, open_store(str(folder)))
-            mark_checked(folder, artifact, artifact.every_file)
+            if is_whole:
+                copy_artifact(store, artifact, open_store(str(folder)))
+            else:
+                copy_files(store, artifact.own_files, open_store(str(folder)))
+            mark_checked(folder, artifact, artifact.own_files)
         except OSError as e:
             raise could_not(f"could not read {folder}", e, e.errno or errno.EIO, str(folder)) from e
     return folder
@@ -260,7 +300,7 @@ def check_files(store: Store, name: str, version: str) -> CheckedFiles:
         store: the version's folder.
         name: of the data set.
     """
-    artifact, damages = _read_manifest(store, name, version), []
+    artifact, damages = _read_manifest(store, name, version), list[str]()
     try:
         sums = store.read(SUMS)
     except UnsafeFile:  # a link or a FIFO
@@ -273,12 +313,15 @@ def check_files(store: Store, name: str, version: str) -> CheckedFiles:
         is_same = bool(artifact.files)
     if not is_same:
         damages.append(f"{SUMS} {'is missing' if sums is None else 'has other bytes than were written'}")
-    size = artifact.size_bytes + (store.size(MANIFEST) or 0)
+    size = sum(file.bytes for file in artifact.every_file.values()) + (store.size(MANIFEST) or 0)
     with report_progress(f"reading {store.url}", size, "bytes") as progress:
-        damages += damaged_in_store(store, artifact, progress)
+        damages += damaged_in_store(store, artifact.own_files, progress)
+        for holder in sorted({holder for holder, _ in artifact.elsewhere.values()}):
+            found = damaged_in_store(store.beside(short(holder)), artifact.files_in(holder), progress)
+            damages += [f"{path_in(holder, damage)} ({name}@{short(holder)} holds it)" for damage in found]
     for folder in (SHARDS, DROPPED, QUARANTINE):
         stored = sorted(f"{folder}/{file}" for file in store.files(folder))
-        damages += [f"{file} is no file of this version" for file in stored if file not in artifact.files]
+        damages += [f"{file} is no file of this version" for file in stored if file not in artifact.own_files]
     return CheckedFiles(len(artifact.every_file) + 1, size, tuple(damages))
 
 
@@ -287,22 +330,45 @@ def check_shards(version: Version) -> None:
 
     Raises DataError for a damaged or missing one.
     """
-    shards = version.manifest.shards
-    with report_progress(f"verifying {version.reference}", sum(shard.bytes for shard in shards), "bytes") as progress:
-        try:
-            check_once(version.path, version.manifest.artifact(), [shard.name for shard in shards], progress)
-        except DamagedArtifact as e:
-            what, hint = f"{version.reference}: {e.why}", f"aifx data verify {version.reference}"
-            raise DataError(what, "its manifest has the SHA-256 of each file", hint) from e
+    size = version.manifest.bytes
+    with report_progress(f"verifying {version.reference}", size, "bytes") as progress:
+        for holder, folder, part in _shards_by_folder(version):
+            try:
+                check_once(folder, part, part.files, progress)
+            except DamagedArtifact as e:
+                whose = f", in {version.manifest.name}@{short(holder)}" if holder else ""
+                what, hint = f"{version.reference}: {e.why}{whose}", f"aifx data verify {version.reference}"
+                raise DataError(what, "its manifest has the SHA-256 of each file", hint) from e
+
+
+def mark_shards(version: Version) -> None:
+    """Record that the shards of a version, as they are now, are those of its manifest."""
+    for _, folder, part in _shards_by_folder(version):
+        mark_checked(folder, part, part.files)
+
+
+def _shards_by_folder(version: Version) -> Iterator[tuple[str, Path, Artifact]]:
+    """The shards in each folder, as an artefact, with the digest of the version that holds them, or ""."""
+    manifest = version.manifest
+    own = {shard.name: SealedFile(shard.bytes, shard.sha256) for shard in manifest.shards if not shard.holder}
+    yield "", version.path, Artifact(KIND, VERSION, {}, own)
+    for holder in dict.fromkeys(shard.holder for shard in manifest.shards if shard.holder):
+        held = {s.stored_as: SealedFile(s.bytes, s.sha256) for s in manifest.shards if s.holder == holder}
+        yield holder, version.folders[holder], Artifact(KIND, VERSION, {}, held)
+
+
+def _part_of(artifact: Artifact, holder: str) -> Artifact:
+    """The files of a version that another one holds, as an artefact."""
+    return Artifact(KIND, VERSION, {}, artifact.files_in(holder))
 
 
 def _listed_files(store: Store, sums: bytes) -> dict[str, SealedFile]:
-    """The files in SHA256SUMS but the manifest; none if it is damaged, or names one outside of the version."""
+    """The version's own files in SHA256SUMS but the manifest; none if it is damaged, or names one outside of them."""
     text = sums.decode("utf-8", "replace")
     digests = {name: digest for digest, name in _LINE.findall(text)}
     if text != sums_text(digests):
         return {}
-    digests.pop(MANIFEST, None)
+    digests = {name: digest for name, digest in digests.items() if not _HELD.match(name) and name != MANIFEST}
     try:
         files = parse_files({name: {"bytes": 0, "sha256": digest} for name, digest in digests.items()})
     except ValueError:

@@ -9,6 +9,11 @@
         dropped/*.parquet               the rows that the step left out: row, step, rule, twin
         quarantine/*.parquet            what could not be read of the sources: source, line, reason, value
         profile.json
+        tasks.json                  what each task of the step did: the next version of the same step refers to it
+
+A file of `shards`, `dropped` or `quarantine` may be in the folder of another version of the data set instead, so that a
+version with a few new rows does not write the others again. `notes.elsewhere` of its manifest names the place. That is
+no part of the digest: the same rows make the same version, wherever they are.
 
 A version is an artefact (`aifx.core.artifact`), and its name the beginning of the artefact's digest. Documents on disk
 name versions with whole digests, "name@<64 digits>". The root may be a folder or any URL that fsspec knows. A version
@@ -19,13 +24,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
 from pydantic import TypeAdapter
 
-from aifx.core.artifact import MANIFEST, Artifact, Files, ManifestFile, SealedFile, short
+from aifx.core.artifact import ELSEWHERE, MANIFEST, Artifact, Files, ManifestFile, SealedFile, short
 from aifx.core.artifact_copies import stored_artifact
 from aifx.core.code_digest import Code
 from aifx.core.digests import sha256_of
@@ -35,8 +40,8 @@ from aifx.core.parsing import fault_in
 from aifx.core.stores import Store
 from aifx.data.names import Kind
 
-CROISSANT, PROFILE, SUMS, LATEST, LINEAGE = (
-    "croissant.json", "profile.json", "SHA256SUMS", "latest", "lineage.jsonl"
+CROISSANT, PROFILE, TASKS, SUMS, LATEST, LINEAGE = (
+    "croissant.json", "profile.json", "tasks.json", "SHA256SUMS", "latest", "lineage.jsonl"
 )  # fmt: skip
 SHARDS, DROPPED, QUARANTINE = "shards", "dropped", "quarantine"
 INDEXES = "indexes"
@@ -47,8 +52,11 @@ TEXT_TYPES = ("string", "large_string")
 CONTINUES = "continues"
 """The fact with the version whose decisions about earlier rows the step kept: a parent, but not one of its rows."""
 
-KIND, VERSION = "dataset", 2
+KIND, VERSION = "dataset", 3
 """The kind of a version as an artefact, and the version of its content."""
+COMPACT = "compact"
+"""The step that writes the rows of a version again, in whole shards of its own."""
+
 UNKNOWN_LICENSE = "unknown"
 _OWN_LICENSE = re.compile(r"LicenseRef-[A-Za-z0-9.-]+")
 SUMS_HEADER = "# SHA-256 of the lines below: "
@@ -56,17 +64,48 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class ShardFile:
-    """A Parquet file of a version.
+class RowFile:
+    """A file with something for each of some rows.
 
     Attributes:
-        name: relative to the version's folder, such as "shards/00000.parquet".
+        name: relative to the folder of its artefact, such as "shards/00000.parquet".
     """
 
     name: str
     sha256: str
     rows: int
     bytes: int
+
+
+@dataclass(frozen=True)
+class ShardFile(RowFile):
+    """A Parquet file of a version.
+
+    Attributes:
+        holder: digest of the version of the same data set in whose folder the file is; "" for its own.
+        stored_as: its name in the folder of the holder; "" in its own.
+    """
+
+    holder: str = ""
+    stored_as: str = ""
+
+    @property
+    def path(self) -> str:
+        """The path from the version's folder to the file."""
+        return path_in(self.holder, self.stored_as) if self.holder else self.name
+
+    def held_by(self, holder: str, name: str) -> ShardFile:
+        """The same file as a version with another name for it refers to it.
+
+        Args:
+            holder: digest of the version that this file is from; another holder that it names already stays.
+        """
+        return replace(self, name=name, holder=self.holder or holder, stored_as=self.stored_as or self.name)
+
+
+def path_in(holder: str, name: str) -> str:
+    """The path from the folder of a version to a file of another version of the data set."""
+    return f"../{short(holder)}/{name}"
 
 
 @dataclass(frozen=True)
@@ -106,7 +145,7 @@ class Manifest:
     a machine: the same rows, made by the same code, give the same bytes.
 
     Attributes:
-        rows, bytes: of its shards.
+        rows, bytes: of its shards, also of those in folders of other versions.
         sha256: the artefact's digest; its beginning is the version's name.
     """
 
@@ -133,6 +172,11 @@ class Manifest:
         return (*self.shards, *self.dropped, *self.quarantine)
 
     @property
+    def made_by(self) -> StepRecord:
+        """The step that made the rows: of a compacted version, the one that made what was compacted."""
+        return StepRecord(**self.step.settings["of"]) if self.step.name == COMPACT else self.step
+
+    @property
     def version(self) -> str:
         return short(self.sha256)
 
@@ -152,6 +196,11 @@ class Manifest:
         return tuple(parent for parent in self.parents if parent != self.facts.get(CONTINUES))
 
     @property
+    def holders(self) -> tuple[str, ...]:
+        """The digests of other versions of the data set in whose folders some of its files are."""
+        return tuple(sorted({file.holder for file in self.files if file.holder}))
+
+    @property
     def quarantined_rows(self) -> int:
         """Rows of its sources that could not be read."""
         return sum(source.quarantined for source in self.sources)
@@ -168,7 +217,8 @@ class Manifest:
         for part in (SHARDS, DROPPED, QUARANTINE):
             content[part] = [{"name": file["name"], "rows": file["rows"]} for file in content[part]]
         files = {file.name: SealedFile(file.bytes, file.sha256) for file in self.files}
-        notes = {"name": self.name, "code": plain(self.code), "aifx": self.aifx}
+        elsewhere = {file.name: f"{file.holder}/{file.stored_as}" for file in self.files if file.holder}
+        notes = {"name": self.name, "code": plain(self.code), "aifx": self.aifx, ELSEWHERE: elsewhere}
         return Artifact(KIND, VERSION, content, files, descriptions or {}, notes)
 
 
@@ -211,18 +261,20 @@ class VersionNotes(TypedDict):
         name: of the data set.
         code: of the step when it made the version first. Other code may have made the same rows since.
         aifx: the version of aifx that made it first.
+        elsewhere: place of each file that is in the folder of another version of the data set: "<64 digits>/<name>".
     """
 
     name: str
     code: Code
     aifx: str
+    elsewhere: dict[str, str]
 
 
 class VersionFile(ManifestFile):
     """manifest.json of a version."""
 
     kind: Literal["dataset"]
-    version: Literal[2]
+    version: Literal[3]
     content: VersionContent
     notes: VersionNotes
 
@@ -236,10 +288,12 @@ class Version:
 
     Attributes:
         path: the folder.
+        folders: those of the versions that hold some of its files, by digest.
     """
 
     path: Path
     manifest: Manifest
+    folders: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def reference(self) -> str:
@@ -248,15 +302,19 @@ class Version:
     @property
     def shards(self) -> tuple[Path, ...]:
         """The Parquet files with its rows, in order."""
-        return tuple(self.path / shard.name for shard in self.manifest.shards)
+        return tuple(map(self.path_of, self.manifest.shards))
 
     @property
     def dropped(self) -> tuple[Path, ...]:
-        return tuple(self.path / shard.name for shard in self.manifest.dropped)
+        return tuple(map(self.path_of, self.manifest.dropped))
 
     @property
     def quarantine(self) -> tuple[Path, ...]:
-        return tuple(self.path / shard.name for shard in self.manifest.quarantine)
+        return tuple(map(self.path_of, self.manifest.quarantine))
+
+    def path_of(self, file: ShardFile) -> Path:
+        """One of its files, in its own folder or in that of another version."""
+        return self.folders[file.holder] / file.stored_as if file.holder else self.path / file.name
 
 
 def read_version(store: Store, version: str) -> tuple[Artifact, Manifest] | None:
@@ -303,16 +361,25 @@ def read_typed(
 def _manifest_of(artifact: Artifact) -> Manifest:
     """The version that an artefact holds. Raises ValueError, KeyError or TypeError for content of anything else."""
     fields = {**artifact.content, **artifact.notes, "sha256": artifact.digest}
+    del fields[ELSEWHERE]
     for part in (SHARDS, DROPPED, QUARANTINE):
-        fields[part] = [{**file, **asdict(artifact.files[file["name"]])} for file in fields[part]]
+        fields[part] = [_stored_file(artifact, file) for file in fields[part]]
     for number in ("rows", "bytes"):
         fields[number] = sum(shard[number] for shard in fields[SHARDS])
     return _MANIFEST.validate_python(fields)
 
 
+def _stored_file(artifact: Artifact, file: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `ShardFile`."""
+    name = file["name"]
+    holder, stored_as = artifact.elsewhere.get(name, ("", ""))
+    return {**file, **asdict(artifact.files[name]), "holder": holder, "stored_as": stored_as}
+
+
 def sums_of(artifact: Artifact) -> bytes:
     """The content of a version's SHA256SUMS."""
-    files = {name: file.sha256 for name, file in artifact.every_file.items()}
+    elsewhere = {name: path_in(*place) for name, place in artifact.elsewhere.items()}
+    files = {elsewhere.get(name, name): file.sha256 for name, file in artifact.every_file.items()}
     return sums_text({**files, MANIFEST: sha256_of(artifact.encode())}).encode()
 
 

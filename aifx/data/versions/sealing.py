@@ -6,16 +6,18 @@ croissant.json is MLCommons Croissant 1.0: https://docs.mlcommons.org/croissant/
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aifx.core.artifact import Artifact, SealedFile, seal, short_reference
+from aifx.core.artifact import MANIFEST, Artifact, SealedFile, seal, short_reference
 from aifx.core.digests import sha256_of
+from aifx.core.errors import DataError
 from aifx.core.files import RECORDS_LIMIT, replace_file
 from aifx.core.json_files import encode
 from aifx.core.json_values import encode_json
-from aifx.data.versions.manifest import CROISSANT, PROFILE, SHARDS, SUMS, Manifest, sums_of
+from aifx.core.stores import Store
+from aifx.data.versions.manifest import CROISSANT, PROFILE, SHARDS, SUMS, TASKS, Manifest, sums_of
 
 _CROISSANT = (
     "citeAs", "column", "extract", "field", "fileProperty", "fileObject", "fileSet", "format", "includes",
@@ -47,21 +49,48 @@ _DATA_TYPES = {  # Croissant's names of Arrow's types
 }
 
 
-def seal_version(folder: Path, manifest: Manifest, profile: Mapping[str, Any]) -> Artifact:
-    """Write croissant.json, profile.json, SHA256SUMS and, last, manifest.json into the folder that holds the shards.
+def seal_version(folder: Path, manifest: Manifest, profile: Mapping[str, Any], tasks: Sequence[Any]) -> Artifact:
+    """Write the descriptions, SHA256SUMS and, last, manifest.json into the folder that holds the shards.
 
     Args:
-        profile: the content of profile.json, which is no part of the version's digest.
+        profile: the content of profile.json. Like all descriptions, it is no part of the version's digest.
+        tasks: the content of tasks.json.
     """
-    descriptions = {}
-    for name, document in ((CROISSANT, croissant_of(manifest)), (PROFILE, profile)):
-        data = encode(encode_json(document, indent=2, ensure_ascii=False) + "\n")
+    documents = {
+        CROISSANT: _encoded(croissant_of(manifest)),
+        PROFILE: _encoded(profile),
+        TASKS: _encoded(tasks, indent=None),  # nobody but aifx reads it
+    }
+    artifact = _described(manifest, documents)
+    for name, data in {**documents, SUMS: sums_of(artifact)}.items():
         replace_file(folder / name, data)
-        descriptions[name] = SealedFile(len(data), sha256_of(data))
-    artifact = manifest.artifact(descriptions)
-    replace_file(folder / SUMS, sums_of(artifact))
     seal(folder, artifact, limit=RECORDS_LIMIT)  # a manifest has each source, such as a picture
     return artifact
+
+
+def reseal(store: Store, manifest: Manifest, tasks: Sequence[Any]) -> None:
+    """Write what names the places of files again, for a version that is there, in a folder or remote.
+
+    Raises DataError without its profile, EnvironmentFault if the store fails.
+    """
+    profile = store.read(PROFILE)
+    if profile is None:
+        raise DataError(f"no {store.url}/{PROFILE}", "the version is not complete", "restore it from a copy")
+    documents = {CROISSANT: _encoded(croissant_of(manifest)), PROFILE: profile, TASKS: _encoded(tasks, indent=None)}
+    artifact = _described(manifest, documents)
+    for name in (CROISSANT, TASKS):
+        store.write(name, iter([documents[name]]))
+    store.write(SUMS, iter([sums_of(artifact)]))
+    store.write(MANIFEST, iter([artifact.encode()]))
+
+
+def _encoded(document: Any, indent: int | None = 2) -> bytes:
+    return encode(encode_json(document, indent=indent, ensure_ascii=False) + "\n")
+
+
+def _described(manifest: Manifest, documents: Mapping[str, bytes]) -> Artifact:
+    """The artefact of a version with these descriptions."""
+    return manifest.artifact({name: SealedFile(len(data), sha256_of(data)) for name, data in documents.items()})
 
 
 def croissant_of(manifest: Manifest) -> dict[str, Any]:
@@ -71,7 +100,7 @@ def croissant_of(manifest: Manifest) -> dict[str, Any]:
             "@type": "cr:FileObject",
             "@id": shard.name,
             "name": shard.name,
-            "contentUrl": shard.name,
+            "contentUrl": shard.path,
             "contentSize": f"{shard.bytes} B",
             "encodingFormat": "application/x-parquet",
             "sha256": shard.sha256,
@@ -97,7 +126,7 @@ def croissant_of(manifest: Manifest) -> dict[str, Any]:
                 "@id": SHARDS,
                 "name": SHARDS,
                 "encodingFormat": "application/x-parquet",
-                "includes": f"{SHARDS}/*.parquet",
+                **_included(manifest),
             },
         ],
         "recordSet": [
@@ -110,6 +139,13 @@ def croissant_of(manifest: Manifest) -> dict[str, Any]:
             }
         ],
     }
+
+
+def _included(manifest: Manifest) -> dict[str, Any]:
+    """The files of the set of all shards: those of a folder, or by name if some are in folders of other versions."""
+    if not manifest.holders:
+        return {"includes": f"{SHARDS}/*.parquet"}
+    return {"containedIn": [{"@id": shard.name} for shard in manifest.shards], "includes": "*.parquet"}
 
 
 def _license(name: str) -> str:

@@ -48,10 +48,10 @@ class RowTable:
 
     def check_sizes(self) -> None:
         """Raise DataError for a file that is missing or has not the size that the manifest has."""
-        files = {file.name: SealedFile(file.bytes, file.sha256) for file in getattr(self.version.manifest, self.part)}
-        if why := missing_file(self.version.path, files):
-            reference = self.version.reference
-            raise DataError(f"{self.version.path}/{why}", f"{reference} lists it", f"aifx data verify {reference}")
+        for file, path in zip(getattr(self.version.manifest, self.part), self.files, strict=True):
+            if why := missing_file(path.parent, {path.name: SealedFile(file.bytes, file.sha256)}):
+                reference = self.version.reference
+                raise DataError(f"{path.parent}/{why}", f"{reference} lists it", f"aifx data verify {reference}")
 
     @property
     def columns(self) -> tuple[str, ...]:
