@@ -4,7 +4,7 @@ A version may have files in the folder of another one. Before that is deleted, t
 version that stays, and the manifests of all that have them name the new place. Their digests, and so their names, stay.
 
 Files first, the manifest last, so that each version always has all of its files where its manifest says. After a kill,
-the descriptions of the version that was being changed may name the new place already: the next call does the rest.
+the next call does the rest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from aifx.core.json_values import plain
 from aifx.core.stores import Store
 from aifx.curation.task_results import TaskResult, read_tasks
 from aifx.data.versions.catalog import Catalog
-from aifx.data.versions.manifest import Manifest, ShardFile
+from aifx.data.versions.manifest import COMING, Manifest, ShardFile
 from aifx.data.versions.sealing import reseal
 
 
@@ -45,9 +45,10 @@ def take_over(catalog: Catalog, name: str, holders: Collection[str]) -> list[str
     known = {file.sha256: (one.sha256, file.name) for one in staying for file in one.files if not file.holder}
     changed = []
     for manifest in staying:
-        if set(holders).isdisjoint(manifest.holders):
-            continue
         place = catalog.store.below(f"{name}/{manifest.version}")
+        if set(holders).isdisjoint(manifest.holders):
+            place.remove(COMING)
+            continue
         moved: dict[str, ShardFile] = {}
         for file in manifest.files:
             if file.holder in holders:
@@ -91,11 +92,9 @@ def _copy(source: Store, file: ShardFile, target: Store) -> None:
 def _link(source: Path, target: Path) -> None:
     """Let a file have a second name, if the file system has such names."""
     target.parent.mkdir(exist_ok=True)
-    beside = target.with_name(f".{target.name}.tmp")
     with suppress(OSError):
-        beside.unlink(missing_ok=True)
-        os.link(source, beside, follow_symlinks=False)
-        os.replace(beside, target)
+        target.unlink(missing_ok=True)
+        os.link(source, target, follow_symlinks=False)
         sync_directory(target.parent)
 
 

@@ -43,6 +43,9 @@ from aifx.data.names import Kind
 CROISSANT, PROFILE, TASKS, SUMS, LATEST, LINEAGE = (
     "croissant.json", "profile.json", "tasks.json", "SHA256SUMS", "latest", "lineage.jsonl"
 )  # fmt: skip
+COMING = "manifest.next.json"
+"""The next manifest of a version whose files get another place, as long as its descriptions are being written again."""
+
 SHARDS, DROPPED, QUARANTINE = "shards", "dropped", "quarantine"
 INDEXES = "indexes"
 """The folder of a data set that holds the indexes of its versions, in a folder for each."""

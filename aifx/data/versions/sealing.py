@@ -17,7 +17,7 @@ from aifx.core.files import RECORDS_LIMIT, replace_file
 from aifx.core.json_files import encode
 from aifx.core.json_values import encode_json
 from aifx.core.stores import Store
-from aifx.data.versions.manifest import CROISSANT, PROFILE, SHARDS, SUMS, TASKS, Manifest, sums_of
+from aifx.data.versions.manifest import COMING, CROISSANT, PROFILE, SHARDS, SUMS, TASKS, Manifest, sums_of
 
 _CROISSANT = (
     "citeAs", "column", "extract", "field", "fileProperty", "fileObject", "fileSet", "format", "includes",
@@ -71,6 +71,7 @@ def seal_version(folder: Path, manifest: Manifest, profile: Mapping[str, Any], t
 def reseal(store: Store, manifest: Manifest, tasks: Sequence[Any]) -> None:
     """Write what names the places of files again, for a version that is there, in a folder or remote.
 
+    The manifest changes last. After a kill, `check_files` knows the descriptions that were written before by COMING.
     Raises DataError without its profile, EnvironmentFault if the store fails.
     """
     profile = store.read(PROFILE)
@@ -78,10 +79,10 @@ def reseal(store: Store, manifest: Manifest, tasks: Sequence[Any]) -> None:
         raise DataError(f"no {store.url}/{PROFILE}", "the version is not complete", "restore it from a copy")
     documents = {CROISSANT: _encoded(croissant_of(manifest)), PROFILE: profile, TASKS: _encoded(tasks, indent=None)}
     artifact = _described(manifest, documents)
-    for name in (CROISSANT, TASKS):
-        store.write(name, iter([documents[name]]))
-    store.write(SUMS, iter([sums_of(artifact)]))
-    store.write(MANIFEST, iter([artifact.encode()]))
+    written = {CROISSANT: documents[CROISSANT], TASKS: documents[TASKS], SUMS: sums_of(artifact)}
+    for name, data in {COMING: artifact.encode(), **written, MANIFEST: artifact.encode()}.items():
+        store.write(name, iter([data]))
+    store.remove(COMING)
 
 
 def _encoded(document: Any, indent: int | None = 2) -> bytes:
