@@ -61,6 +61,11 @@ class Expect(DecidedStep):
     others: Mapping[str, Version] = field(default_factory=dict)
 
     name = STEP
+    only_drops = True
+
+    @property
+    def task_settings(self) -> Mapping[str, Any]:
+        return {}
 
     @property
     def settings(self) -> Mapping[str, Any]:

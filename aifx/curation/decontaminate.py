@@ -350,6 +350,7 @@ class Decontaminate(DecidedStep):
     references: tuple[Reference, ...]
 
     name = "decontaminate"
+    only_drops = True
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError
-from aifx.core.json_values import encode_json, plain
+from aifx.core.json_values import plain
 from aifx.curation.words import I64
 from aifx.data.names import ROW, Kind
 from aifx.data.readers.arrow import pa, pc, pq
@@ -195,13 +195,25 @@ DECISIONS = "decisions"
 
 @dataclass(frozen=True)
 class DecidedStep(Step):
-    """A step that decides about rows with all of them in view, and applies the decisions as a `ShardStep` judges."""
+    """A step that decides about rows with all of them in view, and applies the decisions as a `ShardStep` judges.
+
+    Attributes:
+        only_drops: whether a row without a decision stays as it is.
+    """
+
+    only_drops: ClassVar[bool] = False
 
     def task_inputs(self, task: int, work: Path) -> Any:
+        shard = self.parents[0].manifest.shards[task]
+        return [self.kind, shard.sha256, self.task_settings, _digest_of(self._decisions(task, work))]
+
+    def kept_file(self, task: int, work: Path) -> ShardFile | None:
+        is_kept = self.only_drops and not len(self._decisions(task, work))
+        return self.parents[0].manifest.shards[task] if is_kept else None
+
+    def _decisions(self, task: int, work: Path) -> Table:
         shards = self.parents[0].manifest.shards
-        decisions = read_decisions(work, int(first_rows(shards)[task]), shards[task].rows)
-        about = sha256_of(encode_json(decisions.to_pydict()))
-        return [self.kind, shards[task].sha256, self.task_settings, about]
+        return read_decisions(work, int(first_rows(shards)[task]), shards[task].rows)
 
     @property
     def task_settings(self) -> Mapping[str, Any]:
@@ -219,8 +231,7 @@ class DecidedStep(Step):
         self, task: int, work: Path, columns: Sequence[str] | None = None
     ) -> Iterator[tuple[Table, Table]]:
         """The rows of a shard, some at a time, with the decisions about them."""
-        shards = self.parents[0].manifest.shards
-        decisions = read_decisions(work, int(first_rows(shards)[task]), shards[task].rows)
+        decisions = self._decisions(task, work)
         for first, rows in numbered_parts(self.parents[0].shards[task], columns):
             yield rows, _decisions_about(decisions, first, len(rows))
 
@@ -275,6 +286,15 @@ def _decisions_about(decisions: Table, first: int, rows: int) -> Table:
     begin, end = np.searchsorted(numbers, (first, first + rows))
     found = decisions.slice(begin, end - begin)
     return found.set_column(0, "row", pa.array(numbers[begin:end] - first, pa.int64()))
+
+
+def _digest_of(rows: Table) -> str:
+    """A digest of the columns and values of some rows."""
+    sink = pa.BufferOutputStream()
+    rows = rows.replace_schema_metadata(None).combine_chunks()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    return sha256_of(sink.getvalue().to_pybytes())
 
 
 def without_dropped(rows: Table, decisions: Table, twin: str) -> Outcome:

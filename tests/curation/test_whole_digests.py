@@ -130,7 +130,7 @@ def test_a_copy_in_the_cache_is_compared_and_only_what_is_damaged_is_copied_agai
     remote.set_latest("pets", chain[1].manifest.version)
     copy = remote.open("pets")
     assert copy.path == tmp_path / "cache" / "datasets" / chain[1].manifest.sha256
-    assert (copy.path / MANIFEST).read_bytes() == (chain[1].path / MANIFEST).read_bytes()
+    assert not (copy.path / MANIFEST).exists(), "it has the rows alone"
     whole = copy.shards[0].read_bytes()
     copy.shards[0].write_bytes(whole[:-1] + b"x")
     kept = copy.shards[1].stat().st_ino
