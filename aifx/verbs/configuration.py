@@ -103,6 +103,10 @@ def config_check(*, settings: Settings = None, project: StrPath = ".") -> Checke
 
         log.info("importing %s from %s", ", ".join(config.datasets.readers), found.root)
         find_readers(config.datasets.readers, found)
+    if config.datasets.license_allow:
+        from aifx.data.versions.licenses import allowed_licenses
+
+        allowed_licenses(config.datasets.license_allow)
     warn_of_warmup(config.schedule, config.train.num_steps)
     data = data_summary(config.parts, config.data, config.apply_to(found))
     return CheckedConfig(True, str(found.config_path), config.task.kind, data)

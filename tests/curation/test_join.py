@@ -95,6 +95,24 @@ def test_planted_rows_of_the_future_are_not_joined(project: Project) -> None:
     assert [row["x_answer"] for row in strictly] == [None, *["leak"] * 19]  # a day before, and so no leak any more
 
 
+def test_a_contract_finds_no_leak_in_a_join_and_each_one_that_is_planted(project: Project) -> None:
+    chosen = random.Random(5)
+    events, features = some(chosen, 300), some(chosen, 500)
+    rule = 'check = "no_later_than"\ncolumn = "prices_time"\nother = "time"\n'
+    (project.root / "rules.toml").write_text(f"[[rule]]\n{rule}")
+    rows = joined(project, events, features)
+    (kept,) = aifx.data_expect("events").rules
+    assert (kept.outcome, kept.broken) == ("kept", 0)
+    leaks = {place for place, row in enumerate(rows) if row["time"] is not None and place % 30 == 0}
+    times = [
+        row["time"] + timedelta(seconds=1) if place in leaks else row["prices_time"] for place, row in enumerate(rows)
+    ]
+    make_version(project, "leaky", {**events, "prices_time": times}, "table", 3)
+    (found,) = aifx.data_expect("leaky").rules
+    assert found.broken == len(leaks) > 5
+    assert set(found.ids) == {f"r-{place}" for place in leaks}
+
+
 @pytest.mark.parametrize(
     ("events", "features"),
     [

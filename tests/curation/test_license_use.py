@@ -70,6 +70,10 @@ def test_what_is_not_allowed_is_refused_where_it_is_added_and_where_it_is_mixed(
     configure(project, 'license_allow = ["BSD"]')
     with pytest.raises(ConfigError, match="license_allow has 'BSD'"):
         aifx.data_add("more", "ours.txt", license="MIT")
+    (project / "data").mkdir()
+    (project / "data" / "a.txt").write_text("a text\n" * 100)
+    with pytest.raises(ConfigError, match="license_allow has 'BSD'"):
+        aifx.config_check()
 
 
 def test_a_recipe_moves_no_name_to_a_version_that_is_refused(project: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -129,6 +129,21 @@ def _excluded(some: frozenset[str], others: frozenset[str]) -> Iterator[tuple[st
                 yield one, other, rule
 
 
+@cache
+def allowed_licenses(given: tuple[str, ...]) -> frozenset[str]:
+    """The licences that `datasets.license_allow` means. Raises ConfigError for one that is no SPDX expression."""
+    allowed: set[str] = set()
+    for one in given:
+        try:
+            normal = check_license(one)
+        except UsageError as e:
+            raise ConfigError(f"datasets.license_allow has {one!r}", e.why, 'license_allow = ["MIT"]') from None
+        allowed.add(normal)
+        if normal != UNKNOWN_LICENSE:
+            allowed.update(*choices(normal))
+    return frozenset(allowed)
+
+
 def check_allowed(license: str, project: Project, whose: str) -> None:
     """Raise DataError for a licence that `datasets.license_allow` of the project does not have.
 
@@ -138,15 +153,7 @@ def check_allowed(license: str, project: Project, whose: str) -> None:
     """
     if not project.license_allow:
         return
-    allowed: set[str] = set()
-    for given in project.license_allow:
-        try:
-            normal = check_license(given)
-        except UsageError as e:
-            raise ConfigError(f"datasets.license_allow has {given!r}", e.why, 'license_allow = ["MIT"]') from None
-        allowed.add(normal)
-        if normal != UNKNOWN_LICENSE:
-            allowed |= {license for choice in choices(normal) for license in choice}
+    allowed = allowed_licenses(project.license_allow)
     chosen = () if license == UNKNOWN_LICENSE else choices(license)
     plain = ({one.partition(" WITH ")[0] for one in choice} for choice in chosen)  # an exception allows more
     if license not in allowed and not any(choice <= allowed for choice in plain):
