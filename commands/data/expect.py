@@ -14,8 +14,7 @@ from aifx.commands.data.options import DatasetArgument, StepOptions, print_made
 from aifx.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from aifx.curation.contract_history import ContractHistory
-    from aifx.verbs.data_expect import RuleOutcome
+    from aifx.verbs.data_expect import ContractHistory, RuleOutcome
 
 MEANING_CHARACTERS = 28
 
