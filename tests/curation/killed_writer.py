@@ -25,7 +25,8 @@ from toy_steps import Rows, WithoutLetter
 from aifx.commands.main import run
 from aifx.core.project import Project
 from aifx.core.stores import open_store
-from aifx.curation.duplicates import Dedupe
+from aifx.curation.add_plan import added_version
+from aifx.curation.duplicates import Dedupe, Split
 from aifx.curation.erasure import erase, plan_erasure
 from aifx.curation.execution import execute
 from aifx.curation.leftovers import collect_garbage
@@ -33,6 +34,7 @@ from aifx.curation.step import Limits
 from aifx.data.sections import TextSection
 from aifx.data.text import TextFormat
 from aifx.data.versions.catalog import Catalog, check_files, open_catalog
+from aifx.data.versions.manifest import CONTINUES
 from aifx.search.building import build_index
 from aifx.search.embedders import HashedNgrams
 from aifx.search.indexes import IndexSettings
@@ -55,6 +57,14 @@ def clean(root: Path) -> None:
 
 def dedupe(root: Path) -> None:
     execute(Dedupe((catalog_of(root).open("pets"),), 0.8), "pets", catalog_of(root), LIMITS)
+
+
+def split_again(root: Path) -> None:
+    """Continue the split of the rows that were there before."""
+    added = added_version(catalog_of(root), "grown")
+    assert added is not None
+    made = execute(Split((added,), 0.3, 0.3, 0.8), "grown", catalog_of(root), LIMITS).version
+    assert CONTINUES in made.manifest.facts
 
 
 def read_database(root: Path) -> None:
@@ -84,7 +94,8 @@ def purge(root: Path) -> None:
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {
-    writer.__name__: writer for writer in (collect_files, clean, dedupe, read_database, index, tokenize, purge)
+    writer.__name__: writer
+    for writer in (collect_files, clean, dedupe, split_again, read_database, index, tokenize, purge)
 }
 
 
@@ -99,6 +110,13 @@ def prepare(root: Path) -> None:
     with sqlite3.connect(root.parent / "rows.db") as database:
         database.execute("CREATE TABLE t (id, text)")
         database.executemany("INSERT INTO t VALUES (?, ?)", enumerate(TEXTS[0]))
+    if sys.argv[1] == "split_again":
+        for count in (20, 40):
+            rows = [json.dumps({"text": prose(60, number)}) + "\n" for number in range(count)]
+            (root / f"{count}.jsonl").write_text("".join(rows))
+            added = add(root, "grown", f"{count}.jsonl").version
+            if count == 20:
+                execute(Split((added,), 0.3, 0.3, 0.8), "grown", catalog_of(root), LIMITS)
     if sys.argv[1] == "purge":
         index(root)
         tokenize(root)
