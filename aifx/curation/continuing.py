@@ -68,20 +68,25 @@ def continued(step: T, name: str, catalog: Catalog) -> T:
             manifest = catalog.manifest(f"{name}@{version}")
         except DataError:
             continue
-        if step.continues(manifest.step):
+        if step.continues(manifest.made_by):
             theirs = list(_route(catalog, manifest))
             base = next((one.sha256 for one in theirs if one.step.name == ADD), "")
             if base in earlier:
                 since = _steps_since_add(theirs[1:])
                 differs = [one.name for one in since] != [one.name for one in ours], since != ours
-                found.append((earlier.index(base), *differs, manifest.whole_reference))
+                is_other = manifest not in theirs  # but its rows in other shards
+                found.append((earlier.index(base), *differs, is_other, manifest.whole_reference))
     return replace(step, parents=(*step.parents, catalog.open(min(found)[-1]))) if found else step
 
 
 def _route(catalog: Catalog, manifest: Manifest) -> Iterator[Manifest]:
-    """A version and those that its rows came from, the newest first, up to one that was deleted."""
+    """A version and those that its rows came from, the newest first, up to one that was deleted.
+
+    Those that only hold the rows of another in other shards are passed over.
+    """
     while True:
-        yield manifest
+        if manifest.step == manifest.made_by:
+            yield manifest
         own = next(iter(manifest.row_parents), "")
         if not own.startswith(f"{manifest.name}@"):
             return

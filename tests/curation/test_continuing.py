@@ -166,3 +166,17 @@ def test_the_same_again_is_the_same_version_and_lineage_names_what_it_continues(
     row = next(row[ROW] for row in dropped_rows(every[-1][0].dropped) if row[ROW] in first)
     (history,) = explain_row(catalog, row, None, [every[-1][0].manifest.whole_reference]).histories
     assert [step.outcome for step in history.steps] == ["added", "kept", "dropped"]
+
+
+def test_new_rows_leave_the_shards_of_earlier_ones(tmp_path: Path) -> None:
+    """Also if they resemble them, and whichever of them come first."""
+    texts = some_texts(60, 3, vocabulary=60, longest=30)
+    write(tmp_path, "old", texts)
+    old = add(tmp_path, "corpus", "old.jsonl").version
+    before = [made(tmp_path, step) for step in steps_of(old)]
+    write(tmp_path, "new", [edited(text, 1, number) for number, text in enumerate(texts)])
+    new = add(tmp_path, "corpus", "new.jsonl").version
+    for step, one in zip(steps_of(new), before, strict=True):
+        result = made(tmp_path, step)
+        assert [file.holder for file in result.manifest.shards] == [one.manifest.sha256, ""]
+        assert result.manifest.facts[CONTINUES] == one.manifest.whole_reference
