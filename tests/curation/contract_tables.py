@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from adding import LIMITS, add
+from adding import LIMITS
 from pyarrow import parquet
 
+from aifx.core.digests import sha256_of
 from aifx.curation.contract_checks import expect
 from aifx.curation.contracts import Expectation, RuleOutcome, outcomes_of
 from aifx.curation.execution import execute
+from aifx.curation.step import Limits, Outcome, Step
+from aifx.data.names import ROW, SOURCE, Kind
 from aifx.data.versions.catalog import Catalog, open_catalog
-from aifx.data.versions.manifest import Version
+from aifx.data.versions.manifest import Source, Version
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -24,14 +28,40 @@ def catalog_of(folder: Path) -> Catalog:
     return open_catalog(str(folder / "datasets"))
 
 
+@dataclass(frozen=True)
+class Tables(Step):
+    """Makes a version of a table, in shards of nearly the same size."""
+
+    table: pa.Table
+    files: int
+
+    name = "tables"
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"rows": sha256_of(str(self.table.to_pylist())), "files": self.files}
+
+    @property
+    def kind(self) -> Kind:
+        return "table"
+
+    def tasks(self) -> Sequence[tuple[str, int]]:
+        return [(f"part {number}", 1) for number in range(self.files)]
+
+    def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:
+        size = -(-len(self.table) // self.files)
+        rows = self.table.slice(task * size, size)
+        ids = [f"p{task}-{number}" for number in range(len(rows))]
+        source = Source(f"p{task}", "0" * 64, 1, len(rows), "MIT")
+        given = pa.table({ROW: pa.array(ids, pa.string()), SOURCE: pa.array([source.name] * len(ids), pa.string())})
+        for name in rows.column_names:
+            given = given.append_column(name, rows[name])
+        yield Outcome(given, sources=[source])
+
+
 def add_table(folder: Path, name: str, columns: Mapping[str, Any], files: int = 1) -> Version:
-    """Make a data set of a table, with a shard for each file."""
-    table = pa.table(dict(columns))
-    size = -(-len(table) // files)
-    paths = [f"{name}{number}.parquet" for number in range(files)]
-    for number, path in enumerate(paths):
-        parquet.write_table(table.slice(number * size, size), folder / path)
-    return add(folder, name, *paths, kind="table").version
+    """Make a data set of a table, in as many shards."""
+    return execute(Tables((), pa.table(dict(columns)), files), name, catalog_of(folder), LIMITS).version
 
 
 def judge(folder: Path, version: Version, rules: Sequence[Mapping[str, Any]]) -> tuple[Version, list[RuleOutcome]]:

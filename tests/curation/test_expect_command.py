@@ -128,6 +128,24 @@ def test_an_inferred_contract_holds_and_finds_changes(tmp_path: Path) -> None:
     assert judge(tmp_path, after, judged)[1][0].broken == 1
 
 
+def test_a_key_of_many_rows_is_no_estimate(tmp_path: Path) -> None:
+    ids = list(range(3000))
+    version = add_table(tmp_path, "data", {"key": ids, "nearly": [*ids[:-1], 0]})
+    names = infer_contract(catalog_of(tmp_path), version.reference)[2]
+    assert [name for name in names if name.endswith(".unique")] == ["key.unique"]
+
+
+def test_more_dropped_rows_than_allowed(tmp_path: Path) -> None:
+    (tmp_path / "rules.toml").write_text('[[rule]]\ncolumn = "x"\ncheck = "range"\nat_least = 0\n')
+    version = add_table(tmp_path, "data", {"x": [-1, -2, 3, 4, 5]})
+    strict = aifx(tmp_path, "expect", "data", "rules.toml", "--max-dropped", "0.3")
+    assert strict.returncode == 1
+    assert "40.0% of the rows are dropped" in strict.stderr
+    assert catalog_of(tmp_path).latest("data") == version.manifest.version
+    assert aifx(tmp_path, "expect", "data", "rules.toml").returncode == 0
+    assert catalog_of(tmp_path).latest("data") != version.manifest.version
+
+
 def test_infer_replaces_no_file(tmp_path: Path) -> None:
     orders(tmp_path, [1, 2, 3])
     assert aifx(tmp_path, "expect", "orders", "mine.toml", "--infer").returncode == 0
