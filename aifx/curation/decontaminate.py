@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from pyarrow import Table, parquet
 
 from aifx.core.calls import call_each
-from aifx.core.errors import EnvironmentFault, ExitCode
+from aifx.core.digests import sha256_of_json
+from aifx.core.errors import DataError, EnvironmentFault, ExitCode
+from aifx.core.files import replacing
 from aifx.core.json_files import readable_bytes
 from aifx.core.progress import report_progress
 from aifx.core.results import Result
@@ -33,7 +35,8 @@ from aifx.curation.step import (
     without_dropped,
     write_decisions,
 )
-from aifx.curation.words import I64, U64, find_words, split_words, text_buffer, word_runs
+from aifx.curation.words import HASHES, I64, U64, find_words, split_words, text_buffer, word_runs
+from aifx.curation.work_folders import sketches_of
 from aifx.data.names import ROW, SOURCE, SPLIT
 from aifx.data.splits import Split
 from aifx.data.versions.catalog import check_shards
@@ -48,6 +51,8 @@ BYTES_PER_RUN = 96
 """Memory for each run while the index is made."""
 
 EXAMPLE_BYTES = 300
+OVERLAPS = 1
+"""Version of the decisions that are kept for each shard. Raise it if a row would get another."""
 
 
 @dataclass(frozen=True)
@@ -239,23 +244,29 @@ class Overlap:
 
 
 def find_overlaps(
-    version: Version, references: Sequence[Reference], work: Path, limits: Limits
+    version: Version, references: Sequence[Reference], work: Path, limits: Limits, shards: Sequence[int]
 ) -> Iterator[tuple[int, list[tuple[int, Overlap]]]]:
-    """Read a version, and yield for each shard its number and its overlaps, each with its row in the shard.
+    """Read shards of a version, and yield for each its number and its overlaps, each with its row in the shard.
 
     If its validation and test rows are among the references, they are not compared.
 
     Args:
         work: the folder with the index.
     """
-    files, digest = version.manifest.shards, version.manifest.sha256
+    files, is_own = version.manifest.shards, _is_own(version, references)
     columns = [name for name in (ROW, SOURCE, "text") if name in version.manifest.columns]
-    is_own = any(each.is_held_out and each.version.manifest.sha256 == digest for each in references)
     scan = partial(_scan, work, [*columns, SPLIT] if is_own else columns)
-    with report_progress(f"comparing {version.reference}", version.manifest.bytes, "bytes") as progress:
-        for shard, found in call_each(scan, version.shards, limits.workers, begin=return_memory):
-            yield shard, found
-            progress.advance(files[shard].bytes)
+    paths = [version.shards[shard] for shard in shards]
+    with report_progress(f"comparing {version.reference}", sum(files[shard].bytes for shard in shards), "bytes") as bar:
+        for index, found in call_each(scan, paths, limits.workers, begin=return_memory):
+            yield shards[index], found
+            bar.advance(files[shards[index]].bytes)
+
+
+def _is_own(version: Version, references: Sequence[Reference]) -> bool:
+    """Whether a version's own validation and test rows are among the references."""
+    digest = version.manifest.sha256
+    return any(each.is_held_out and each.version.manifest.sha256 == digest for each in references)
 
 
 def _scan(work: Path, columns: Sequence[str], path: Path) -> list[tuple[int, Overlap]]:
@@ -364,19 +375,19 @@ class Decontaminate(DecidedStep):
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
         version = self.parents[0]
         against = build_index(self.references, work, limits)
-        first = first_rows(version.manifest.shards)
-        rows: dict[int, Overlap] = {}
-        for shard, found in find_overlaps(version, self.references, work, limits):
-            rows.update({int(first[shard]) + place: overlap for place, overlap in found})
-        numbers = sorted(rows)
-        decisions = pa.table(
-            {
-                "row": pa.array(numbers, pa.int64()),
-                "rule": pa.array([f"overlaps {rows[number].reference}" for number in numbers], pa.string()),
-                "twin": pa.array([rows[number].twin for number in numbers], pa.string()),
-            }
-        )
-        write_decisions(work, decisions)
+        key = [OVERLAPS, HASHES, self.settings, _is_own(version, self.references)]
+        folder = sketches_of(work) / f"overlaps-{sha256_of_json(key)}"
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / f"{shard.sha256}.parquet" for shard in version.manifest.shards]
+        rows = {shard: found for shard, file in enumerate(files) if (found := _kept(file)) is not None}
+        missing = [shard for shard in range(len(files)) if shard not in rows]
+        for shard, found in find_overlaps(version, self.references, work, limits, missing):
+            rows[shard] = _decisions_of(found)
+            with replacing(files[shard]) as file:
+                parquet.write_table(rows[shard], file)
+        firsts = first_rows(version.manifest.shards).tolist()
+        placed = [rows[shard].set_column(0, "row", pc.add(rows[shard]["row"], firsts[shard])) for shard in sorted(rows)]
+        write_decisions(work, pa.concat_tables([_decisions_of([]), *placed]))
         return {
             "reference_texts": sum(each.texts for each in against),
             "too_short": sum(each.too_short for each in against),
@@ -384,6 +395,25 @@ class Decontaminate(DecidedStep):
 
     def apply(self, rows: Table, decisions: Table) -> Outcome:
         return without_dropped(rows, decisions, twin="twin")
+
+
+def _kept(path: Path) -> Table | None:
+    """The decisions about a shard that was compared with the same texts before; None if they cannot be read."""
+    try:
+        return read_shard(path) if path.exists() else None
+    except DataError:
+        return None
+
+
+def _decisions_of(overlaps: Sequence[tuple[int, Overlap]]) -> Table:
+    """The decisions about the rows of a shard, which has these overlaps."""
+    return pa.table(
+        {
+            "row": pa.array([place for place, _ in overlaps], pa.int64()),
+            "rule": pa.array([f"overlaps {overlap.reference}" for _, overlap in overlaps], pa.string()),
+            "twin": pa.array([overlap.twin for _, overlap in overlaps], pa.string()),
+        }
+    )
 
 
 def find_contamination(
@@ -394,7 +424,7 @@ def find_contamination(
     against = build_index(references, work, limits)
     counts: Counter[str] = Counter()
     by_shard: dict[int, list[Overlap]] = {}
-    for shard, found in find_overlaps(version, references, work, limits):
+    for shard, found in find_overlaps(version, references, work, limits, range(len(version.shards))):
         counts.update(overlap.reference for _, overlap in found)
         by_shard[shard] = [overlap for _, overlap in found[:most]]
     overlaps = [overlap for shard in sorted(by_shard) for overlap in by_shard[shard]]

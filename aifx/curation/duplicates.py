@@ -55,10 +55,9 @@ from aifx.curation.step import (
     write_decisions,
 )
 from aifx.curation.words import I64, U64, group_starts, text_buffer
-from aifx.curation.work_folders import steps_folder
+from aifx.curation.work_folders import sketches_of
 from aifx.data.chat.lines import equal_content
 from aifx.data.names import CHAT, CLUSTER, RESERVED, ROW, SPLIT, Kind
-from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import ShardFile, StepRecord, Version
 from aifx.data.versions.shards import return_memory
 from aifx.data.versions.sql import identifier
@@ -223,9 +222,6 @@ def _ids_of(rows: I64, version: Version) -> Any:
     return pa.concat_arrays(found)
 
 
-SKETCHES = "sketches"
-
-
 @dataclass(frozen=True)
 class Dedupe(LastingStep):
     """Keeps one row of each cluster of duplicates, and writes the cluster of each row.
@@ -272,15 +268,10 @@ def find_clusters(version: Version, near: float | None, work: Path, limits: Limi
     if near is not None and version.manifest.kind != "text":
         why = f"{version.reference} holds {version.manifest.kind}, whose exact copies aifx finds"
         raise UsageError("--near is for text", why, f"aifx data dedupe {name}")
-    sketches = work.parents[1] / SKETCHES  # work is <data set>/.work-<key>/prepared
+    sketches = sketches_of(work)
     if near is not None:
         open_sketches(sketches, f"aifx data dedupe {version.reference} --near {near:g} --rebuild-sketches")
     return find_duplicates(version, near, work, sketches, limits)
-
-
-def sketches_of(catalog: Catalog, name: str) -> Path:
-    """The folder that keeps the sketches of a data set."""
-    return steps_folder(name, catalog) / SKETCHES
 
 
 def with_clusters(rows: Table, decisions: Table) -> Table:

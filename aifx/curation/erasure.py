@@ -25,7 +25,7 @@ from aifx.curation.leftovers import delete_leftover, leftovers_in
 from aifx.curation.named_files import PLACE, named_rows
 from aifx.curation.step import Limits
 from aifx.curation.takeover import take_over
-from aifx.curation.work_folders import ROWS_FOLDER, holding_dataset, steps_folder
+from aifx.curation.work_folders import ROWS_FOLDER, SKETCHES, holding_dataset, steps_folder
 from aifx.data.file_index import find_implicit
 from aifx.data.names import ROW
 from aifx.data.versions.catalog import TOKENS, Catalog
@@ -154,6 +154,7 @@ def erase(catalog: Catalog, plan: Erasure, step: Erase, limits: Limits) -> Erasu
     if plan.purged:
         with holding_dataset(name, catalog, "deletes versions of it"):
             _delete_leftovers(steps_folder(name, catalog))
+            shutil.rmtree(steps_folder(name, catalog) / SKETCHES, ignore_errors=True)  # digests of texts
             removed = [manifest for one in plan.purged if (manifest := find_manifest(catalog, one)) is not None]
             rewritten = tuple(take_over(catalog, name, {manifest.sha256 for manifest in removed}))
             record_removal(catalog, removed)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 ROWS_FOLDER = "named-files"
 """The folder of the cache for the rows of files that aifx.toml names, while a command looks at them."""
 
+SKETCHES = "sketches"
+"""The folder of a data set that keeps what steps computed from each shard, by the shard's SHA-256."""
+
 WORK, READ = ".work-", ".query-"
 """Beginnings of the names of the folders in which a step works, and in which the rows of a query are."""
 
@@ -27,6 +30,11 @@ def steps_root(catalog: Catalog) -> Path:
 def steps_folder(name: str, catalog: Catalog) -> Path:
     """The folder on this machine where the steps of a data set work, and which they hold."""
     return steps_root(catalog) / name
+
+
+def sketches_of(work: Path) -> Path:
+    """The folder that keeps the sketches of a data set, one of whose steps prepares decisions in `work`."""
+    return next(folder.parent for folder in work.parents if folder.name.startswith(WORK)) / SKETCHES
 
 
 def holding_dataset(name: str, catalog: Catalog, purpose: str) -> AbstractContextManager[None]:

@@ -163,9 +163,9 @@ def data_dedupe_audit(
 
 
 def _delete_sketches(place: StepPlace, version: Version) -> None:
-    from aifx.curation.duplicates import sketches_of
+    from aifx.curation.work_folders import SKETCHES, steps_folder
 
-    shutil.rmtree(sketches_of(place.catalog, version.manifest.name), ignore_errors=True)
+    shutil.rmtree(steps_folder(version.manifest.name, place.catalog) / SKETCHES, ignore_errors=True)
 
 
 def _check_similarity(near: float | None) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -21,7 +22,7 @@ from made_rows import LIMITS, Made, numbered, rows_of, some_texts, texts_version
 from aifx.core.errors import EnvironmentFault
 from aifx.core.project import Project
 from aifx.curation import decontaminate as decontaminate_module
-from aifx.curation.decontaminate import Reference, build_index, find_contamination
+from aifx.curation.decontaminate import Decontaminate, Reference, build_index, find_contamination
 from aifx.curation.duplicates import Split
 from aifx.curation.execution import execute
 from aifx.curation.references import ReferenceFiles, held_out_references
@@ -169,6 +170,32 @@ def test_drop_makes_a_version_without_them(project: Path) -> None:
     other = version.manifest.parents[0]
     changed = json.loads(aifx(project, "decontaminate", other, "--against", "test.txt", "--drop", "--json").stdout)
     assert (changed["rows"], changed["is_new"]) == (30, True)
+
+
+def test_a_shard_is_compared_with_the_same_texts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog, texts = open_catalog(str(tmp_path)), numbered(some_texts(40, 1, vocabulary=5000, longest=80))
+    tests = [" ".join(text.split()[:20]) for _, text in texts if len(text.split()) > 40][::3]
+    against = references(texts_version(catalog, numbered(tests), 9, "tests"))
+    scanned: list[str] = []
+    real = decontaminate_module._scan
+    monkeypatch.setattr(
+        decontaminate_module,
+        "_scan",
+        lambda work, columns, path: scanned.append(path.name) or real(work, columns, path),
+    )
+    few = execute(Decontaminate((texts_version(catalog, texts[:20], 10),), against), "texts", catalog, LIMITS).version
+    assert len(scanned) == 2
+    kept = sorted((tmp_path / "texts" / "sketches").rglob("*.parquet"))
+    assert len(kept) == 2
+    kept[0].write_bytes(kept[0].read_bytes()[:-9])
+    every = execute(Decontaminate((texts_version(catalog, texts, 10),), against), "texts", catalog, LIMITS).version
+    assert len(scanned) == 2 + 1 + 2  # a damaged one is made again
+    dropped = {row[ROW] for row in rows_of(every.dropped)}
+    assert dropped == overlapping(texts, tests).keys()
+    assert {row[ROW] for row in rows_of(few.dropped)} == dropped & {row for row, _ in texts[:20]}
+    other = Decontaminate((texts_version(catalog, texts, 10),), (replace(against[0], digest="1" * 64),))
+    execute(other, "texts", catalog, LIMITS)
+    assert len(scanned) == 5 + 4
 
 
 def test_the_files_of_the_project_are_the_default(project: Path) -> None:
