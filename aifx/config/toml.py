@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import tomlkit
-
 from aifx.core.sanitize import escape_in_json
 
 OriginKind = Literal["default", "preset", "file", "env", "set", "auto"]
@@ -68,6 +66,8 @@ def literal(value: Any) -> str:
         return "{" + ", ".join(f"{literal_key(k)} = {literal(v)}" for k, v in value.items() if v is not None) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(literal(item) for item in value) + "]"
+    import tomlkit  # most commands write no TOML
+
     return escape_in_json(str(tomlkit.item(value).as_string()))
 
 

@@ -6,12 +6,11 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import TYPE_CHECKING
 
 from aifx.config.sections import GenerateSection, Quantization
 from aifx.core.errors import CheckpointError, UsageError
 from aifx.core.results import Result
-from aifx.data.chat.assets import kept_template, make_renderer
-from aifx.data.chat.rendering import ChatRenderer
 from aifx.data.text import TokenFormat
 from aifx.data.tokenizer import Tokenizer
 from aifx.loading.restore import RestoredRun
@@ -23,6 +22,9 @@ from aifx.serving.engine import Engine
 from aifx.serving.requests import SEEDS, GenerationRequest, RequestError, SamplingSettings
 from aifx.serving.rows import Weights
 from aifx.specs import Params
+
+if TYPE_CHECKING:
+    from aifx.data.chat.rendering import ChatRenderer
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,8 @@ class Chat:
 
 def chat_renderer(trained: RestoredRun) -> ChatRenderer:
     """The renderer of a run's chats. Raises UsageError if the run has no chat template."""
+    from aifx.data.chat.assets import kept_template, make_renderer  # with Jinja, for chats alone
+
     form, run = trained.task.format, trained.run
     template = kept_template(run.assets)
     if template is None or not isinstance(form, TokenFormat):

@@ -12,7 +12,6 @@ from aifx.config.sections import DataSection, ModelSection, ObjectiveSection
 from aifx.core.digests import sha256_of_values
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
-from aifx.data.augment import augmented
 from aifx.data.base import BatchSource, DataFormat, Dataset, undefined
 from aifx.data.spec import DataSpec
 from aifx.data.splits import Split
@@ -72,6 +71,8 @@ def training_source(task: Task, config: Config) -> BatchSource:
         why = f"the epochs of its mix allow {most:,} rows, and the run takes {needed:,}"
         steps = most // config.train.global_batch_size
         raise ConfigError(what, why, f"aifx train --set train.num_steps={steps}, or aifx data mix with more --epochs")
+    from aifx.data.augment import augmented  # with Pillow, for pictures alone
+
     return augmented(source, config.augment, task.data, config.train.seed)
 
 

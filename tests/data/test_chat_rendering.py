@@ -13,7 +13,8 @@ from chats import CHATML, THINKING, conversation, renderer_of, trained
 
 from aifx.core.errors import ConfigError, DataError
 from aifx.data.chat.assets import template_of_settings
-from aifx.data.chat.template import BEGIN, END, PLAIN, ChatTemplate
+from aifx.data.chat.rendering import BEGIN, END
+from aifx.data.chat.template import PLAIN, ChatTemplate
 
 SPECIAL = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
 HARMLESS = [

@@ -124,3 +124,12 @@ print("loaded:", [name for name in {heavy!r} if name in sys.modules])
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "loaded: []"
+
+
+@pytest.mark.slow
+def test_writing_text_loads_no_library_of_chats_or_pictures() -> None:
+    """`aifx generate` takes two seconds, of which half is its start."""
+    modules = "aifx.loading.restore, aifx.serving.generate, aifx.objectives.next_token, aifx.checkpoint.checkpoints"
+    program = f"import sys, {modules}; print({{'jinja2', 'PIL', 'tomlkit'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout == "set()\n"

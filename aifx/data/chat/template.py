@@ -21,12 +21,10 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aifx.core.errors import ConfigError, DataError
+from aifx.data.chat.rendering import BEGIN, END
 
 MOST_PRODUCT = 10**6
 """Largest product of numbers, and longest repetition of a text, that a template may compute."""
-
-BEGIN, END = "\U0010fff0", "\U0010fff1"
-"""Private-use characters that replace `{% generation %}` and `{% endgeneration %}` in rendered text."""
 
 # Like ChatML. Contents are trimmed, so that no token spans the end of a header and the beginning of a text.
 CHATML = """\
