@@ -15,7 +15,7 @@ from aifx.core.project import Project
 from aifx.core.results import Result
 from aifx.core.sanitize import shorten
 from aifx.data.names import CLUSTER, ROW, SOURCE
-from aifx.data.versions.catalog import Catalog, check_own_rows, rows_and_bytes
+from aifx.data.versions.catalog import JOIN, Catalog, check_own_rows, rows_and_bytes
 from aifx.data.versions.lineage import STEP_FACET, is_removal, new_sources, read_lineage
 from aifx.data.versions.manifest import Manifest
 from aifx.data.versions.sql import RowTable, identifier, open_tables
@@ -126,7 +126,8 @@ def ancestors(catalog: Catalog, reference: str) -> list[Manifest]:
         if manifest is not None:
             found.pop(one, None)  # it goes behind all that were made from it
             found[one] = manifest
-            waiting += manifest.row_parents
+            parents = manifest.row_parents
+            waiting += parents[:1] if manifest.step.name == JOIN else parents  # the events; its columns are the others'
     return list(reversed(found.values()))
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,15 +19,16 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from pyarrow import DataType, Schema, Table
 
+from aifx.core.digests import Sha256
 from aifx.core.errors import DataError, UsageError, did_you_mean
 from aifx.core.json_values import plain
-from aifx.curation.step import DECISIONS, DecidedStep, Limits, Outcome, first_rows, numbered_parts
-from aifx.data.names import RESERVED, ROW
+from aifx.curation.step import DECISIONS, DecidedStep, Limits, Outcome, digest_of, first_rows, numbered_parts
+from aifx.data.names import RESERVED, ROW, joined_row_column
 from aifx.data.readers.arrow import pa, pq
+from aifx.data.versions.catalog import JOIN
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.sql import RowTable, identifier, open_tables, quoted
 
-STEP = "join"
 BATCH_ROWS = 10_000
 FOUND = "00000.parquet"
 EXAMPLE = "aifx data join orders prices --key product --asof time"
@@ -96,7 +98,7 @@ class Join(DecidedStep):
     strictly_before: bool = False
     prefix: str | None = None
 
-    name = STEP
+    name = JOIN
 
     @property
     def events(self) -> Version:
@@ -110,7 +112,7 @@ class Join(DecidedStep):
     def is_own_result(self) -> bool:
         """Whether the events are what this join made: a command that is repeated."""
         made = self.events.manifest
-        is_same = made.step.name == STEP and plain(made.step.settings) == plain(self.settings)
+        is_same = made.step.name == JOIN and plain(made.step.settings) == plain(self.settings)
         return is_same and made.parents[1:] == (self.features.manifest.whole_reference,)
 
     @cached_property
@@ -123,7 +125,7 @@ class Join(DecidedStep):
         chosen = self.columns if self.columns is not None else [n for n in manifest.columns if n not in RESERVED]
         own = [name for name in chosen if name not in (*self.key, self.feature_time)]
         prefix = f"{manifest.name}_" if self.prefix is None else self.prefix
-        names = {ROW: f"{prefix}{ROW[1:]}"}
+        names = {ROW: joined_row_column(manifest.name, self.prefix)}
         for name in (self.feature_time, *own):
             names[name] = f"{prefix}{name}" if self.prefix is not None or name in taken else name
         return names
@@ -178,19 +180,37 @@ class Join(DecidedStep):
                 writer.write_table(pa.Table.from_arrays(found, schema=schema))
         return {"matched": matched, "unmatched": self.events.manifest.rows - matched}
 
+    def task_inputs(self, task: int, work: Path) -> Any:
+        shard = self.events.manifest.shards[task]
+        digest = Sha256()
+        with self._found(task, work) as read:
+            for start in range(0, shard.rows, BATCH_ROWS):
+                digest.update(digest_of(read(start, min(BATCH_ROWS, shard.rows - start)).drop(["row"])).encode())
+        return [self.kind, shard.sha256, digest.hexdigest()]
+
     def decided_rows(
         self, task: int, work: Path, columns: Sequence[str] | None = None
     ) -> Iterator[tuple[Table, Table]]:
         """The rows of a shard with what was found for them, some at a time: each row has as much as itself."""
+        with self._found(task, work) as read:
+            for number, rows in numbered_parts(self.events.shards[task], columns):
+                yield rows, read(number, len(rows))
+
+    @contextmanager
+    def _found(self, task: int, work: Path) -> Iterator[Callable[[int, int], Table]]:
+        """A function that reads what was found for a number of rows of a shard, from a row on."""
         begin = int(first_rows(self.events.manifest.shards)[task])
         with pq.ParquetFile(work / DECISIONS / FOUND) as found:
             sizes = [found.metadata.row_group(group).num_rows for group in range(found.num_row_groups)]
             firsts = np.cumsum([0, *sizes])
-            for number, rows in numbered_parts(self.events.shards[task], columns):
+
+            def read(number: int, count: int) -> Table:
                 start = begin + number
-                group, last = np.searchsorted(firsts, (start, start + max(len(rows), 1) - 1), "right") - 1
+                group, last = np.searchsorted(firsts, (start, start + max(count, 1) - 1), "right") - 1
                 part = found.read_row_groups(list(range(group, last + 1)), use_threads=False)
-                yield rows, part.slice(start - int(firsts[group]), len(rows))
+                return part.slice(start - int(firsts[group]), count)
+
+            yield read
 
     def apply(self, rows: Table, decisions: Table) -> Outcome:
         for name in self.joined.values():

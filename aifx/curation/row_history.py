@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from aifx.core.artifact import short_reference
 from aifx.core.errors import UsageError
 from aifx.core.results import Result
 from aifx.curation.history import ancestors
 from aifx.curation.labels.store import STEP, LabelState, label_file, read_entries
-from aifx.data.names import CHAT, CLUSTER, ROW, SOURCE
-from aifx.data.versions.catalog import Catalog
+from aifx.data.names import CHAT, CLUSTER, ROW, SOURCE, joined_row_column
+from aifx.data.versions.catalog import JOIN, Catalog
 from aifx.data.versions.manifest import Manifest
 from aifx.data.versions.sql import RowTable, identifier, open_tables, quoted
 
@@ -63,6 +64,7 @@ class RowStep:
         rule: that dropped it.
         twin: the row that it duplicates; None if it has none, or if that row is no more.
         labels: that people have given it, if `data label apply` made the version.
+        joined: the row that `data join` found for it, and its version, as "row of name@version".
     """
 
     reference: str
@@ -71,6 +73,7 @@ class RowStep:
     rule: str | None
     twin: FoundRow | None
     labels: tuple[RowLabel, ...] = ()
+    joined: str | None = None
 
 
 @dataclass(frozen=True)
@@ -235,7 +238,8 @@ class _Search:
                     is_changed |= past.get(column, null) != known[column]
                     labels = _labels_behind(self.catalog, manifest, row) if known[column] != null else ()
                 outcome: RowOutcome = "added" if before is None else "changed" if is_changed else "kept"
-                steps.append(RowStep(manifest.reference, manifest.step.name, outcome, None, None, labels))
+                joined = self._joined(number, manifest, is_row) if manifest.step.name == JOIN else None
+                steps.append(RowStep(manifest.reference, manifest.step.name, outcome, None, None, labels, joined))
                 before = known
             elif (table := f"dropped_{number}") in self.tables:
                 for rule, twin in self.connection.execute(f"SELECT rule, twin FROM {table} WHERE {is_row}").fetchall():
@@ -260,6 +264,13 @@ class _Search:
                 steps=tuple(steps),
             )
         ]
+
+    def _joined(self, number: int, manifest: Manifest, is_row: str) -> str | None:
+        """The row of the features that a join found for a row, and their version."""
+        features = short_reference(manifest.parents[1])
+        column = identifier(joined_row_column(features.partition("@")[0], manifest.step.settings["prefix"]))
+        (row,) = self.connection.execute(f"SELECT {column} FROM rows_{number} WHERE {is_row}").fetchone()
+        return f"{row} of {features}" if row is not None else None
 
     def _find(self, row: str | None) -> FoundRow | None:
         """The newest version of a row that is left."""

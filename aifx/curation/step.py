@@ -205,7 +205,7 @@ class DecidedStep(Step):
 
     def task_inputs(self, task: int, work: Path) -> Any:
         shard = self.parents[0].manifest.shards[task]
-        return [self.kind, shard.sha256, self.task_settings, _digest_of(self._decisions(task, work))]
+        return [self.kind, shard.sha256, self.task_settings, digest_of(self._decisions(task, work))]
 
     def kept_file(self, task: int, work: Path) -> ShardFile | None:
         is_kept = self.only_drops and not len(self._decisions(task, work))
@@ -288,12 +288,14 @@ def _decisions_about(decisions: Table, first: int, rows: int) -> Table:
     return found.set_column(0, "row", pa.array(numbers[begin:end] - first, pa.int64()))
 
 
-def _digest_of(rows: Table) -> str:
-    """A digest of the columns and values of some rows."""
+def digest_of(rows: Table) -> str:
+    """A digest of the columns and values of some rows.
+
+    Arrow's own stream would have what is behind a null or the end of a slice, which Parquet leaves out.
+    """
     sink = pa.BufferOutputStream()
     rows = rows.replace_schema_metadata(None).combine_chunks()
-    with pa.ipc.new_stream(sink, rows.schema) as stream:
-        stream.write_table(rows)
+    pq.write_table(rows, sink, compression="none", use_dictionary=False, write_statistics=False)
     return sha256_of(sink.getvalue().to_pybytes())
 
 

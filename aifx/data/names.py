@@ -18,3 +18,12 @@ CHAT = "chat"
 Columns of Arrow's structs would give each tool call the keys of all others, with null."""
 
 Kind: TypeAlias = Literal["text", "table", "images", "chat"]
+
+
+def joined_row_column(features: str, prefix: str | None) -> str:
+    """The column of a version that `aifx data join` made with the `_row` of the joined row.
+
+    Args:
+        features: the name of the data set.
+    """
+    return f"{features}_row" if prefix is None else f"{prefix}row"

@@ -292,6 +292,8 @@ def _print_history(out: Output, one: RowHistory) -> None:
         if step.twin is not None:
             out.print(f"\nits twin {step.twin.row} of {step.twin.source}:")
             out.print(f"  {' '.join((step.twin.text or '').split())}")
+        if step.joined is not None:
+            out.print(f"\njoined with {step.joined}")
         if step.labels:
             out.print("")
             labels = [(one.label, one.labeller, one.time, one.note) for one in step.labels]

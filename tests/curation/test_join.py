@@ -16,6 +16,7 @@ from stored_versions import make_version
 import aifx
 from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
+from aifx.data.versions.catalog import open_catalog
 
 DAY = datetime(2024, 5, 1)
 ROWS: TypeAlias = Mapping[str, Any]
@@ -207,8 +208,12 @@ def test_lineage_and_why_know_both_parents_and_the_row(project: Project) -> None
     joined(project, {"k": ["a"], "time": [DAY]}, {"k": ["a"], "time": [DAY], "v": [1]})
     versions = aifx.data_lineage("events").versions
     assert [one.step for one in versions] == ["join", "given", "given"]
-    (history,) = aifx.data_why("r-0", dataset="events").histories
-    assert [(step.step, step.outcome) for step in history.steps][-1] == ("join", "kept")
+    (history,) = aifx.data_why("r-0", dataset="events").histories  # the row of the features has this id, too
+    assert [(step.step, step.outcome, step.joined) for step in history.steps] == [
+        ("given", "added", None),
+        ("join", "kept", f"r-0 of {versions[2].reference}"),
+    ]
+    assert [step.step for step in aifx.data_report("events").steps] == ["given", "join"]
 
 
 @pytest.mark.parametrize(
@@ -282,6 +287,29 @@ def test_a_recipe_joins_what_it_makes_first(project: Project) -> None:
     recipe.write_text(recipe.read_text().replace('"prices", key', '"orders", key'))
     with pytest.raises(aifx.core.errors.ConfigError, match="reads itself"):
         aifx.data_make("orders")
+
+
+def test_new_events_cost_what_they_are_and_a_new_price_what_it_changes(project: Project) -> None:
+    def write(path: str, *rows: str) -> None:
+        (project.root / path).parent.mkdir(exist_ok=True)
+        (project.root / path).write_text("\n".join(["k,time,n", *rows]) + "\n")
+
+    def join() -> tuple[list[int | None], int]:
+        """The joined numbers, and the shards that the new version holds itself."""
+        aifx.data_add("prices", "prices", license="MIT")
+        reference = aifx.data_add("events", "events", license="MIT").reference
+        made = aifx.data_join(reference, "prices", key=["k"], asof="time").reference
+        version = open_catalog(project.datasets, project).open(made)
+        numbers = [n for path in version.shards for n in parquet.read_table(path)["prices_n"].to_pylist()]
+        return numbers, sum(not shard.holder for shard in version.manifest.shards)
+
+    write("prices/1.csv", "a,2024-05-01 09:00:00,1")
+    write("events/1.csv", "a,2024-05-02 09:00:00,10", "b,2024-05-02 09:00:00,11")
+    assert join() == ([1, None], 1)
+    write("events/2.csv", "a,2024-05-03 09:00:00,12")
+    assert join() == ([1, None, 1], 1)
+    write("prices/2.csv", "a,2024-05-02 21:00:00,2")
+    assert join() == ([1, None, 2], 1)  # the last event alone has another price
 
 
 @pytest.mark.slow

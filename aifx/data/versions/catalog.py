@@ -63,6 +63,9 @@ logger = logging.getLogger(__name__)
 MIX = "mix"
 """The step of a version that has no rows of its own, and names those of its parents with weights."""
 
+JOIN = "join"
+"""The step of a version whose rows are those of its first parent, with columns of its second one."""
+
 TOKENS = ".tokens"
 """The folder below a root of data sets that holds token stores, in a folder for each version."""
 
