@@ -29,7 +29,21 @@ PIPELINE = (
     ("dedupe", "corpus", "--near", "0.8", "--workers", "2"),
     ("decontaminate", "corpus", "--against", "test.txt", "--drop", "--workers", "2"),
     ("pii", "corpus", "--mask", "--workers", "2"),
+    ("expect", "corpus", "rules.toml", "--workers", "2"),
 )
+RULES = """
+[[rule]]
+column = "text"
+check = "matches"
+pattern = "[aeiou]"
+[[rule]]
+id = "no-mail"
+check = "sql"
+sql = "NOT contains(text, '[EMAIL]')"
+[[rule]]
+check = "rows"
+at_least = 10
+"""
 
 
 def write_raw(root: Path) -> None:
@@ -38,6 +52,7 @@ def write_raw(root: Path) -> None:
     texts = [prose(400, seed) for seed in range(60)]
     fragment = " ".join(texts[3].split()[40:80])
     (root / "test.txt").write_text(fragment)
+    (root / "rules.toml").write_text(RULES)
     for index in range(6):
         rows = texts[index * 10 : index * 10 + 10]
         rows += [
@@ -116,7 +131,7 @@ def calm_run(root: Path) -> tuple[Path, list[float]]:
 def check(calm: Path, seconds: list[float], root: Path, kills: int, seed: int) -> int:
     """Kill a pipeline and compare its content with that of the calm one. Returns how many were running when killed."""
     root.mkdir()
-    for name in ("raw", "test.txt"):
+    for name in ("raw", "test.txt", "rules.toml"):
         (root / name).symlink_to(calm / name)
     struck = kill_often(root, kills, seconds, random.Random(seed))
     assert content(root) == content(calm), f"seed {seed}"
@@ -131,6 +146,7 @@ steps = [
     { dedupe = { near = 0.8 } },
     { decontaminate = { against = ["test.txt"] } },
     { pii = { mask = true } },
+    { expect = {} },
 ]
 """
 
@@ -138,7 +154,7 @@ steps = [
 def check_recipe(calm: Path, seconds: list[float], root: Path, kills: int, seed: int) -> int:
     """Kill the making of a recipe of the same steps, and compare as `check` does."""
     root.mkdir()
-    for name in ("raw", "test.txt"):
+    for name in ("raw", "test.txt", "rules.toml"):
         (root / name).symlink_to(calm / name)
     (root / "recipe.toml").write_text(RECIPE)
     command = ("make", "--recipe", "recipe.toml", "--workers", "2")
