@@ -46,6 +46,10 @@ _STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/null", "/dev/full"
 _STREAM_FOLDERS = ("/dev/fd", "/proc/self/fd")
 
 
+class NotExclusive(EnvironmentFault):
+    """A file system or a store cannot create a file exclusively."""
+
+
 class UnsafeFile(EnvironmentFault):
     """A file is a link, a FIFO or a device, or larger than aifx reads."""
 
@@ -161,7 +165,7 @@ def create_file(path: Path, data: bytes, *, below: Path | None = None) -> bool:
 
     The data goes to a new file beside it: fsync, a hard link at `path`, unlink, fsync of the folder, which also makes
     durable what another call put there. Raises UnsafeFile for a link above it, or a link, folder or device at `path`;
-    EnvironmentFault for a file system without hard links; OSError.
+    NotExclusive for a file system without hard links; OSError.
     """
     # A hard link fails if the name is taken, in one step of the file system, and the file that it names is whole and
     # durable already. O_EXCL would be exclusive as well, but others would see an empty file until it is written. A
@@ -185,7 +189,7 @@ def create_file(path: Path, data: bytes, *, below: Path | None = None) -> bool:
                 raise
             why = f"its file system refused a hard link: {e.strerror}"
             hint = f"move {path.parent} to a file system with hard links, such as ext4, XFS, Lustre or NFS"
-            raise EnvironmentFault(f"aifx cannot create {path} exclusively", why, hint) from e
+            raise NotExclusive(f"aifx cannot create {path} exclusively", why, hint) from e
         os.unlink(temporary, dir_fd=folder)
 
     with naming(path), _publishing(path, below, link) as file:

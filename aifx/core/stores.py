@@ -18,7 +18,17 @@ from typing import Any
 from aifx.core.digests import sha256_of_blocks
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError
 from aifx.core.extras import install_command
-from aifx.core.files import RECORDS_LIMIT, UnsafeFile, create_file, make_folders, open_file, read_file, replacing
+from aifx.core.files import (
+    RECORDS_LIMIT,
+    NotExclusive,
+    UnsafeFile,
+    create_file,
+    is_temporary,
+    make_folders,
+    open_file,
+    read_file,
+    replacing,
+)
 from aifx.core.os_errors import FULL, causes, first_line, in_brief, refusal_in
 from aifx.core.progress import Reporter
 from aifx.core.redaction import redact
@@ -78,6 +88,18 @@ class Store:
             except (FileNotFoundError, IsADirectoryError):
                 return None
             return data
+
+    def read_files(self, folder: str) -> list[bytes]:
+        """The content of the small files in a folder, by name: of a remote store, many are read at a time."""
+        names = sorted(name for name in self.files(folder) if not is_temporary(name))
+        if self.folder is not None or not names:
+            return [data for name in names if (data := self.read(f"{folder}/{name}")) is not None]
+        with _naming(f"read {self.url}/{folder}"):
+            found = self.fs.cat([f"{self.path}/{folder}/{name}" for name in names], on_error="return").values()
+            for error in found:
+                if isinstance(error, BaseException) and not isinstance(error, FileNotFoundError):
+                    raise error
+        return [data for data in found if isinstance(data, bytes)]
 
     def size(self, name: str) -> int | None:
         with _naming(f"read {self.url}/{name}"):
@@ -144,8 +166,8 @@ class Store:
         Args:
             data: at most BLOCK_BYTES, which each store takes in one request.
 
-        Raises UsageError for more, UnsafeFile if a link, folder or device is in the way on a disk, and EnvironmentFault
-        for a store that cannot create exclusively: the first call for a bucket in a process tries that in the folder.
+        Raises UsageError for more, UnsafeFile if a link, folder or device is in the way on a disk, and NotExclusive for
+        a store that cannot create exclusively: the first call for a bucket in a process tries that in the folder.
         """
         if len(data) > BLOCK_BYTES:
             why = f"it has {len(data)} bytes, and aifx creates files of at most {BLOCK_BYTES} exclusively"
@@ -177,7 +199,7 @@ class Store:
         raise AssertionError
 
     def _check_exclusive(self) -> None:
-        """Raise EnvironmentFault unless the store refuses to create what is there. A success counts for its bucket.
+        """Raise NotExclusive unless the store refuses to create what is there. A success counts for its bucket.
 
         Servers that ignore the condition answer as if they had obeyed it, so a name is created twice, and read. A kill
         meanwhile leaves an object of 16 bytes, of whose name `is_temporary` is true.
@@ -188,14 +210,14 @@ class Store:
         what = f"{self.url} cannot create a file exclusively"
         hint = "use a folder on a disk, or a store with conditional writes, such as Amazon S3 or Google Cloud Storage"
         if not self._schemes & _CONDITIONAL:
-            raise EnvironmentFault(what, "its client checks whether a file is there before it writes", hint)
+            raise NotExclusive(what, "its client checks whether a file is there before it writes", hint)
         name, first, second = f".probe.{secrets.token_hex(6)}.tmp", secrets.token_bytes(16), secrets.token_bytes(16)
         try:
             self._create_object(name, first)
         except Exception as e:  # of any type
             if _status_of(e) != 501:
                 raise
-            raise EnvironmentFault(what, f"it does not know conditional writes: {first_line(e)}", hint) from e
+            raise NotExclusive(what, f"it does not know conditional writes: {first_line(e)}", hint) from e
         try:
             is_kept = not self._create_object(name, second) and self.read(name) == first
         finally:
@@ -205,7 +227,7 @@ class Store:
                 logger.warning(f"{in_brief(e)}; it holds 16 random bytes, and nothing uses it")
         if not is_kept:
             why = "it ignored the condition that the name is free (If-None-Match: *), and replaced the file"
-            raise EnvironmentFault(what, why, f"{hint}; if this is one, pip install --upgrade its client, such as s3fs")
+            raise NotExclusive(what, why, f"{hint}; if this is one, pip install --upgrade its client, such as s3fs")
         _PROBED[place] = self.fs
 
     def remove(self, name: str) -> None:

@@ -24,7 +24,6 @@ from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
 from aifx.core.results import Result
 from aifx.curation.adding import Add, decided_encoding, options_of, reading_of
-from aifx.curation.erase import Erase
 from aifx.curation.execution import Made, NotMade, Runner, execute, work_folder
 from aifx.curation.step import Limits
 from aifx.data.chat.lines import has_messages
@@ -146,8 +145,10 @@ def run_add(
 def added_version(catalog: Catalog, name: str, *, may_be_deleted: bool = False) -> Version | None:
     """The version of a data set that `aifx data add` made last, before the steps that made the latest one of it.
 
+    If it, or one that a step after it made, was deleted: the oldest that is left after that.
+
     Args:
-        may_be_deleted: None if it, or one that a step after it made, was deleted; but not by `aifx data erase`.
+        may_be_deleted: None instead of one that is left.
     """
     version = catalog.latest(name)
     if version is None:
@@ -162,8 +163,8 @@ def added_version(catalog: Catalog, name: str, *, may_be_deleted: bool = False) 
             parents = ", ".join(map(short_reference, manifest.parents))
             why = f"`aifx data {manifest.step.name}` made {manifest.reference} from {parents or 'nothing'}"
             raise UsageError(f"no files can be added to {name}", why, "add them under another name")
-        if may_be_deleted and manifest.step.name != Erase.name and not catalog.holds(own[0]):
-            return None
+        if not catalog.holds(own[0]):
+            return None if may_be_deleted else catalog.open(reference)
         reference = own[0]
 
 

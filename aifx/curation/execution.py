@@ -19,7 +19,7 @@ it, together with the others, so that nobody deletes it meanwhile.
 #   2. done/<task>.json says that the shards of a task are whole. A task without it runs again, and writes the same
 #      bytes under the same names, since `Step.run` is a pure function. So it may even run twice at a time.
 #   3. The version's folder gets its name, which is a digest of its content. The same version again changes nothing.
-#   4. `latest` is replaced, and the run is recorded in lineage.jsonl under its key, once.
+#   4. `latest` is replaced, and the run is recorded in the lineage under its key, once.
 #
 # A task whose outcome is in a version already does not run (`task_results`), and the version refers to those files.
 # Which versions are there to refer to is no part of a version's digest, so it may change between two calls.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -99,20 +98,18 @@ def lineage_of(catalog: Catalog, reference: str, project: Project | None) -> Lin
     """The versions that one was made from. Raises UsageError if there is none of that name."""
     asked = catalog.manifest(reference)
     runs = list(trained_runs(project)) if project is not None else []
-    recorded = read_lineage(catalog)
-    events, outputs = _events(recorded), _outputs(recorded)
     found: dict[str, LineageVersion] = {}
     waiting = [asked.whole_reference]
     while waiting:
         one = waiting.pop(0)
         if one in found:
             continue
-        manifest = find_manifest(catalog, one)
+        manifest, events = find_manifest(catalog, one), read_lineage(catalog, one)
         names = tuple(dict.fromkeys(run.run for run in runs if run.reference == one))
-        version = _existing(catalog, manifest) if manifest is not None else _deleted(one, events.get(one, {}))
+        version = _existing(catalog, manifest) if manifest is not None else _deleted(one, events)
         waiting += version.parents
         parents = tuple(map(short_reference, version.parents))
-        found[one] = replace(version, parents=parents, runs=names, outputs=tuple(outputs[one]))
+        found[one] = replace(version, parents=parents, runs=names, outputs=_outputs(events))
     return Lineage(asked.reference, tuple(found.values()))
 
 
@@ -188,8 +185,10 @@ def _existing(catalog: Catalog, manifest: Manifest) -> LineageVersion:
     )
 
 
-def _deleted(reference: str, event: Mapping[str, Any]) -> LineageVersion:
-    """A version that was deleted, from its event in lineage.jsonl, without its runs and outputs."""
+def _deleted(reference: str, events: Sequence[Mapping[str, Any]]) -> LineageVersion:
+    """A version that was deleted, from the last event that made it, without its runs and outputs."""
+    made = [one for one in events if not is_removal(one) and any(map(version_of, one.get("outputs", ())))]
+    event = made[-1] if made else {}
     inputs = [(one, version_of(one)) for one in event.get("inputs", ())]
     step = event.get("job", {}).get("facets", {}).get(STEP_FACET, {})
     return LineageVersion(
@@ -210,28 +209,19 @@ def _deleted(reference: str, event: Mapping[str, Any]) -> LineageVersion:
     )
 
 
-def _outputs(events: Sequence[Mapping[str, Any]]) -> defaultdict[str, list[LineageOutput]]:
-    """The outputs that are no versions, each once, by the version that they were made of."""
-    found: defaultdict[str, list[LineageOutput]] = defaultdict(list)
-    for event in events:
-        for output in event.get("outputs", ()):
-            if version_of(output) is None:
-                step = str(event.get("job", {}).get("name")).removeprefix("data.")
-                made = LineageOutput(step, f"{output.get('namespace')}/{output.get('name')}")
-                for one in event.get("inputs", ()):
-                    of_version = found[f"{one.get('name')}@{version_of(one)}"]
-                    of_version += [made] if made not in of_version else []
-    return found
-
-
-def _events(events: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The last event that made each version."""
-    return {
-        f"{output.get('name')}@{version_of(output)}": event
-        for event in events
-        if not is_removal(event)
-        for output in event.get("outputs", ())
-    }
+def _outputs(events: Sequence[Mapping[str, Any]]) -> tuple[LineageOutput, ...]:
+    """The outputs of a version's events that are no versions, each once."""
+    return tuple(
+        dict.fromkeys(
+            LineageOutput(
+                step=str(event.get("job", {}).get("name")).removeprefix("data."),
+                name=f"{output.get('namespace')}/{output.get('name')}",
+            )
+            for event in events
+            for output in event.get("outputs", ())
+            if version_of(output) is None
+        )
+    )
 
 
 def version_of(dataset: Mapping[str, Any]) -> str | None:

@@ -33,7 +33,7 @@ from aifx.core.results import Result
 from aifx.curation.work_folders import READ, ROWS_FOLDER, WORK, steps_root
 from aifx.data.file_index import prune_indexes
 from aifx.data.versions.catalog import DATASET_NAME, TOKENS, Catalog
-from aifx.data.versions.manifest import INDEXES, LATEST
+from aifx.data.versions.manifest import INDEXES, LATEST, LINEAGE
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def collect_garbage(catalog: Catalog, *, dry_run: bool) -> CollectedGarbage:
     datasets = sorted(path for path in root.glob("*") if _is_dataset(path))
     found = [
         ended
-        for folder in (*datasets, root / TOKENS, cache_path(ROWS_FOLDER))
+        for folder in (*datasets, root / TOKENS, root / LINEAGE, cache_path(ROWS_FOLDER))
         for leftover in leftovers_in(folder)
         if (ended := delete_leftover(leftover, dry_run=dry_run)) is not None
     ]

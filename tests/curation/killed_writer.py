@@ -23,6 +23,7 @@ from prose import prose
 from toy_steps import Rows, WithoutLetter
 
 from aifx.commands.main import run
+from aifx.core.files import is_temporary
 from aifx.core.project import Project
 from aifx.core.stores import open_store
 from aifx.curation.add_plan import added_version
@@ -34,7 +35,7 @@ from aifx.curation.step import Limits
 from aifx.data.sections import TextSection
 from aifx.data.text import TextFormat
 from aifx.data.versions.catalog import Catalog, check_files, open_catalog
-from aifx.data.versions.manifest import CONTINUES
+from aifx.data.versions.manifest import CONTINUES, LINEAGE
 from aifx.search.building import build_index
 from aifx.search.embedders import HashedNgrams
 from aifx.search.indexes import IndexSettings
@@ -128,7 +129,7 @@ def content(root: Path) -> dict[str, str]:
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files
-        if path.name not in (".lock", "lineage.jsonl")
+        if path.name != ".lock" and (LINEAGE not in path.parts or is_temporary(path.name))
     }
 
 

@@ -19,7 +19,7 @@ from aifx.curation.execution import execute
 from aifx.curation.step import Limits
 from aifx.curation.work_folders import holding_work
 from aifx.data.versions.catalog import Catalog, open_catalog
-from aifx.data.versions.manifest import Version
+from aifx.data.versions.manifest import LINEAGE, Version
 
 LIMITS = Limits(1 << 30, 1)
 SECRET = "jane@example.org"
@@ -91,13 +91,9 @@ def test_a_purge_leaves_nothing(catalog: Catalog, chain: list[Version], tmp_path
     assert (code, found["made"], found["remaining"]) == (0, None, [])
     assert set(found["purged"]) >= {version.reference for version in chain}  # type: ignore[call-overload]
     assert catalog.versions("pets") == [catalog.manifest("pets").version]
-    (catalog.local / "lineage.jsonl").write_text(  # type: ignore[operator]
-        "".join(
-            line + "\n"
-            for line in (catalog.local / "lineage.jsonl").read_text().splitlines()  # type: ignore[operator]
-            if '"data.rows"' not in line  # the settings of the test's step are its texts
-        )
-    )
+    for event in (catalog.local / LINEAGE).rglob("*.json"):  # type: ignore[operator]
+        if '"data.rows"' in event.read_text():  # the settings of the test's step are its texts
+            event.unlink()
     assert files_with(tmp_path / "datasets", SECRET) == []
     assert not sketches.exists()
     lineage = json.loads(inprocess.run(["data", "lineage", "pets", "--json"], tmp_path, {}).stdout)
@@ -156,7 +152,7 @@ def test_a_purge_of_a_remote_root(
         latest = remote.latest("pets")
         assert remote.versions("pets") == [latest]
         assert found["made"] == f"pets@{latest}"
-        stored = [name for name in remote.store.fs.find(remote.store.path) if not name.endswith("lineage.jsonl")]
+        stored = [name for name in remote.store.fs.find(remote.store.path) if f"/{LINEAGE}/" not in name]
         assert all(f"/pets/{latest}" in name for name in stored if not name.endswith(("latest", ".lock"))), stored
         assert not any(SECRET.encode() in remote.store.fs.cat_file(name) for name in stored)
         assert files_with(tmp_path / "cache", SECRET) == []

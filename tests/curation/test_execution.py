@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -23,6 +22,7 @@ from aifx.curation.step import Limits, Outcome, ShardStep, Step
 from aifx.curation.task_results import TaskResult
 from aifx.curation.work_folders import holding_dataset
 from aifx.data.versions.catalog import Catalog, check_files, open_catalog
+from aifx.data.versions.lineage import read_lineage
 from aifx.data.versions.manifest import SHARDS, Version
 
 TEXTS = (("a cat", "a dog"), ("a bird", "no fish"), ("an ox",))
@@ -60,8 +60,9 @@ def test_a_step_makes_a_version(catalog: Catalog) -> None:
     ]
     assert damages(made) == []
     assert catalog.open(f"pets@{made.manifest.version[:4]}").manifest == manifest
-    events = [json.loads(line) for line in (catalog.local / "lineage.jsonl").read_text().splitlines()]  # type: ignore[operator]
-    assert [event["job"]["name"] for event in events] == ["data.rows", "data.without-letter"]
+    for version, step in ((collected, "data.rows"), (made, "data.without-letter")):
+        (event,) = read_lineage(catalog, version.manifest.whole_reference)
+        assert event["job"]["name"] == step
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from aifx.curation.execution import execute
 from aifx.curation.on_ray import OnRay
 from aifx.curation.step import Limits
 from aifx.data.versions.catalog import open_catalog
-from aifx.data.versions.manifest import Version
+from aifx.data.versions.manifest import LINEAGE, Version
 
 TEXTS = tuple((f"a cat {n}", f"a dog {n}") for n in range(6))
 LIMITS = Limits(4 << 30, 2)
@@ -67,7 +67,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (".lock", "lineage.jsonl")
+        if path.is_file() and path.name != ".lock" and LINEAGE not in path.parts
     }
 
 

@@ -1,21 +1,29 @@
-"""lineage.jsonl holds the events that OpenLineage's own client would write, with the facets of its schemas."""
+"""The history holds the events that OpenLineage's own client would write, with the facets of its schemas."""
 
 from __future__ import annotations
 
+import errno
 import json
-import threading
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from toy_steps import Rows, WithoutLetter
 
-from aifx.core.files import exclusive
 from aifx.curation.execution import execute
 from aifx.curation.step import Limits
 from aifx.data.versions.catalog import Catalog, open_catalog
-from aifx.data.versions.lineage import STEP_FACET, read_lineage, record_index, record_push, record_removal, run_event
-from aifx.data.versions.manifest import LINEAGE
+from aifx.data.versions.lineage import (
+    STEP_FACET,
+    is_recorded,
+    read_lineage,
+    record_index,
+    record_push,
+    record_removal,
+    record_run,
+    run_event,
+)
 
 event_v2 = pytest.importorskip("openlineage.client.event_v2")
 
@@ -87,7 +95,9 @@ def without_empty(value: Any) -> Any:
 
 
 def test_the_client_would_write_the_same(catalog: Catalog) -> None:
-    events = read_lineage(catalog)
+    references = [f"pets@{version}" for version in catalog.versions("pets")]
+    events = [event for one in references for event in read_lineage(catalog, catalog.manifest(one).whole_reference)]
+    events.sort(key=lambda event: str(event["eventTime"]))
     names = ["data.rows", "data.without-letter", "data.index", "data.push", "data.purge"]
     assert [event["job"]["name"] for event in events] == names
     for event in events:
@@ -98,18 +108,29 @@ def test_the_client_would_write_the_same(catalog: Catalog) -> None:
     assert events[1]["job"]["facets"][STEP_FACET]["settings"] == {"letter": "d"}
 
 
-def test_one_process_appends_at_a_time(catalog: Catalog) -> None:
-    assert catalog.local is not None
-    count = len(read_lineage(catalog))
-    appending = threading.Thread(
-        target=record_push, args=(catalog, catalog.manifest("pets"), "postgres://db:1", "a.b.c")
-    )
-    with exclusive(catalog.local / LINEAGE):
-        appending.start()
-        appending.join(0.1)
-        assert len(read_lineage(catalog)) == count
-    appending.join()
-    assert len(read_lineage(catalog)) == count + 1
+def test_the_first_record_of_a_step_stays(catalog: Catalog) -> None:
+    made = catalog.manifest("pets")
+    (event,) = read_lineage(catalog, made.whole_reference)
+    key = event["job"]["facets"][STEP_FACET]["key"]
+    assert is_recorded(catalog, made, key)
+    assert not is_recorded(catalog, made, "0" * 64)
+    record_run(catalog, made, [], key)
+    assert read_lineage(catalog, made.whole_reference) == [event]
+    record_run(catalog, made, [], "0" * 64)
+    assert len(read_lineage(catalog, made.whole_reference)) == 2
+
+
+def test_a_store_that_creates_nothing_exclusively_has_the_history_too(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    made = catalog.manifest("pets")
+    for _ in range(2):
+        record_run(catalog, made, [], "0" * 64)
+    assert [event["inputs"] for event in read_lineage(catalog, made.whole_reference)][1:] == [[]]
 
 
 def test_sources_elsewhere(catalog: Catalog) -> None:

@@ -20,6 +20,7 @@ from pyarrow import parquet
 from aifx.curation.databases import push
 from aifx.data.versions.catalog import open_catalog
 from aifx.data.versions.lineage import read_lineage
+from aifx.data.versions.manifest import LINEAGE
 
 QUERY = """SELECT id, (id * 1.25)::numeric(9, 2) AS price, id % 2 = 0 AS even, ('row ' || id)::text AS note,
     ARRAY[id, NULL] AS numbers, now()::date AS day, to_timestamp(id) AS at, id::float4 AS share,
@@ -86,11 +87,15 @@ def test_there_and_back(folder: Path, server: Server) -> None:
     )
     assert first == second
     assert catalog.open("d").manifest.columns == catalog.open("e").manifest.columns
-    event = next(event for event in read_lineage(catalog) if event["job"]["name"] == "data.push")
+    event = next(
+        event
+        for event in read_lineage(catalog, catalog.manifest("d").whole_reference)
+        if event["job"]["name"] == "data.push"
+    )
     namespace = f"postgres://127.0.0.1:{server.port}"
     assert event["outputs"] == [{"namespace": namespace, "name": "postgres.sales.back"}]
     assert f"push: {namespace}/postgres.sales.back\n" in run(folder, server, "lineage", "d").stdout
-    assert PASSWORD.encode() not in (folder / "datasets" / "lineage.jsonl").read_bytes()
+    assert all(PASSWORD not in path.read_text() for path in (folder / "datasets" / LINEAGE).rglob("*.json"))
     assert not staging_tables(server)
 
 

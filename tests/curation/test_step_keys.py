@@ -22,7 +22,6 @@ from aifx.curation.step import Limits
 from aifx.data.versions import lineage
 from aifx.data.versions.catalog import Catalog, check_files, open_catalog
 from aifx.data.versions.lineage import STEP_FACET
-from aifx.data.versions.manifest import LINEAGE
 
 LIMITS = Limits(1 << 30, 1)
 STEP = """
@@ -102,10 +101,10 @@ def test_other_code_runs_again_and_makes_the_same_version_of_the_same_rows(
     assert (again.version.manifest, again.is_new) == (first.version.manifest, True)
     assert not execute(other, "pets", catalog, LIMITS).is_new
     assert not execute(WithoutLetter((again.version,), "D"), "pets", catalog, LIMITS).is_new
-    events = lineage.read_lineage(catalog)
+    events = lineage.read_lineage(catalog, again.version.manifest.whole_reference)
     itself = execute(type(other)((again.version,)), "pets", catalog, LIMITS)
     assert (itself.version.manifest, itself.is_new) == (again.version.manifest, False)
-    assert lineage.read_lineage(catalog) == events, "nothing is made of itself"
+    assert lineage.read_lineage(catalog, again.version.manifest.whole_reference) == events, "nothing is made of itself"
     store = open_store(f"{catalog.store.url}/{again.version.reference.replace('@', '/')}")
     assert check_files(store, "pets", again.version.manifest.version).damages == ()
 
@@ -129,7 +128,7 @@ def test_documents_have_the_code_and_the_whole_key(catalog: Catalog, tmp_path: P
         "elsewhere": {},
     }
     assert document["notes"] == notes
-    (event,) = map(json.loads, (tmp_path / "datasets" / LINEAGE).read_text().splitlines())
+    (event,) = lineage.read_lineage(catalog, made.manifest.whole_reference)
     facet = event["job"]["facets"][STEP_FACET]
     assert (facet["key"], facet["code"], facet["aifx"]) == (key, notes["code"], version.__version__)
     (listed,) = history.lineage_of(catalog, "pets", None).versions

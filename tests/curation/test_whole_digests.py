@@ -21,7 +21,8 @@ from aifx.curation.history import lineage_of
 from aifx.curation.reports import list_versions
 from aifx.curation.step import Limits
 from aifx.data.versions.catalog import Catalog, open_catalog
-from aifx.data.versions.manifest import CROISSANT, KIND, LINEAGE, VERSION, Version
+from aifx.data.versions.lineage import read_lineage
+from aifx.data.versions.manifest import CROISSANT, KIND, VERSION, Version
 
 LIMITS = Limits(1 << 30, 1)
 
@@ -59,7 +60,7 @@ def test_documents_on_disk_name_parents_with_whole_digests(catalog: Catalog, cha
     whole = f"pets@{parent.manifest.sha256}"
     assert json.loads((made.path / MANIFEST).read_text())["content"]["parents"] == [whole]
     assert json.loads((made.path / CROISSANT).read_text())["isBasedOn"] == [whole]
-    event = json.loads((catalog.store.read(LINEAGE) or b"").splitlines()[-1])
+    (event,) = read_lineage(catalog, made.manifest.whole_reference)
     (given,) = event["inputs"]
     assert f"{given['name']}@{given['facets']['version']['datasetVersion']}" == whole
     (listed,) = (one for one in list_versions(catalog).versions if one.is_latest)

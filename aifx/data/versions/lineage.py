@@ -1,17 +1,22 @@
-"""The history of data sets as OpenLineage RunEvents: https://openlineage.io/spec/2-0-2/OpenLineage.json."""
+"""The history of data sets as OpenLineage RunEvents: https://openlineage.io/spec/2-0-2/OpenLineage.json.
+
+    .lineage/<name>/<version>/<run id>.json
+
+A file has one event, and is below the version that the step made, read or deleted. Nothing is written again, so writers
+on any number of machines lose nothing of each other's. A step that is repeated has the same run id.
+"""
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
-from aifx.core.files import exclusive
-from aifx.core.json_files import JsonLines, parse_lines
-from aifx.core.json_values import plain
+from aifx.core.artifact import short_reference
+from aifx.core.files import NotExclusive
+from aifx.core.json_files import encode, parse_line
+from aifx.core.json_values import encode_json, plain
 from aifx.core.version import DISTRIBUTION, __version__
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import INDEXES, LINEAGE, Manifest, Source
@@ -31,23 +36,22 @@ PRODUCER = f"urn:{DISTRIBUTION}:{__version__}"
 
 
 def record_run(catalog: Catalog, made: Manifest, parents: Sequence[Manifest], key: str) -> None:
-    """Append that a step made a version, unless that is recorded already.
+    """Record that a step made a version, unless that is recorded already.
 
     Args:
         key: of the step.
     """
     if not is_recorded(catalog, made, key):
-        _append(catalog, run_event(made, parents, key, catalog.store.url))
+        _record(catalog, made, run_event(made, parents, key, catalog.store.url))
 
 
 def is_recorded(catalog: Catalog, made: Manifest, key: str) -> bool:
     """Whether the step with this key made a version, or its index of this name."""
-    run_id = _run_id(key, made)
-    return any(one.get("run", {}).get("runId") == run_id for one in read_lineage(catalog))
+    return catalog.store.size(_file_of(made.whole_reference, _run_id(key, made))) is not None
 
 
 def record_index(catalog: Catalog, indexed: Manifest, index: str, settings: Mapping[str, Any]) -> None:
-    """Append that an index of a version was made, unless that is recorded already.
+    """Record that an index of a version was made, unless that is recorded already.
 
     Args:
         index: its name.
@@ -58,22 +62,22 @@ def record_index(catalog: Catalog, indexed: Manifest, index: str, settings: Mapp
     made = {"namespace": _namespace(catalog.store.url), "name": f"{indexed.name}/{INDEXES}/{indexed.version}/{index}"}
     step = {STEP_FACET: {**_facet(JOB_FACET), "name": "index", "settings": plain(settings), "aifx": __version__}}
     inputs = [_dataset(indexed, catalog.store.url)]
-    _append(catalog, _event(_run_id(index, indexed), "index", step, inputs, [made]))
+    _record(catalog, indexed, _event(_run_id(index, indexed), "index", step, inputs, [made]))
 
 
 def record_removal(catalog: Catalog, removed: Sequence[Manifest]) -> None:
-    """Append that versions were deleted."""
+    """Record that versions were deleted."""
     dropped = {"lifecycleStateChange": {**_facet(LIFECYCLE_FACET), "lifecycleStateChange": "DROP"}}
-    outputs = [_dataset(one, catalog.store.url) for one in removed]
-    for output in outputs:
+    for one in removed:
+        output = _dataset(one, catalog.store.url)
         output["facets"] |= dropped
-    _append(catalog, _event(str(uuid.uuid4()), "purge", {}, [], outputs))
+        _record(catalog, one, _event(str(uuid.uuid4()), "purge", {}, [], [output]))
 
 
 def record_push(catalog: Catalog, pushed: Manifest, namespace: str, table: str) -> None:
-    """Append that a version was written into a table, by the names that OpenLineage gives to tables."""
+    """Record that a version was written into a table, by the names that OpenLineage gives to tables."""
     inputs = [_dataset(pushed, catalog.store.url)]
-    _append(catalog, _event(str(uuid.uuid4()), "push", {}, inputs, [{"namespace": namespace, "name": table}]))
+    _record(catalog, pushed, _event(str(uuid.uuid4()), "push", {}, inputs, [{"namespace": namespace, "name": table}]))
 
 
 def is_removal(event: Mapping[str, Any]) -> bool:
@@ -86,21 +90,30 @@ def _run_id(key: str, version: Manifest) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"aifx:{key}:{version.sha256}"))
 
 
-def _append(catalog: Catalog, event: Mapping[str, Any]) -> None:
-    if catalog.local is not None:
-        path = catalog.local / LINEAGE
-        # A process that opens the file cuts a line that another one is writing.
-        with exclusive(path), closing(JsonLines(path)) as lines:
-            lines.append(event)
-            lines.sync()
-    else:
-        before = catalog.store.read(LINEAGE) or b""
-        catalog.store.write(LINEAGE, iter([before + json.dumps(event).encode() + b"\n"]))
+def _record(catalog: Catalog, version: Manifest, event: Mapping[str, Any]) -> None:
+    """Record an event that belongs to a version. The first that was recorded under a run id stays."""
+    name = _file_of(version.whole_reference, event["run"]["runId"])
+    data = encode(encode_json(event, ensure_ascii=False) + "\n")
+    try:
+        catalog.store.create(name, data)
+    except NotExclusive:  # no other event has this name, so that one written in its place is of the same work
+        if catalog.store.size(name) is None:
+            catalog.store.write(name, iter([data]))
 
 
-def read_lineage(catalog: Catalog) -> list[dict[str, Any]]:
-    """The events in the order in which they were recorded."""
-    return parse_lines(catalog.store.read(LINEAGE) or b"")
+def _file_of(reference: str, run_id: str) -> str:
+    return f"{folder_of(reference)}/{run_id}.json"
+
+
+def folder_of(reference: str) -> str:
+    """The folder, below the root, with the events of a version."""
+    return f"{LINEAGE}/{short_reference(reference).replace('@', '/')}"
+
+
+def read_lineage(catalog: Catalog, reference: str) -> list[dict[str, Any]]:
+    """The events of a version, "name@<64 digits>", by the time of their recording. It may have been deleted."""
+    events = (parse_line(data) for data in catalog.store.read_files(folder_of(reference)))
+    return sorted((event for event in events if event is not None), key=lambda event: str(event.get("eventTime")))
 
 
 def run_event(made: Manifest, parents: Sequence[Manifest], key: str, namespace: str) -> dict[str, Any]:
@@ -125,7 +138,7 @@ def _event(
 ) -> dict[str, Any]:
     return {
         "eventType": "COMPLETE",
-        "eventTime": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "eventTime": datetime.now(UTC).isoformat(timespec="microseconds"),
         "run": {"runId": run_id, "facets": {}},
         "job": {"namespace": "aifx", "name": f"data.{step}", "facets": dict(facets)},
         "inputs": list(inputs),

@@ -41,7 +41,7 @@ from aifx.core.stores import Store
 from aifx.data.names import Kind
 
 CROISSANT, PROFILE, TASKS, SUMS, LATEST, LINEAGE = (
-    "croissant.json", "profile.json", "tasks.json", "SHA256SUMS", "latest", "lineage.jsonl"
+    "croissant.json", "profile.json", "tasks.json", "SHA256SUMS", "latest", ".lineage"
 )  # fmt: skip
 COMING = "manifest.next.json"
 """The next manifest of a version whose files get another place, as long as its descriptions are being written again."""
