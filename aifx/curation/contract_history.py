@@ -10,9 +10,9 @@ from aifx.core.artifact import short_reference
 from aifx.core.errors import UsageError
 from aifx.core.results import Result
 from aifx.curation.contracts import STEP, Level, Outcome, outcomes_of
-from aifx.curation.history import find_manifest, version_of
+from aifx.curation.history import find_manifest
 from aifx.data.versions.catalog import Catalog
-from aifx.data.versions.lineage import is_removal, read_lineage
+from aifx.data.versions.lineage import made_at
 from aifx.data.versions.manifest import Manifest
 
 
@@ -82,11 +82,7 @@ def contract_history(catalog: Catalog, name: str) -> ContractHistory:
 
 def _judged(catalog: Catalog, name: str) -> Iterator[tuple[str | None, Manifest]]:
     """The versions that `aifx data expect` made, each with the time of its first run."""
-    times: dict[str, str] = {}
-    for event in read_lineage(catalog):
-        for output in () if is_removal(event) else event.get("outputs", ()):
-            times.setdefault(f"{output.get('name')}@{version_of(output)}", str(event.get("eventTime")))
     for version in catalog.versions(name):
         manifest = find_manifest(catalog, f"{name}@{version}")
         if manifest is not None and manifest.step.name == STEP:
-            yield times.get(manifest.whole_reference), manifest
+            yield made_at(catalog, manifest.whole_reference), manifest

@@ -15,7 +15,7 @@ from aifx.core.results import Result
 from aifx.core.sanitize import shorten
 from aifx.data.names import CLUSTER, ROW, SOURCE
 from aifx.data.versions.catalog import JOIN, Catalog, check_own_rows, rows_and_bytes
-from aifx.data.versions.lineage import STEP_FACET, is_removal, new_sources, read_lineage
+from aifx.data.versions.lineage import STEP_FACET, makes_version, new_sources, read_lineage, version_of
 from aifx.data.versions.manifest import Manifest
 from aifx.data.versions.sql import RowTable, identifier, open_tables
 from aifx.runs.provenance import read_provenance
@@ -187,8 +187,7 @@ def _existing(catalog: Catalog, manifest: Manifest) -> LineageVersion:
 
 def _deleted(reference: str, events: Sequence[Mapping[str, Any]]) -> LineageVersion:
     """A version that was deleted, from the last event that made it, without its runs and outputs."""
-    made = [one for one in events if not is_removal(one) and any(map(version_of, one.get("outputs", ())))]
-    event = made[-1] if made else {}
+    event: Mapping[str, Any] = next(filter(makes_version, reversed(events)), {})
     inputs = [(one, version_of(one)) for one in event.get("inputs", ())]
     step = event.get("job", {}).get("facets", {}).get(STEP_FACET, {})
     return LineageVersion(
@@ -222,11 +221,6 @@ def _outputs(events: Sequence[Mapping[str, Any]]) -> tuple[LineageOutput, ...]:
             if version_of(output) is None
         )
     )
-
-
-def version_of(dataset: Mapping[str, Any]) -> str | None:
-    version = dataset.get("facets", {}).get("version", {}).get("datasetVersion")
-    return version if isinstance(version, str) else None
 
 
 @dataclass(frozen=True)

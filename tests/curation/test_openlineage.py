@@ -130,7 +130,7 @@ def test_a_store_that_creates_nothing_exclusively_has_the_history_too(
     made = catalog.manifest("pets")
     for _ in range(2):
         record_run(catalog, made, [], "0" * 64)
-    assert [event["inputs"] for event in read_lineage(catalog, made.whole_reference)][1:] == [[]]
+    assert len(read_lineage(catalog, made.whole_reference)) == 2
 
 
 def test_sources_elsewhere(catalog: Catalog) -> None:

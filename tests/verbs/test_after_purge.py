@@ -13,7 +13,7 @@ from aifx.core.errors import DataError
 @pytest.fixture
 def purged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "aifx.toml").write_text('[datasets]\nroot = "datasets"\n')
-    step = '{ add = { sources = ["letters"], license = "MIT" } }, { split = {} }'
+    step = '{ add = { sources = ["letters"], license = "MIT" } }, { dedupe = {} }'
     (tmp_path / "recipe.toml").write_text(f"[letters]\nsteps = [{step}]\n")
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "a.txt").write_text("Dear Mrs Smith, the parcel came.")
@@ -35,8 +35,7 @@ def test_files_are_added_to_the_rows_that_are_left(purged: Path) -> None:
     assert not aifx.data_add("letters", "letters/a.txt", license="MIT").is_new
     aifx.data_add("letters", "letters", license="MIT")
     assert texts() == ["Dear Ann, thank you.", "Dear Bob, goodbye."]
-    aifx.data_split("letters")
-    assert aifx.data_query("letters", "SELECT count(*) FROM data WHERE _split IS NULL").rows == ((0,),)
+    assert aifx.data_dedupe("letters").rows == 2
 
 
 def test_a_recipe_makes_it_again_without_the_rows(purged: Path) -> None:

@@ -80,9 +80,22 @@ def record_push(catalog: Catalog, pushed: Manifest, namespace: str, table: str) 
     _record(catalog, pushed, _event(str(uuid.uuid4()), "push", {}, inputs, [{"namespace": namespace, "name": table}]))
 
 
-def is_removal(event: Mapping[str, Any]) -> bool:
-    """Whether an event records that versions were deleted."""
-    return bool(event.get("job", {}).get("name") == "data.purge")
+def makes_version(event: Mapping[str, Any]) -> bool:
+    """Whether an event records that a step made a version."""
+    return event.get("job", {}).get("name") != "data.purge" and any(map(version_of, event.get("outputs", ())))
+
+
+def made_at(catalog: Catalog, reference: str) -> str | None:
+    """The time when a step first made a version, "name@<64 digits>", in UTC; None if no event says it."""
+    return next(
+        (str(event.get("eventTime")) for event in read_lineage(catalog, reference) if makes_version(event)), None
+    )
+
+
+def version_of(dataset: Mapping[str, Any]) -> str | None:
+    """The digest of a version among the inputs or outputs of an event; None for anything else."""
+    version = dataset.get("facets", {}).get("version", {}).get("datasetVersion")
+    return version if isinstance(version, str) else None
 
 
 def _run_id(key: str, version: Manifest) -> str:
