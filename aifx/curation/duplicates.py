@@ -12,7 +12,7 @@ files. `dedupe` then drops or marks all rows of a cluster but one, and `split` s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -95,6 +95,28 @@ def find_duplicates(version: Version, near: float | None, work: Path, sketches: 
     rules = _decide(version, work, clusters.labels(), copies, limits)
     counts = {"clusters": rules[None], "exact": rules["exact"], "near": rules["near"]}
     return {"rows": len(copies), **counts, "pairs": pairs, "wide_buckets": wide}
+
+
+def find_duplicates_by(
+    rule: str,
+    join: Callable[[Clusters], Mapping[str, Any]],
+    version: Version,
+    work: Path,
+    sketches: Path,
+    limits: Limits,
+) -> dict[str, Any]:
+    """Write decisions as `find_duplicates` does, with the pairs that `join` adds to the clusters of the copies.
+
+    Returns the numbers of `rows`, of `clusters`, of `exact` rows and of those with the `rule`; and what `join` returns.
+    """
+    _read_shards(version, None, work, sketches, limits)
+    files = version.manifest.shards
+    clusters = Clusters(sum(file.rows for file in files))
+    _join_copies(Keys(work / DIGESTS, files), clusters, limits)
+    copies = clusters.labels()
+    facts = join(clusters)
+    rules = _decide(version, work, clusters.labels(), copies, limits, rule)
+    return {"rows": len(copies), "clusters": rules[None], "exact": rules["exact"], rule: rules[rule], **facts}
 
 
 def _read_shards(version: Version, near: float | None, work: Path, sketches: Path, limits: Limits) -> None:
@@ -180,22 +202,27 @@ def _join_copies(digests: Keys, clusters: Clusters, limits: Limits) -> None:
         clusters.join(firsts[np.cumsum(is_first) - 1], rows)
 
 
-def _decide(version: Version, work: Path, labels: I64, copies: I64, limits: Limits) -> Counter[str | None]:
+def _decide(
+    version: Version, work: Path, labels: I64, copies: I64, limits: Limits, rule: str = "near"
+) -> Counter[str | None]:
     """Write the decisions. Of a cluster, the row with the smallest `_row` is kept: by file, then by number.
 
     Returns how often there is each rule.
+
+    Args:
+        rule: of the rows that are no copies.
     """
     members = np.flatnonzero(np.bincount(labels)[labels] > 1)
     parts = 1 + len(members) * MEMBER_BYTES // limits.spare_bytes
     counts: Counter[str | None] = Counter()
     for part in range(parts):
         rows = members[labels[members] % parts == part]
-        rules = _decide_some(rows, _ids_of(rows, version), labels[rows], copies[rows], work, part)
+        rules = _decide_some(rows, _ids_of(rows, version), labels[rows], copies[rows], work, part, rule)
         counts.update(rules.to_pylist())
     return counts
 
 
-def _decide_some(rows: I64, ids: Any, labels: I64, copies: I64, work: Path, part: int) -> Any:
+def _decide_some(rows: I64, ids: Any, labels: I64, copies: I64, work: Path, part: int, rule: str) -> Any:
     """Write the decisions about all rows of some clusters. Returns the rules."""
     files = pc.replace_substring_regex(ids, "-[0-9]+$", "")
     keys = pa.table({"file": files, "length": pc.binary_length(ids), "id": ids})
@@ -205,7 +232,7 @@ def _decide_some(rows: I64, ids: Any, labels: I64, copies: I64, work: Path, part
     clusters[order] = order[first][cluster]
     is_copy = np.ones(len(rows), bool)
     is_copy[order[np.unique(copies[order], return_index=True)[1]]] = False
-    rules = pc.if_else(pa.array(is_copy), "exact", "near")
+    rules = pc.if_else(pa.array(is_copy), "exact", rule)
     rules = pc.if_else(pa.array(clusters == np.arange(len(rows))), pa.scalar(None, pa.string()), rules)
     decisions = {"row": rows, "cluster": ids.take(pa.array(clusters)), "rule": rules, "copy": copies}
     write_decisions(work, pa.table(decisions), part)
@@ -246,11 +273,15 @@ class Dedupe(LastingStep):
         return {"mark": self.mark}
 
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
-        facts = find_clusters(self.parents[0], self.near, work, limits)
+        facts = self.find(work, limits)
         if self.earlier is not None:
             return {**facts, **keep_dropped(self.parents[0], self.earlier, work, limits)}
         rewrite_decisions(work, lambda rows: rows.filter(rows["rule"].is_valid()).select(["row", "cluster", "rule"]))
         return facts
+
+    def find(self, work: Path, limits: Limits) -> Mapping[str, Any]:
+        """Write the decisions about clusters, as `find_duplicates` does. Returns facts."""
+        return find_clusters(self.parents[0], self.near, work, limits)
 
     def apply(self, rows: Table, decisions: Table) -> Outcome:
         rows = with_clusters(rows, decisions)

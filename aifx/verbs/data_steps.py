@@ -20,6 +20,7 @@ from aifx.verbs.catalogs import StepOptions, StepPlace, licensing_project, open_
 if TYPE_CHECKING:
     from aifx.curation.audit import Audit
     from aifx.curation.decontaminate import Contamination, Reference
+    from aifx.curation.duplicates import Dedupe
     from aifx.curation.pii.reports import PiiReport
     from aifx.data.versions.manifest import Version
 
@@ -94,17 +95,21 @@ def data_dedupe(
     name: str,
     *,
     near: float | None = None,
+    images: bool = False,
+    distance: int | None = None,
     mark: bool = False,
     rebuild_sketches: bool = False,
     **options: Unpack[StepOptions],
 ) -> MadeVersion:
-    """Drop duplicates: rows that are copies of another, and texts that are nearly the same.
+    """Drop duplicates: rows that are copies of another, texts that are nearly the same, pictures that look the same.
 
     If files were added to a data set that was deduplicated with the same arguments, rows that were kept stay.
 
     Args:
         name: data set: "NAME" for its latest version, or "NAME@VERSION".
         near: least Jaccard similarity of near duplicates, such as 0.8; by default only exact copies.
+        images: also drop pictures that look the same, such as one in two sizes.
+        distance: most bits of 64 in which the perceptual hashes of such pictures differ; by default 8.
         mark: keep all rows, and only write the cluster of each to the column "_cluster".
         rebuild_sketches: delete the sketches that the data set keeps, and make others.
 
@@ -115,11 +120,29 @@ def data_dedupe(
     from aifx.curation.duplicates import Dedupe
 
     _check_similarity(near)
+    if near is not None and images:
+        raise UsageError("--near and --images cannot be used together", "one is for texts", "leave one of them out")
+    if distance is not None and not images:
+        raise UsageError("--distance can only be used with --images", "it compares pictures", "--images")
     place = open_place(**options)
     version = place.catalog.open(name)
+    step = Dedupe((version,), near, mark)
+    if images:
+        step = _of_pictures(version, distance, mark)
     if rebuild_sketches:
         _delete_sketches(place, version)
-    return made_version(place.execute(Dedupe((version,), near, mark), version.manifest.name))
+    return made_version(place.execute(step, version.manifest.name))
+
+
+def _of_pictures(version: Version, distance: int | None, mark: bool) -> Dedupe:
+    from aifx.curation.pictures import DISTANCE, MOST_DISTANCE, PictureDedupe, check_pictures
+
+    check_pictures(version)
+    distance = DISTANCE if distance is None else distance
+    if not 0 <= distance <= MOST_DISTANCE:
+        why = f"hashes have 64 bits, and those of different pictures differ in about 32: {MOST_DISTANCE} is the most"
+        raise UsageError(f"--distance {distance} is not between 0 and {MOST_DISTANCE}", why, f"--distance {DISTANCE}")
+    return PictureDedupe((version,), mark=mark, distance=distance)
 
 
 def data_dedupe_audit(

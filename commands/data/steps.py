@@ -234,6 +234,17 @@ def dedupe(
     name: DatasetArgument,
     given: StepOptions,
     near: NearOption = None,
+    images: Annotated[
+        bool, typer.Option("--images", help="Also drop pictures that look the same, such as one in two sizes.")
+    ] = False,
+    distance: Annotated[
+        int | None,
+        typer.Option(
+            "--distance",
+            metavar="BITS",
+            help="Most bits of 64 in which the perceptual hashes of such pictures differ. By default 8.",
+        ),
+    ] = None,
     mark: Annotated[
         bool, typer.Option("--mark", help="Keep all rows, and only write the cluster of each to _cluster.")
     ] = False,
@@ -259,11 +270,12 @@ def dedupe(
         bool, typer.Option("--rebuild-sketches", help="Delete the sketches that the data set keeps, and make others.")
     ] = False,
 ) -> None:
-    """Drop duplicates: rows that are copies of another, and texts that are nearly the same.
+    """Drop duplicates: rows that are copies of another, texts that are nearly the same, pictures that look the same.
 
     Examples:
         aifx data dedupe corpus
         aifx data dedupe corpus --near 0.8 --memory 4GB
+        aifx data dedupe photos --images
         aifx data dedupe corpus --near 0.8 --mark
         aifx data dedupe corpus --near 0.8 --audit --min-recall 0.99
 
@@ -279,12 +291,20 @@ def dedupe(
                 why, hint = "it is a setting of the audit", f"aifx data dedupe {name} --audit"
                 option = next(iter(asked)).replace("_", "-")
                 raise UsageError(f"--{option} can only be used with --audit", why, hint)
-            made = data_dedupe(name, near=near, mark=mark, rebuild_sketches=rebuild_sketches, **given.of_step())
+            made = data_dedupe(
+                name,
+                near=near,
+                images=images,
+                distance=distance,
+                mark=mark,
+                rebuild_sketches=rebuild_sketches,
+                **given.of_step(),
+            )
             print_made(out, made)
             return
-        if mark:
-            why = "--audit makes no version"
-            raise UsageError("--audit and --mark cannot be used together", why, "leave one of them out")
+        if mark or images:
+            option, why = "--mark" if mark else "--images", "the audit plants texts, and makes no version"
+            raise UsageError(f"--audit and {option} cannot be used together", why, "leave one of them out")
         if near is not None:
             asked["near"] = near
         found = data_dedupe_audit(name, rebuild_sketches=rebuild_sketches, **asked, **given.of_step())
