@@ -80,6 +80,8 @@ def data_expect(
     from aifx.curation.contract_checks import expect
 
     path = _path(rules, options)
+    if not path.exists():
+        raise UsageError(f"no file {path}", "it has the rules", f"aifx data expect {name} --infer writes a first one")
     contract = load_contract(path)
     place = open_place(**options)
     parent = place.catalog.open(name)

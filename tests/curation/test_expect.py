@@ -12,16 +12,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from contract_tables import add_table, catalog_of, dropped_by, judge, row_ids
+from adding import LIMITS
+from contract_tables import Tables, add_table, catalog_of, dropped_by, judge, row_ids
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from s3_server import s3_server
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import ks_2samp
 
 from aifx.core.errors import AifxError
 from aifx.curation import contract_checks
+from aifx.curation.contract_checks import expect
+from aifx.curation.contract_history import contract_history
 from aifx.curation.contracts import Expectation, load_contract, outcomes_of, refusing
+from aifx.curation.execution import execute
 from aifx.curation.row_history import explain_row
+from aifx.data.versions.catalog import open_catalog
 
 DAY = datetime(2026, 2, 1, tzinfo=UTC)
 NAN = math.nan
@@ -365,3 +371,23 @@ def test_the_settings_of_a_rule_are_the_rule() -> None:
     rule = Expectation.model_validate({"column": "x", "check": "range", "at_least": datetime(2026, 1, 1).date()})
     assert rule.settings == {"column": ["x"], "check": "range", "at_least": "2026-01-01"}
     assert Expectation.model_validate(rule.settings) == rule
+
+
+@pytest.mark.slow
+def test_data_sets_in_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
+    with s3_server(monkeypatch):
+        catalog = open_catalog("s3://bucket/datasets")
+        for name, values in (("shops", [1, 2]), ("data", [1, 2, 3])):
+            execute(Tables((), pa.table({"x": values}), 1), name, catalog, LIMITS)
+        rules = [
+            Expectation(check="references", column=("x",), to="shops"),
+            Expectation(check="rows", at_least=3),
+        ]
+        step = expect(catalog.open("data"), rules, catalog, "rules.toml")
+        made = execute(step, "data", catalog, LIMITS, accepts=lambda manifest: not refusing(manifest, DAY))
+        assert not made.is_accepted
+        assert catalog.latest("data") == step.parents[0].manifest.version
+        (dropped, rows) = contract_history(catalog, "data").rules
+        assert (dropped.versions[0].broken, rows.versions[0].value) == (1, 2)
+        assert row_ids(catalog.open(made.version.reference)) == ["p0-0", "p0-1"]

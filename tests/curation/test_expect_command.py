@@ -161,7 +161,7 @@ def test_infer_replaces_no_file(tmp_path: Path) -> None:
     [
         (["orders", "--infer", "--history"], "--infer and --history cannot be used together"),
         (["orders", "rules.toml", "--history"], "--history takes no file"),
-        (["orders", "none.toml"], "none.toml cannot be read"),
+        (["orders", "none.toml"], "no file none.toml"),
         (["other", "--history"], "no data set 'other'"),
     ],
 )
