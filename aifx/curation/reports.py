@@ -16,7 +16,7 @@ from aifx.data.file_index import find_implicit, split_reference
 from aifx.data.names import Kind
 from aifx.data.readers.encodings import FileScan
 from aifx.data.readers.sources import SourceFile
-from aifx.data.versions.catalog import Catalog, check_files, rows_and_bytes
+from aifx.data.versions.catalog import Catalog, ReadFiles, check_files, rows_and_bytes
 
 if TYPE_CHECKING:
     from aifx.config.sections import DataSection
@@ -127,13 +127,17 @@ class Verification(Result):
         return not any(version.damages for version in self.versions)
 
 
-def verify_version(catalog: Catalog, reference: str) -> VerifiedVersion:
-    """Compare each file of a version, local or remote, with its SHA-256. Raises UsageError if there is none."""
+def verify_version(catalog: Catalog, reference: str, read: ReadFiles) -> VerifiedVersion:
+    """Compare each file of a version, local or remote, with its SHA-256. Raises UsageError if there is none.
+
+    Args:
+        read: see `check_files`.
+    """
     try:
         name, version = catalog.find(reference)
     except DataError as e:  # the file that names the latest version
         return VerifiedVersion(reference, 0, 0, (f"{e.what}: {e.why}",))
-    found = check_files(catalog.store.below(f"{name}/{version}"), name, version)
+    found = check_files(catalog.store.below(f"{name}/{version}"), name, version, read)
     return VerifiedVersion(f"{name}@{version}", found.files, found.bytes, found.damages)
 
 

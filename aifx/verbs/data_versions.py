@@ -88,6 +88,7 @@ def data_verify(*names: str, all: bool = False, root: str | None = None, project
         True
     """
     from aifx.curation.reports import Verification, verify_files, verify_version
+    from aifx.data.versions.catalog import ReadFiles
 
     if all and names:
         raise UsageError("--all cannot be used with a name", "it verifies all data sets", "aifx data verify --all")
@@ -96,10 +97,12 @@ def data_verify(*names: str, all: bool = False, root: str | None = None, project
     if all:
         references = [f"{name}@{version}" for name in catalog.names() for version in catalog.versions(name)]
 
+    read: ReadFiles = {}
+
     def verified(reference: str) -> VerifiedVersion:
         section = implicit_section(reference, catalog, found)
         if section is None or found is None:
-            return verify_version(catalog, reference)
+            return verify_version(catalog, reference, read)
         return verify_files(reference, section, found)
 
     if not references:

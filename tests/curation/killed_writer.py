@@ -56,6 +56,16 @@ def clean(root: Path) -> None:
     execute(WithoutLetter((catalog_of(root).open("pets"),), "q"), "pets", catalog_of(root), LIMITS)
 
 
+def clean_more(root: Path) -> None:
+    """Of an earlier version, it refers to the shards of rows that it has cleaned before."""
+    clean(root)
+
+
+def purge_shared(root: Path) -> None:
+    """Files of the versions that are deleted are taken over by versions that stay."""
+    purge(root)
+
+
 def dedupe(root: Path) -> None:
     execute(Dedupe((catalog_of(root).open("pets"),), 0.8), "pets", catalog_of(root), LIMITS)
 
@@ -88,7 +98,7 @@ def tokenize(root: Path) -> None:
 
 def purge(root: Path) -> None:
     limits = LIMITS.memory_bytes
-    where = "_row LIKE 's0%'"
+    where = f"text = '{TEXTS[0][1]}'" if sys.argv[1] == "purge_shared" else "_row LIKE 's0%'"
     plan, step = plan_erasure(catalog_of(root), None, "pets", where, purge=True, dry_run=False, memory_bytes=limits)
     if plan.rows:
         erase(catalog_of(root), plan, step, LIMITS)
@@ -96,7 +106,18 @@ def purge(root: Path) -> None:
 
 WRITERS: dict[str, Callable[[Path], None]] = {
     writer.__name__: writer
-    for writer in (collect_files, clean, dedupe, split_again, read_database, index, tokenize, purge)
+    for writer in (
+        collect_files,
+        clean,
+        clean_more,
+        dedupe,
+        split_again,
+        read_database,
+        index,
+        tokenize,
+        purge,
+        purge_shared,
+    )
 }
 
 
@@ -118,6 +139,14 @@ def prepare(root: Path) -> None:
             added = add(root, "grown", f"{count}.jsonl").version
             if count == 20:
                 execute(Split((added,), 0.3, 0.3, 0.8), "grown", catalog_of(root), LIMITS)
+    if sys.argv[1] in ("clean_more", "purge_shared"):
+        clean(root)
+        for other in range(1 + (sys.argv[1] == "purge_shared")):
+            # the purge deletes the versions of both shards of TEXTS; the others stay, and have the second shard of one
+            texts = ((f"no {other}",), TEXTS[1]) if sys.argv[1] == "purge_shared" else (*TEXTS, ("new",))
+            execute(Rows((), texts), "pets", catalog_of(root), LIMITS)
+            if sys.argv[1] == "purge_shared":
+                clean(root)
     if sys.argv[1] == "purge":
         index(root)
         tokenize(root)

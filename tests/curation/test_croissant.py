@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import socket
@@ -13,8 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from PIL import Image
-from toy_steps import Rows
+from toy_steps import Rows, WithoutLetter
 
+from aifx.curation.compact import Compact
 from aifx.curation.execution import execute
 from aifx.curation.step import Limits, Outcome, Step
 from aifx.data.names import Kind
@@ -120,3 +122,15 @@ def test_pictures(make: Any) -> None:
     rows = records(make(Table((), pa.table(columns), "images")))
     assert [row["image"].getpixel((0, 0)) for row in rows] == [(255, 0, 0), (0, 0, 255)]
     assert rows[1]["label"] == b"cold"
+
+
+def test_files_of_other_versions(make: Any) -> None:
+    """They are named by their paths; mlcroissant reads the rows of a version that holds all of them."""
+    make(WithoutLetter((make(Rows((), (("é cat", "a dog"),))),), "d"))
+    version = make(WithoutLetter((make(Rows((), (("é cat", "a dog"), ("an ox",)))),), "d"))
+    document = json.loads((version.path / "croissant.json").read_text())
+    files = {version.path / one["contentUrl"]: one["sha256"] for one in document["distribution"] if "sha256" in one}
+    assert [path.parents[1] == version.path for path in files] == [False, True]
+    assert {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files} == files
+    assert not mlcroissant.Dataset(jsonld=str(version.path / "croissant.json")).metadata.issues.errors
+    assert [row["text"].decode() for row in records(make(Compact((version,))))] == ["é cat", "an ox"]

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from adding import add, quarantine_of, rows_of
+from s3_server import s3_server
 from toy_steps import Rows, WithoutLetter
 
 from aifx.core.artifact import Artifact, DamagedArtifact, parse_artifact, read_artifact
 from aifx.core.errors import DataError
 from aifx.curation import execution
+from aifx.curation.cleaning import Clean
 from aifx.curation.compact import Compact, is_compact
-from aifx.curation.duplicates import Dedupe
+from aifx.curation.duplicates import Dedupe, Split
 from aifx.curation.erasure import Erasure, erase, plan_erasure
 from aifx.curation.execution import execute
 from aifx.curation.labels.agreement import ApplyLabels
-from aifx.curation.step import Limits
+from aifx.curation.step import Limits, Step
 from aifx.data.versions.catalog import Catalog, check_files, check_shards, open_catalog
 from aifx.data.versions.manifest import KIND, VERSION, Version
 
@@ -187,10 +190,11 @@ def test_places_outside_of_versions_are_refused(catalog: Catalog) -> None:
             parse_artifact(other.encode(), "it", KIND, VERSION)
 
 
-def purge(catalog: Catalog, where: str, *, dry_run: bool = False) -> Erasure:
+def purge(catalog: Catalog, where: str) -> tuple[Erasure, Erasure]:
+    """The plan of an erasure with --purge, and its result."""
     memory = LIMITS.memory_bytes
-    plan, step = plan_erasure(catalog, None, "pets", where, purge=True, dry_run=dry_run, memory_bytes=memory)
-    return plan if dry_run else erase(catalog, plan, step, LIMITS)
+    plan, step = plan_erasure(catalog, None, "pets", where, purge=True, dry_run=False, memory_bytes=memory)
+    return plan, erase(catalog, plan, step, LIMITS)
 
 
 def test_a_purge_leaves_files_to_the_versions_that_stay(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,10 +203,8 @@ def test_a_purge_leaves_files_to_the_versions_that_stay(catalog: Catalog, monkey
     staying = [clean(collect(catalog, (TEXTS[0], (animal,))), catalog) for animal in ("a hen", "a cow")]
     assert [version.manifest.holders for version in staying] == [(gone.manifest.sha256,)] * 2
     rows = [rows_of(version) for version in staying]
-    planned = purge(catalog, "text = 'no fish'", dry_run=True)
+    planned, done = purge(catalog, "text = 'no fish'")
     assert set(planned.rewritten) == {version.reference for version in staying}
-    assert damages(catalog, staying[0]) == ()
-    done = purge(catalog, "text = 'no fish'")
     assert set(done.rewritten) == set(planned.rewritten)
     assert (done.made, done.remaining) == (None, ())
     assert not gone.path.exists()
@@ -229,7 +231,7 @@ def test_an_erasure_writes_the_shards_with_a_row_to_erase(catalog: Catalog) -> N
     made = catalog.open(str(erase(catalog, plan, step, LIMITS).made))
     assert made.manifest.holders == (first.manifest.sha256,)
     assert own_names(made) == ["shards/00000-000.parquet", "dropped/00000-000.parquet"]
-    done = purge(catalog, "text IN ('a dog', 'an ox')")
+    _, done = purge(catalog, "text IN ('a dog', 'an ox')")
     latest = catalog.open("pets")
     assert (done.made, done.rewritten, done.remaining) == (latest.reference, (latest.reference,), ())
     assert catalog.versions("pets") == [latest.manifest.version]
@@ -266,3 +268,75 @@ def test_files_are_added_to_a_compacted_version(tmp_path: Path) -> None:
     more = add(tmp_path, "corpus", "raw").version
     assert more.manifest.holders == (compacted.manifest.sha256,)
     assert len(rows_of(more)) == 20
+
+
+def own_bytes(version: Version) -> int:
+    """Bytes of the files in the folder of a version."""
+    return sum(path.stat().st_size for path in version.path.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("files", "rows", "more"), [(2, 500, 10), pytest.param(8, 25_000, 1_000, marks=pytest.mark.slow)]
+)
+def test_what_new_rows_cost(tmp_path: Path, files: int, rows: int, more: int) -> None:
+    """Each version of a data set with a few new rows has about their bytes, and the records of its tasks."""
+    catalog = open_catalog(str(tmp_path / "datasets"))
+
+    def steps() -> list[Version]:
+        made = [add(tmp_path, "corpus", "raw").version]
+        makers: list[Callable[[Version], Step]] = [
+            lambda parent: Clean((parent,), (), None),
+            lambda parent: Dedupe((parent,), None),
+            lambda parent: Split((parent,), 0.1, 0.1, None),
+        ]
+        for make in makers:
+            made.append(execute(make(made[-1]), "corpus", catalog, LIMITS).version)
+        return made
+
+    for number in range(files):
+        write_rows(tmp_path, str(number), rows)
+        add(tmp_path, "corpus", "raw")
+    before = steps()
+    write_rows(tmp_path, "more", more)
+    after = steps()
+    for old, new in zip(before, after, strict=True):
+        assert new.manifest.rows == files * rows + more
+        written = [file for file in new.manifest.shards if not file.holder]
+        assert sum(file.rows for file in written) == more
+        assert sum(file.bytes for file in written) < 4 * more / rows * old.manifest.bytes / files + 4_000
+        assert own_bytes(new) < sum(file.bytes for file in written) + 110_000
+        assert damages(catalog, new) == ()
+    kept = {row["_row"]: row for row in rows_of(after[-1])}
+    assert all(kept[row["_row"]] == row for row in rows_of(before[-1]))
+
+
+@pytest.mark.parametrize("kind", ["memory", pytest.param("s3", marks=pytest.mark.slow)])
+def test_a_remote_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Another machine copies what a version needs, and no more; a purge lets versions that stay take files over."""
+    with s3_server(monkeypatch) if kind == "s3" else nullcontext():
+        check_remote_root(open_catalog(f"{kind}://bucket/{tmp_path.name}"), tmp_path, monkeypatch)
+
+
+def check_remote_root(catalog: Catalog, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(folder / "first"))
+    first = clean(collect(catalog, TEXTS[:2]), catalog)
+    second = clean(collect(catalog, (TEXTS[0], ("a hen",))), catalog)
+    assert second.manifest.holders == (first.manifest.sha256,)
+    assert damages(catalog, second) == ()
+    stored = catalog.store.files(f"pets/{second.manifest.version}/shards")
+    assert stored == ["00001-000.parquet"]
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(folder / "second"))
+    copy = catalog.open("pets")
+    assert [row["text"] for row in rows_of(copy)] == ["a cat", "a hen"]
+    held = folder / "second" / "datasets" / first.manifest.sha256
+    assert sorted(path.name for path in held.rglob("*.parquet")) == ["00000-000.parquet", "00000-000.parquet"]
+    assert not (held / "shards" / "00001-000.parquet").exists()
+    _, done = purge(catalog, "text = 'no fish'")
+    assert done.rewritten == (second.reference,)
+    assert damages(catalog, catalog.open("pets")) == ()
+    assert catalog.manifest("pets").holders == ()
+    assert [row["text"] for row in rows_of(catalog.open("pets"))] == ["a cat", "a hen"]
+    catalog.store.remove(f"pets/{second.manifest.version}/shards/00000-000.parquet")
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(folder / "third"))
+    with pytest.raises(DataError, match="is damaged"):
+        catalog.open("pets")

@@ -16,13 +16,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from aifx.core.artifact import (
     MANIFEST,
     SHORT_DIGITS,
     Artifact,
     DamagedArtifact,
+    Files,
     SealedFile,
     check_once,
     mark_checked,
@@ -35,7 +36,7 @@ from aifx.core.artifact_copies import copy_artifact, copy_files, damaged_in_stor
 from aifx.core.errors import AifxError, DataError, UsageError, did_you_mean
 from aifx.core.files import UnsafeFile
 from aifx.core.os_errors import could_not
-from aifx.core.progress import report_progress
+from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, cache_path
 from aifx.core.stores import Store, open_store
 from aifx.data.names import CLUSTER, FILE_KEYS, SPLIT, Kind
@@ -299,13 +300,19 @@ class CheckedFiles:
     damages: tuple[str, ...]
 
 
-def check_files(store: Store, name: str, version: str) -> CheckedFiles:
+ReadFiles: TypeAlias = dict[tuple[str, str, SealedFile], str]
+"""Damage of files that were read, or "": by the URL of the version, the name in it, and what is expected."""
+
+
+def check_files(store: Store, name: str, version: str, read: ReadFiles | None = None) -> CheckedFiles:
     """Read every file of a version and compare it with its SHA-256.
 
     Args:
         store: the version's folder.
         name: of the data set.
+        read: files of several versions that were read already, to which those of this version are added.
     """
+    read = {} if read is None else read
     artifact, damages = _read_manifest(store, name, version), list[str]()
     try:
         sums = store.read(SUMS)
@@ -326,15 +333,24 @@ def check_files(store: Store, name: str, version: str) -> CheckedFiles:
         damages.append(f"{SUMS} {'is missing' if sums is None else 'has other bytes than were written'}")
     size = sum(file.bytes for file in artifact.every_file.values()) + (store.size(MANIFEST) or 0)
     with report_progress(f"reading {store.url}", size, "bytes") as progress:
-        own = damaged_in_store(store, artifact.own_files, progress)
+        own = _damages(store, artifact.own_files, read, progress)
         damages += [damage for damage in own if damage.partition(" ")[0] not in rewritten]
         for holder in sorted({holder for holder, _ in artifact.elsewhere.values()}):
-            found = damaged_in_store(store.beside(short(holder)), artifact.files_in(holder), progress)
+            found = _damages(store.beside(short(holder)), artifact.files_in(holder), read, progress)
             damages += [f"{path_in(holder, damage)} ({name}@{short(holder)} holds it)" for damage in found]
     for folder in (SHARDS, DROPPED, QUARANTINE):
         stored = sorted(f"{folder}/{file}" for file in store.files(folder))
         damages += [f"{file} is no file of this version" for file in stored if file not in artifact.files]
     return CheckedFiles(len(artifact.every_file) + 1, size, tuple(damages))
+
+
+def _damages(store: Store, files: Files, read: ReadFiles, progress: Reporter) -> list[str]:
+    """The damage of files, of which only those are read that no version before had."""
+    unread = {name: file for name, file in files.items() if (store.url, name, file) not in read}
+    found = damaged_in_store(store, unread, progress)
+    for name, file in unread.items():
+        read[store.url, name, file] = next((damage for damage in found if damage.startswith(f"{name} ")), "")
+    return [damage for name, file in files.items() if (damage := read[store.url, name, file])]
 
 
 def check_shards(version: Version) -> None:
