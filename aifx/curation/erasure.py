@@ -25,12 +25,13 @@ from aifx.curation.leftovers import delete_leftover, leftovers_in
 from aifx.curation.named_files import PLACE, named_rows
 from aifx.curation.step import Limits
 from aifx.curation.takeover import take_over
+from aifx.curation.unused import delete_version
 from aifx.curation.work_folders import ROWS_FOLDER, SKETCHES, holding_dataset, steps_folder
 from aifx.data.file_index import find_implicit
 from aifx.data.names import ROW
-from aifx.data.versions.catalog import TOKENS, Catalog
+from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.lineage import record_removal
-from aifx.data.versions.manifest import INDEXES, Version
+from aifx.data.versions.manifest import Version
 from aifx.data.versions.sql import RowTable, open_selection, open_tables
 
 CACHES = ("tokens", "chats", "tokenizers", "pages", "images", ROWS_FOLDER)
@@ -159,7 +160,7 @@ def erase(catalog: Catalog, plan: Erasure, step: Erase, limits: Limits) -> Erasu
             rewritten = tuple(take_over(catalog, name, {manifest.sha256 for manifest in removed}))
             record_removal(catalog, removed)
             for manifest in removed:
-                _delete(catalog, manifest.name, manifest.version, manifest.sha256)
+                delete_version(catalog, manifest)
             holders = _holding_versions(catalog, step.rows, limits.memory_bytes)  # also those made since the plan
         remaining = tuple(one.reference for one in holders.values())
     return replace(plan, made=made, remaining=remaining, rewritten=rewritten)
@@ -247,16 +248,3 @@ def _delete_leftovers(folder: Path) -> None:
         if (found := delete_leftover(leftover)) is not None and found.kept:
             hint = "run the same command again when it has ended"
             raise FolderBusy(f"{found.path} cannot be deleted", found.kept, hint)
-
-
-def _delete(catalog: Catalog, name: str, version: str, digest: str) -> None:
-    """Delete a version after its indexes, the tokens made of it, and its copy in the cache.
-
-    As long as the version is there, a call that was killed can be repeated.
-    """
-    shutil.rmtree(cache_path("datasets") / digest, ignore_errors=True)
-    for folder in (f"{TOKENS}/{version}", f"{name}/{INDEXES}/{version}", f"{name}/{version}"):
-        if catalog.local is None:
-            catalog.store.remove(folder)
-        elif (path := catalog.local / folder).exists():
-            remove_folder(path, str(path))

@@ -30,6 +30,7 @@ from aifx.core.artifact import is_unfinished
 from aifx.core.files import LOCK, REMOVED, FolderBusy, held_temporary, holding, is_temporary, remove_folder
 from aifx.core.project import cache_path
 from aifx.core.results import Result
+from aifx.curation.leases import LEASES
 from aifx.curation.work_folders import READ, ROWS_FOLDER, WORK, steps_root
 from aifx.data.file_index import prune_indexes
 from aifx.data.versions.catalog import DATASET_NAME, TOKENS, Catalog
@@ -37,7 +38,9 @@ from aifx.data.versions.manifest import INDEXES, LATEST, LINEAGE
 
 logger = logging.getLogger(__name__)
 
-LeftoverKind: TypeAlias = Literal["step", "read", "index", "tokens", "removal", "file", "version", "files", "entries"]
+LeftoverKind: TypeAlias = Literal[
+    "step", "read", "index", "tokens", "removal", "file", "version", "files", "entries", "unused"
+]
 
 _KINDS: Mapping[str, LeftoverKind] = {WORK: "step", READ: "read", REMOVED: "removal"}
 _UNFINISHED = re.compile(rf"({'|'.join(map(re.escape, _KINDS))})[0-9a-f]{{12,}}")
@@ -49,9 +52,9 @@ class Leftover:
     """A folder or a file that a command left.
 
     Attributes:
-        path: on this machine, or the URL of a "version".
+        path: on this machine, or the URL of a version.
         kind: of the work that is unfinished; "version" is a folder without a manifest, "files" the rows of files that
-            `why` or `erase` looked at, "entries" those of an index of files that are gone.
+            `why` or `erase` looked at, "entries" those of an index of files that are gone. "unused" is a version.
         kept: why it stays; "" if it is deleted.
     """
 
@@ -87,7 +90,7 @@ def collect_garbage(catalog: Catalog, *, dry_run: bool) -> CollectedGarbage:
     datasets = sorted(path for path in root.glob("*") if _is_dataset(path))
     found = [
         ended
-        for folder in (*datasets, root / TOKENS, root / LINEAGE, cache_path(ROWS_FOLDER))
+        for folder in (*datasets, root / TOKENS, root / LINEAGE, root / LEASES, cache_path(ROWS_FOLDER))
         for leftover in leftovers_in(folder)
         if (ended := delete_leftover(leftover, dry_run=dry_run)) is not None
     ]

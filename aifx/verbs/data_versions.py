@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+UNUSED_DAYS = 7
+"""Days for which a version that nothing refers to stays: a command on another machine may begin to use it."""
+
 
 def data_ls(name: str | None = None, *, root: str | None = None, project: StrPath = ".") -> VersionList:
     """List data sets and their versions.
@@ -409,17 +412,22 @@ def data_erase(
 
 def data_gc(
     *,
+    versions: bool = False,
+    older_than: float = UNUSED_DAYS,
     dry_run: bool = False,
     confirm: Callable[[CollectedGarbage], None] | None = None,
     root: str | None = None,
     project: StrPath = ".",
 ) -> CollectedGarbage:
-    """Delete what killed and unfinished commands left among the data sets.
+    """Delete what killed and unfinished commands left among the data sets, and on demand versions that nothing uses.
 
-    A command that was killed does its work from the beginning after that. What a process uses stays, and so does
-    every version.
+    A command that was killed does its work from the beginning after that. What a process uses stays. A version stays if
+    its name means it, or a run, `data.dataset`, a recipe, a label file or another project's lease names it. So does all
+    that it was made from.
 
     Args:
+        versions: also delete versions that nothing refers to.
+        older_than: days since such a version was made, at least.
         dry_run: find it, and delete nothing.
         confirm: called with what was found before something is deleted. What it raises ends the collection.
         root: folder or URL with the data sets; by default `datasets.root` of the project.
@@ -431,10 +439,27 @@ def data_gc(
     """
     from aifx.curation.leftovers import collect_garbage
 
-    catalog, _ = find_catalog(root, project)
-    if confirm is not None and not dry_run and (found := collect_garbage(catalog, dry_run=True)).deleted:
-        confirm(found)
-    return collect_garbage(catalog, dry_run=dry_run)
+    catalog, found = find_catalog(root, project)
+    around = found or project_around(project)
+    if versions and not 0 <= older_than < 36500:
+        raise UsageError(f"--older-than {older_than:g} is no number of days", "it is 0 or more", "--older-than 7")
+
+    def collect(*, dry_run: bool) -> CollectedGarbage:
+        garbage = collect_garbage(catalog, dry_run=dry_run)
+        if not versions:
+            return garbage
+        from aifx.curation.unused import with_unused
+        from aifx.verbs.referrers import all_uses
+
+        return with_unused(garbage, catalog, all_uses(catalog, around), older_than)
+
+    if not dry_run:
+        from aifx.verbs.referrers import renew
+
+        renew(catalog, around)
+    if confirm is not None and not dry_run and (planned := collect(dry_run=True)).deleted:
+        confirm(planned)
+    return collect(dry_run=dry_run)
 
 
 def run_data_tasks(work: StrPath, element: int, elements: int) -> None:

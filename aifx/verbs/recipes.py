@@ -33,6 +33,7 @@ from aifx.verbs.data_add import data_add
 from aifx.verbs.data_expect import RULES, data_expect
 from aifx.verbs.data_labels import data_label_apply
 from aifx.verbs.data_steps import data_clean, data_decontaminate, data_dedupe, data_join, data_mix, data_pii, data_split
+from aifx.verbs.referrers import renew
 
 if TYPE_CHECKING:
     from aifx.data.versions.catalog import Catalog
@@ -179,7 +180,7 @@ def data_make(*names: str, recipe: StrPath | None = None, **options: Unpack[Step
         [('add', 0), ('dedupe', 1)]
     """
     path = _path(recipe, options)
-    catalog, _ = find_catalog(options.get("root"), options.get("project", "."))
+    catalog, project = find_catalog(options.get("root"), options.get("project", "."))
     done: list[RecipeMade] = []
     for each in _in_order(read_recipes(path), names, path):
         steps: list[RecipeStepMade] = []
@@ -200,6 +201,7 @@ def data_make(*names: str, recipe: StrPath | None = None, **options: Unpack[Step
             still = f"still means {meaning}" if meaning else "means no version"
             log.info("%s is not accepted, and %s %s", steps[-1].reference, each.name, still)
             break
+    renew(catalog, project)
     return MadeRecipes(tuple(done))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from aifx.core import lifecycle
 from aifx.core.errors import UsageError
 from aifx.core.progress import listen
-from aifx.core.project import find_project
+from aifx.core.project import Project, find_project
 from aifx.core.statuses import ProcessStatus
 from aifx.core.steps import parse_step
 from aifx.training.hook import Hook
@@ -18,6 +18,7 @@ from aifx.verbs.arguments import Settings, Step, StrPath, overrides
 from aifx.verbs.jobs import is_first_of_job
 
 if TYPE_CHECKING:
+    from aifx.config.config import Config
     from aifx.core.stop_signals import StopSignals
     from aifx.training.records import Record, RunInfo, TrainResult
 
@@ -86,10 +87,11 @@ def train(
     refitted = open_refit(found.existing_run(run), found, given) if refit else None
     file = None if config is None else Path(config)
     name = f"{run}-refit" if refit else run
+    chosen = refitted.config if refitted else load_config(found, given, file=file)
     run_training = partial(
         train_run,
         found,
-        refitted.config if refitted else load_config(found, given, file=file),
+        chosen,
         name,
         fork_from=fork_from,
         fork_at="last" if at is None else at,
@@ -99,6 +101,8 @@ def train(
         profile=profile,
         started_at=process_started_at() if lifecycle.is_entered() else None,
     )
+    if is_first:
+        _renew_lease(found, chosen, name)
     if stop is not None and on_exit is not None:
 
         def end(status: ProcessStatus | None, why: str) -> None:
@@ -109,3 +113,18 @@ def train(
         return run_training()
     with listen(lambda _: None):  # one process of a job reports its progress
         return run_training()
+
+
+def _renew_lease(project: Project, config: Config, run: str) -> None:
+    """Say on the root of the data sets, if other projects share it, which version the run is about to read."""
+    if (reference := getattr(config.data, "dataset", None)) is None:
+        return
+    from aifx.curation.leases import Use, is_shared
+    from aifx.data.versions.catalog import open_catalog
+
+    placed = config.apply_to(project)
+    catalog = open_catalog(placed.datasets, placed)
+    if is_shared(catalog, placed):
+        from aifx.verbs.referrers import renew
+
+        renew(catalog, placed, Use(reference, f"run {run}"))

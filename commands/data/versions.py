@@ -310,23 +310,33 @@ DESCRIPTIONS = {
     "version": "version without a manifest",
     "files": "rows of files that a command looked at",
     "entries": "index entries of files that are gone",
+    "unused": "version",
 }
 
 
 def gc(
     root: RootOption = None,
+    versions: Annotated[
+        bool, typer.Option("--versions", help="Also delete versions that nothing refers to; name those that stay.")
+    ] = False,
+    older_than: Annotated[
+        float,
+        typer.Option("--older-than", metavar="DAYS", help="Least days since such a version was made. By default 7."),
+    ] = 7,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Delete what killed and unfinished commands left among the data sets.
+    """Delete what killed and unfinished commands left among the data sets, and versions that nothing uses.
 
     Examples:
         aifx data gc --dry-run
+        aifx data gc --versions --older-than 30 --dry-run
         aifx data gc --root s3://bucket/datasets --yes
 
-    A command that was killed does its work from the beginning after that. aifx keeps what a process uses, and every
-    version. On a terminal, it asks first. A script must use --yes.
+    A command that was killed does its work from the beginning after that. aifx keeps what a process uses. With
+    --versions, it keeps each version that a name, a run, aifx.toml, a recipe, a label file or the lease of another
+    project names, and what that was made from. On a terminal, it asks first. A script must use --yes.
     """
     with terminal(json) as out:
         from aifx.core.artifact import short
@@ -335,11 +345,17 @@ def gc(
         def confirm(planned: CollectedGarbage) -> None:
             are_below = {one.path.startswith(f"{planned.root}/") for one in planned.deleted}
             places = [planned.root] * (True in are_below) + ["the cache"] * (False in are_below)
-            what = f"{counted(len(planned.deleted), 'leftover')} in {' and '.join(places)}"
-            hint = f"aifx data gc {f'--root {shlex.quote(root)} ' if root else ''}--yes"
+            unused = sum(one.kind == "unused" for one in planned.deleted)
+            rest = len(planned.deleted) - unused
+            parts = [counted(rest, "leftover")] * (rest > 0) + [counted(unused, "version")] * (unused > 0)
+            what = f"{' and '.join(parts)} in {' and '.join(places)}"
+            options = f"{f'--root {shlex.quote(root)} ' if root else ''}{'--versions ' if versions else ''}"
+            hint = f"aifx data gc {options}{f'--older-than {older_than:g} ' if older_than != 7 else ''}--yes"
             confirm_deletion(out, what, readable_bytes(planned.bytes), hint)
 
-        found = data_gc(dry_run=dry_run, confirm=None if yes else confirm, root=root)
+        found = data_gc(
+            versions=versions, older_than=older_than, dry_run=dry_run, confirm=None if yes else confirm, root=root
+        )
         out.result(found)
         verb = "would delete" if dry_run else "deleted"
         for one in (*found.deleted, *found.kept):

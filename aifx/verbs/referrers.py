@@ -1,0 +1,99 @@
+"""The versions of data sets that something refers to, so that `aifx data gc --versions` keeps them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aifx.core.errors import AifxError, DataError, UsageError
+from aifx.core.os_errors import in_brief
+from aifx.core.project import Project
+from aifx.curation.history import trained_runs
+from aifx.curation.labels.store import FOLDER, read_entries
+from aifx.curation.leases import Use, is_shared, leased_uses, renew_lease
+from aifx.data.versions.catalog import DATASET_NAME
+from aifx.verbs.catalogs import project_around
+
+if TYPE_CHECKING:
+    from aifx.data.versions.catalog import Catalog
+
+log = logging.getLogger(__name__)
+
+_PINNED = re.compile(rf"{DATASET_NAME.pattern}@[0-9a-f]{{4,64}}(?=:|$)")
+
+Referrer = Callable[["Catalog", Project], Iterator[Use]]
+"""The uses of a project's data sets by one kind of thing. A reference is one that `data.dataset` takes."""
+
+
+def runs(catalog: Catalog, project: Project) -> Iterator[Use]:
+    """The versions that runs trained on, imported models included."""
+    for run in trained_runs(project):
+        yield Use(run.reference, f"run {run.run}")
+
+
+def configuration(catalog: Catalog, project: Project) -> Iterator[Use]:
+    """The version that `data.dataset` names."""
+    from aifx.kinds import load_config
+
+    if (reference := getattr(load_config(project).data, "dataset", None)) is not None:
+        yield Use(reference, "aifx.toml")
+
+
+def recipe(catalog: Catalog, project: Project) -> Iterator[Use]:
+    """The versions that steps of the project's recipe name."""
+    from aifx.verbs.recipes import RECIPE, read_recipes
+
+    path = project.root / RECIPE
+    if path.exists():
+        for one in read_recipes(path).values():
+            for value in (value for step in one.steps for value in step.settings.values()):
+                for text in value if isinstance(value, list) else [value]:
+                    if isinstance(text, str) and (found := _PINNED.match(text)):
+                        yield Use(found[0], RECIPE)
+
+
+REFERRERS: list[Referrer] = [runs, configuration, recipe]
+"""A function for each kind of thing in a project that names versions. What else names versions adds its own here."""
+
+
+def uses_of(catalog: Catalog, project: Project) -> list[Use]:
+    """All uses of a project, by whole reference."""
+    return _resolved(catalog, (use for referrer in REFERRERS for use in referrer(catalog, project)))
+
+
+def _resolved(catalog: Catalog, uses: Iterable[Use]) -> list[Use]:
+    """Uses by whole reference, each once. What names no version of the catalog is left out."""
+    found: dict[Use, None] = {}
+    for use in uses:
+        with suppress(UsageError, DataError):
+            found[Use(catalog.manifest(use.reference).whole_reference, use.who)] = None
+    return list(found)
+
+
+def renew(catalog: Catalog, project: Project | None, *more: Use) -> None:
+    """Renew the lease of a project on the root that its data sets share with others."""
+    if project is not None and is_shared(catalog, project):
+        try:
+            renew_lease(catalog, project, [*uses_of(catalog, project), *_resolved(catalog, more)])
+        except AifxError as e:  # such as a recipe that cannot be read: the command does without
+            log.warning("the lease on %s is not renewed: %s", catalog.store.url, in_brief(e))
+
+
+def all_uses(catalog: Catalog, project: Project | None) -> list[Use]:
+    """The uses of a project, of the project around the root, of label files, and of the leases on the root."""
+    around = [project, project_around(catalog.local) if catalog.local is not None and catalog.local.is_dir() else None]
+    projects = {one.root: one for one in around if one is not None}
+    found = [use for one in projects.values() for use in uses_of(catalog, one)]
+    return [*found, *_labelled(catalog), *leased_uses(catalog)]
+
+
+def _labelled(catalog: Catalog) -> Iterator[Use]:
+    """The versions of which people labelled rows. Label files are below the root."""
+    for name in catalog.names() if catalog.local is not None else ():
+        for path in sorted(Path(catalog.local or "", name, FOLDER).glob("*.jsonl")):
+            for version in dict.fromkeys(entry.version for entry in read_entries(path)):
+                yield Use(version, f"label file {name}/{FOLDER}/{path.name}")
