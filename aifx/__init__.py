@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from aifx.verbs.configuration import config_check, config_keys, config_schema, config_show, config_toml
     from aifx.verbs.data_add import data_add, data_add_plan
+    from aifx.verbs.data_classify import data_classify
     from aifx.verbs.data_expect import data_expect, data_expect_history, data_expect_infer
     from aifx.verbs.data_labels import (
         data_label_agreement,
@@ -133,6 +134,7 @@ _NAMES = {
     "ckpt_prune",
     "evaluation": "evaluate evaluate_benchmark",
     "prediction": "load predict predict_files",
+    "data_classify": "data_classify",
     "generation": "generate",
     "health": "doctor doctor_diff doctor_rules doctor_serve",
     "health_fleet": "doctor_fleet doctor_bisect",

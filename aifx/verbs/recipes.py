@@ -30,6 +30,7 @@ from aifx.data.versions.catalog import DATASET_NAME, check_dataset_name
 from aifx.verbs.arguments import StrPath
 from aifx.verbs.catalogs import StepOptions, find_catalog, project_around
 from aifx.verbs.data_add import data_add
+from aifx.verbs.data_classify import data_classify
 from aifx.verbs.data_expect import RULES, data_expect
 from aifx.verbs.data_labels import data_label_apply
 from aifx.verbs.data_steps import data_clean, data_decontaminate, data_dedupe, data_join, data_mix, data_pii, data_split
@@ -48,6 +49,7 @@ STEPS: Mapping[str, Callable[..., Any]] = {
     "mix": data_mix,
     "clean": data_clean,
     "dedupe": data_dedupe,
+    "classify": data_classify,
     "pii": data_pii,
     "label_apply": data_label_apply,
     "join": data_join,

@@ -121,6 +121,7 @@ def command_types() -> dict[str, Any]:
         "data-dedupe": MadeVersion | Audit,
         "data-split": MadeVersion,
         "data-join": MadeVersion,
+        "data-classify": MadeVersion,
         "data-compact": MadeVersion,
         "data-decontaminate": Contamination | MadeVersion,
         "data-add": AddedFiles | ListedFiles,

@@ -13,6 +13,7 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data import label
 from aifx.commands.data.add import add
+from aifx.commands.data.classify import classify
 from aifx.commands.data.expect import expect
 from aifx.commands.data.index import index, search
 from aifx.commands.data.make import make
@@ -58,6 +59,7 @@ app = typer.Typer(
         aifx data expect corpus        judge it by the rules of rules.toml
         aifx data pii corpus --mask    mask personal data and secrets
         aifx data dedupe corpus        drop copies, and near duplicates with --near
+        aifx data classify corpus --run quality --keep 0.3
         aifx data split corpus         send rows to training, validation and test
         aifx data decontaminate corpus find rows that a test contains
         aifx data label export reviews labels.json
@@ -217,6 +219,7 @@ app.command()(verify)
 app.command()(compact)
 app.command()(make)
 app.command()(join)
+app.command()(classify)
 app.command()(expect)
 app.command()(mix)
 app.command()(profile)
