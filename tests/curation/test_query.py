@@ -102,6 +102,12 @@ def test_what_is_refused(version: Version, tmp_path: Path, sql: str) -> None:
     assert beside.read_text() == "a\n1\n"
 
 
+def test_a_long_query_prints_nothing(version: Version) -> None:
+    """DuckDB draws a bar on stdout, beside the document of --json."""
+    found = rows_of(version, "SELECT current_setting('enable_progress_bar') AS bar", 1)
+    assert "True" not in str(found.rows[0])
+
+
 def test_more_than_the_memory_goes_to_the_disk(version: Version) -> None:
     rows = "SELECT DISTINCT range AS n, repeat('x', 50) || range AS t FROM range(3_000_000)"
     sql = f"SELECT sum(n) FROM ({rows})"

@@ -93,6 +93,7 @@ def open_tables(tables: Mapping[str, RowTable], memory_bytes: int = MEMORY_BYTES
                 for name, table in tables.items():
                     connection.execute(f"CREATE VIEW {identifier(name)} AS {table.selection}")
                 connection.execute("SET TimeZone = 'UTC'")  # so that a machine's own does not change what SQL finds
+                connection.execute("SET enable_progress_bar = false")  # on stdout, after two seconds
                 connection.execute("SET python_enable_replacements = false")
                 connection.execute("SET enable_external_access = false")
                 connection.execute("SET lock_configuration = true")
