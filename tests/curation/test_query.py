@@ -105,7 +105,7 @@ def test_what_is_refused(version: Version, tmp_path: Path, sql: str) -> None:
 
 
 def test_a_long_query_prints_nothing() -> None:
-    """DuckDB draws a bar on stdout, beside the document of --json, if Python runs no script, as in processes of aifx."""
+    """DuckDB draws a bar on stdout, beside the document of --json, in processes without a script, as aifx starts."""
     program = """if True:
         from aifx.data.versions.sql import open_tables
         with open_tables({}) as connection:
