@@ -157,7 +157,7 @@ def test_a_shard_of_an_earlier_version_is_damaged_or_gone(catalog: Catalog, capl
         (line,) = damages(catalog, second)
         assert line.startswith(f"../{first.manifest.version}/shards/00000-000.parquet {found}")
         assert line.endswith(f"({first.reference} holds it)")
-        with pytest.raises(DataError, match=rf"00000-000.parquet {found}.*, in {first.reference}"):
+        with pytest.raises(DataError, match=rf"00000-000.parquet {found}.* \({first.reference} holds it"):
             check_shards(second)
     third = clean(collect(catalog, (*TEXTS, ("a hen",))), catalog)
     assert first.manifest.sha256 not in third.manifest.holders

@@ -364,7 +364,7 @@ def check_shards(version: Version) -> None:
             try:
                 check_once(folder, part, part.files, progress)
             except DamagedArtifact as e:
-                whose = f", in {version.manifest.name}@{short(holder)}" if holder else ""
+                whose = f" ({version.manifest.name}@{short(holder)} holds it)" if holder else ""
                 what, hint = f"{version.reference}: {e.why}{whose}", f"aifx data verify {version.reference}"
                 raise DataError(what, "its manifest has the SHA-256 of each file", hint) from e
 
