@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from aifx.core.errors import ConfigError, did_you_mean
 from aifx.core.plurals import counted
-from aifx.curation.rules import BOUNDS, read_rule_tables
+from aifx.curation.rules import BOUNDS, check_rules, read_rule_tables
 from aifx.data.versions.manifest import Manifest
 
 REFERENCE = "docs/data-expect.md lists the checks and their keys"
@@ -217,13 +217,18 @@ class Expectation(BaseModel):
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
-def load_contract(path: Path) -> tuple[Expectation, ...]:
-    """The rules of a file, in order. Raises ConfigError, which names the file, the rule and the key."""
-    rules = read_rule_tables(path, Expectation, REFERENCE)
+def load_contract(given: Path | Sequence[Mapping[str, Any]]) -> tuple[Expectation, ...]:
+    """The rules of a file or of tables, in order. Raises ConfigError, which names the file, the rule and the key."""
+    if isinstance(given, Path):
+        where, rules = str(given), read_rule_tables(given, Expectation, REFERENCE)
+    else:
+        where, rules = "rules", check_rules(given, "rules", Expectation, REFERENCE)
     names = [rule.name for rule in rules]
     for number, name in enumerate(names, 1):
         if name in names[: number - 1]:
-            raise ConfigError(f"{path}: two rules have the id {name!r}", f"the second is rule {number}", 'id = "..."')
+            raise ConfigError(f"{where}: two rules have the id {name!r}", f"the second is rule {number}", 'id = "..."')
+    if not rules:
+        raise ConfigError(f"{where} has no rule", "there is nothing to judge", REFERENCE)
     return tuple(rules)
 
 

@@ -449,6 +449,11 @@ def parse_rule_tables(text: str, name: str, model: type[R], reference: str) -> l
         more = sorted(document.keys() - {"rule"})
         why = f"{more[0]!r} is not [[rule]]" if more else "it has no [[rule]]"
         raise ConfigError(f"{name} has other contents than rules", why, reference)
+    return check_rules(tables, name, model, reference)
+
+
+def check_rules(tables: Sequence[Any], name: str, model: type[R], reference: str) -> list[R]:
+    """The rules in tables of TOML. Raises ConfigError, which names where they are, the rule and the key."""
     return [_parse_rule(table, number, name, model, reference) for number, table in enumerate(tables, 1)]
 
 

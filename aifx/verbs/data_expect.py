@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from aifx.core.errors import UsageError
 from aifx.core.results import Result
@@ -59,7 +60,11 @@ class InferredContract(Result):
 
 
 def data_expect(
-    name: str, rules: StrPath | None = None, *, max_dropped: float = 0.5, **options: Unpack[StepOptions]
+    name: str,
+    rules: StrPath | Sequence[Mapping[str, Any]] | None = None,
+    *,
+    max_dropped: float = 0.5,
+    **options: Unpack[StepOptions],
 ) -> ExpectedVersion:
     """Judge a version by the rules of a contract, and make a version without the rows that break one.
 
@@ -68,7 +73,7 @@ def data_expect(
 
     Args:
         name: data set: "NAME" for its latest version, or "NAME@VERSION".
-        rules: file; by default rules.toml in the project.
+        rules: file, or the rules as it has them; by default rules.toml in the project.
         max_dropped: most rows that may be dropped, as a share.
 
     Example:
@@ -79,10 +84,10 @@ def data_expect(
     from aifx.curation.cleaning import dropped_share
     from aifx.curation.contract_checks import expect
 
-    path = _path(rules, options)
-    if not path.exists():
-        raise UsageError(f"no file {path}", "it has the rules", f"aifx data expect {name} --infer writes a first one")
-    contract = load_contract(path)
+    given = _path(rules, options) if rules is None or isinstance(rules, str | os.PathLike) else rules
+    if isinstance(given, Path) and not given.exists():
+        raise UsageError(f"no file {given}", "it has the rules", f"aifx data expect {name} --infer writes a first one")
+    contract = load_contract(given)
     place = open_place(**options)
     parent = place.catalog.open(name)
     now = datetime.now(UTC)
@@ -90,7 +95,7 @@ def data_expect(
     def accepts(manifest: Manifest) -> bool:
         return not refusing(manifest, now) and dropped_share(manifest) <= max_dropped
 
-    step = expect(parent, contract, place.catalog, str(path))
+    step = expect(parent, contract, place.catalog, str(given) if isinstance(given, Path) else "rules")
     made = place.execute(step, parent.manifest.name, accepts)
     manifest = made.version.manifest
     for one in refusing(manifest, now):

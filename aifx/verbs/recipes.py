@@ -347,9 +347,10 @@ def _read_by(steps: Sequence[RecipeStep], name: str, folder: Path) -> set[str]:
     return {reference.partition("@")[0] for reference in mixed | compared | joined | judged}
 
 
-def _contract(step: RecipeStep, folder: Path) -> Path:
-    """The file with the rules of a step `expect`."""
-    return folder / os.path.expanduser(step.settings.get("rules") or RULES)
+def _contract(step: RecipeStep, folder: Path) -> Path | Sequence[Mapping[str, Any]]:
+    """The rules of a step `expect`, or the file that has them."""
+    rules = step.settings.get("rules") or RULES
+    return folder / os.path.expanduser(rules) if isinstance(rules, str) else rules
 
 
 def _compared_with(step: RecipeStep, name: str) -> Sequence[str]:

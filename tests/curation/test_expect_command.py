@@ -228,6 +228,14 @@ def test_a_step_of_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ]
         assert refused.exit_code == ExitCode.VERDICT
         assert refused.data_sets[1].reference == made.data_sets[1].reference
+    inline = """rules = [{ check = "references", column = "shop", to = "shops", to_column = "id" },
+        { check = "rows", at_least = 3 }]"""
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace('rules = "contracts/orders.toml"', inline))
+    assert not data_make("orders").data_sets[1].steps[1].is_new  # the same rules
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace('rules = "contracts/orders.toml"', "rules = [{ check = 3 }]"))
+    with pytest.raises(ConfigError, match="rules: rule 1 cannot be used"):
+        data_make_plan()
+    (tmp_path / "recipe.toml").write_text(RECIPE)
     (tmp_path / "contracts" / "orders.toml").write_text("[[rule]]\ncheck = 'nulls'\n")
     with pytest.raises(ConfigError, match=r"orders\.toml: rule 1 cannot be used"):
         data_make_plan()
