@@ -106,7 +106,7 @@ def build_index(
             work = folder / f"{WORK}{digest}"
             check_shards(version)
             with holding_work(work):
-                _embed_shards(version, settings.column, embedder, work, limits)
+                embed_shards(version, settings.column, embedder, work, limits)
                 found, is_new = _publish(version, name, settings, catalog, work, limits), True
             shutil.rmtree(work, ignore_errors=True)
         record_index(catalog, version.manifest, name, plain(settings))
@@ -151,7 +151,7 @@ def _publish(
     """The index of the vectors in `work`."""
     import faiss
 
-    vectors, ids = _join(version, work, settings.embedder.dims)
+    vectors, ids = join_vectors(version, work, settings.embedder.dims)
     if not len(ids):
         why = f"column {settings.column!r} has no text with content in {counted(version.manifest.rows, 'row')}"
         raise UsageError(f"{version.reference} has nothing to embed", why, f"aifx data profile {version.reference}")
@@ -188,7 +188,7 @@ def _write(made: MadeIndex, out: Path, rows: int) -> RowFile:
     return RowFile(INDEX_FILE, sealed.sha256, rows, sealed.bytes)
 
 
-def _embed_shards(version: Version, column: str, embedder: Embedder, work: Path, limits: Limits) -> None:
+def embed_shards(version: Version, column: str, embedder: Embedder, work: Path, limits: Limits) -> None:
     shards = list(enumerate(version.shards))
     sizes = [shard.bytes for shard in version.manifest.shards]
     with report_progress(f"embedding {version.reference}", sum(sizes), "bytes") as progress:
@@ -252,7 +252,7 @@ def _pieces(version: Version, work: Path, dims: int) -> Iterator[tuple[int, Any]
         first += shard.rows
 
 
-def _join(version: Version, work: Path, dims: int) -> tuple[F32, NDArray[np.int64]]:
+def join_vectors(version: Version, work: Path, dims: int) -> tuple[F32, NDArray[np.int64]]:
     """All vectors that have a direction in one mapped file, and the number of each one's row in the version."""
     kept = [first + np.flatnonzero(vectors.any(axis=1)) for first, vectors in _pieces(version, work, dims)]
     ids = np.concatenate(kept) if kept else np.zeros(0, np.int64)

@@ -15,13 +15,15 @@ from aifx.core.errors import ExitCode, UsageError
 from aifx.core.plurals import counted
 from aifx.curation.execution import MadeVersion, made_version
 from aifx.verbs.arguments import StrPath
-from aifx.verbs.catalogs import StepOptions, StepPlace, licensing_project, open_place
+from aifx.verbs.catalogs import StepOptions, StepPlace, licensing_project, open_place, project_around
 
 if TYPE_CHECKING:
+    from aifx.core.project import Project
     from aifx.curation.audit import Audit
     from aifx.curation.decontaminate import Contamination, Reference
     from aifx.curation.duplicates import Dedupe
     from aifx.curation.pii.reports import PiiReport
+    from aifx.curation.step import Limits
     from aifx.data.versions.manifest import Version
 
 log = logging.getLogger(__name__)
@@ -95,6 +97,8 @@ def data_dedupe(
     name: str,
     *,
     near: float | None = None,
+    semantic: float | None = None,
+    embedder: str | None = None,
     images: bool = False,
     distance: int | None = None,
     mark: bool = False,
@@ -108,6 +112,8 @@ def data_dedupe(
     Args:
         name: data set: "NAME" for its latest version, or "NAME@VERSION".
         near: least Jaccard similarity of near duplicates, such as 0.8; by default only exact copies.
+        semantic: also drop texts whose vectors have at least this cosine, such as 0.92.
+        embedder: of these texts, as `data_index` takes it; by default "ngrams".
         images: also drop pictures that look the same, such as one in two sizes.
         distance: most bits of 64 in which the perceptual hashes of such pictures differ; by default 8.
         mark: keep all rows, and only write the cluster of each to the column "_cluster".
@@ -120,18 +126,38 @@ def data_dedupe(
     from aifx.curation.duplicates import Dedupe
 
     _check_similarity(near)
-    if near is not None and images:
-        raise UsageError("--near and --images cannot be used together", "one is for texts", "leave one of them out")
-    if distance is not None and not images:
-        raise UsageError("--distance can only be used with --images", "it compares pictures", "--images")
+    ways = {"--near": near is not None, "--semantic": semantic is not None, "--images": images}
+    if len(given := [option for option, is_given in ways.items() if is_given]) > 1:
+        why = "a version has the clusters of one of them"
+        raise UsageError(f"{' and '.join(given)} cannot be used together", why, "one after the other")
+    for option, value, needs in (("--distance", distance, "--images"), ("--embedder", embedder, "--semantic")):
+        if value is not None and not ways[needs]:
+            raise UsageError(f"{option} can only be used with {needs}", f"it is a setting of {needs}", needs)
     place = open_place(**options)
     version = place.catalog.open(name)
     step = Dedupe((version,), near, mark)
     if images:
         step = _of_pictures(version, distance, mark)
+    if semantic is not None:
+        project = place.project or project_around(options.get("project", "."))
+        step = _of_meanings(version, semantic, embedder or "ngrams", mark, project, place.limits)
     if rebuild_sketches:
         _delete_sketches(place, version)
     return made_version(place.execute(step, version.manifest.name))
+
+
+def _of_meanings(
+    version: Version, cosine: float, embedder: str, mark: bool, project: Project | None, limits: Limits
+) -> Dedupe:
+    from aifx.search.opening import open_embedder
+    from aifx.search.semantic import SemanticDedupe, check_texts
+
+    if not 0 < cosine <= 1:
+        why = "it is the cosine of the angle between two vectors"
+        raise UsageError(f"--semantic {cosine:g} is not above 0 and at most 1", why, "--semantic 0.92")
+    opened = open_embedder(embedder, None, project)
+    check_texts(version, opened, limits)
+    return SemanticDedupe((version,), mark=mark, cosine=cosine, embedder=opened)
 
 
 def _of_pictures(version: Version, distance: int | None, mark: bool) -> Dedupe:

@@ -234,6 +234,18 @@ def dedupe(
     name: DatasetArgument,
     given: StepOptions,
     near: NearOption = None,
+    semantic: Annotated[
+        float | None,
+        typer.Option("--semantic", metavar="COSINE", help="Also drop texts of about the same meaning, such as 0.92."),
+    ] = None,
+    embedder: Annotated[
+        str | None,
+        typer.Option(
+            "--embedder",
+            metavar="ngrams|RUN|FOLDER",
+            help="Vectors of --semantic: hashed n-grams (default), a run of the project, or a local sentence encoder.",
+        ),
+    ] = None,
     images: Annotated[
         bool, typer.Option("--images", help="Also drop pictures that look the same, such as one in two sizes.")
     ] = False,
@@ -275,6 +287,7 @@ def dedupe(
     Examples:
         aifx data dedupe corpus
         aifx data dedupe corpus --near 0.8 --memory 4GB
+        aifx data dedupe corpus --semantic 0.92 --embedder models/encoder
         aifx data dedupe photos --images
         aifx data dedupe corpus --near 0.8 --mark
         aifx data dedupe corpus --near 0.8 --audit --min-recall 0.99
@@ -294,6 +307,8 @@ def dedupe(
             made = data_dedupe(
                 name,
                 near=near,
+                semantic=semantic,
+                embedder=embedder,
                 images=images,
                 distance=distance,
                 mark=mark,
@@ -302,8 +317,9 @@ def dedupe(
             )
             print_made(out, made)
             return
-        if mark or images:
-            option, why = "--mark" if mark else "--images", "the audit plants texts, and makes no version"
+        others = {"--mark": mark, "--semantic": semantic is not None, "--images": images}
+        if option := next((name for name, given in others.items() if given), None):
+            why = "the audit plants texts, and makes no version"
             raise UsageError(f"--audit and {option} cannot be used together", why, "leave one of them out")
         if near is not None:
             asked["near"] = near
