@@ -205,13 +205,14 @@ class DecidedStep(Step):
 
     def task_inputs(self, task: int, work: Path) -> Any:
         shard = self.parents[0].manifest.shards[task]
-        return [self.kind, shard.sha256, self.task_settings, digest_of(self._decisions(task, work))]
+        return [self.kind, shard.sha256, self.task_settings, digest_of(self.decisions(task, work))]
 
     def kept_file(self, task: int, work: Path) -> ShardFile | None:
-        is_kept = self.only_drops and not len(self._decisions(task, work))
+        is_kept = self.only_drops and not len(self.decisions(task, work))
         return self.parents[0].manifest.shards[task] if is_kept else None
 
-    def _decisions(self, task: int, work: Path) -> Table:
+    def decisions(self, task: int, work: Path) -> Table:
+        """The decisions about the rows of a shard. `row` counts from the first of them."""
         shards = self.parents[0].manifest.shards
         return read_decisions(work, int(first_rows(shards)[task]), shards[task].rows)
 
@@ -231,7 +232,7 @@ class DecidedStep(Step):
         self, task: int, work: Path, columns: Sequence[str] | None = None
     ) -> Iterator[tuple[Table, Table]]:
         """The rows of a shard, some at a time, with the decisions about them."""
-        decisions = self._decisions(task, work)
+        decisions = self.decisions(task, work)
         for first, rows in numbered_parts(self.parents[0].shards[task], columns):
             yield rows, _decisions_about(decisions, first, len(rows))
 
