@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from aifx.data.names import ROW
 from aifx.data.readers.arrow import pa, pc
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.manifest import CONTINUES, Manifest, StepRecord, Version
-from aifx.data.versions.sql import RowTable, open_tables
+from aifx.data.versions.sql import RowTable, open_tables, quoted
 
 ADD = "add"
 BATCH_ROWS = 50_000
@@ -35,7 +35,14 @@ class LastingStep(DecidedStep):
 
     Attributes:
         parents: the version, and the one with the earlier decisions if there is one.
+        link: the number of the step among those that made that version together; None if it alone did.
     """
+
+    link: int | None = field(default=None, kw_only=True)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {name: value for name, value in super().settings.items() if name != "link"}
 
     @property
     def earlier(self) -> Version | None:
@@ -108,21 +115,30 @@ _ORDER = "{{'file': regexp_replace({0}, '-[0-9]+$', ''), 'length': length({0}), 
 """Rows of a cluster are ordered by file, then by number."""
 
 
-def keep_dropped(parent: Version, earlier: Version, work: Path, limits: Limits) -> dict[str, Any]:
+def keep_dropped(
+    parent: Version, earlier: Version, link: int | None, rule: str, work: Path, limits: Limits
+) -> dict[str, Any]:
     """Rewrite the decisions of `dedupe` in `work`, so that rows of an earlier version stay kept or dropped.
 
     In a cluster with rows that were kept, these stay and all others are dropped. The twin of a row is the earlier one
     if that is still there, otherwise the first row of the cluster that was kept.
 
+    Args:
+        link: the number of the step among those that made the earlier version together; None if it alone did.
+        rule: of dropped rows that are no copies.
+
     Returns facts: the numbers of dropped rows by rule, and the earlier version.
     """
+    after = f"UNION ALL SELECT _row FROM dropped WHERE step > {link} AND rule IS NOT NULL" if link is not None else ""
+    here = f"step = {link} AND rule IS NOT NULL" if link is not None else "true"
     sql = f"""WITH {_PLACED},
+        stayed AS (SELECT _row FROM kept {after}),
         members AS (
-            SELECT n, found.cluster, found.rule, copy, placed._row, kept._row IS NOT NULL AS is_kept,
+            SELECT n, found.cluster, found.rule, copy, placed._row, stayed._row IS NOT NULL AS is_kept,
                 gone.rule AS earlier_rule, gone.twin AS earlier_twin
             FROM found JOIN placed ON found.row = n
-            LEFT JOIN kept ON kept._row = placed._row
-            LEFT JOIN (SELECT * FROM dropped WHERE rule IN ('exact', 'near')) gone ON gone._row = placed._row
+            LEFT JOIN stayed ON stayed._row = placed._row
+            LEFT JOIN (SELECT * FROM dropped WHERE {here}) gone ON gone._row = placed._row
         ),
         groups AS (SELECT cluster, min({_ORDER.format(ROW)}).id AS keeper FROM members WHERE is_kept GROUP BY cluster),
         copied AS (SELECT DISTINCT copy, true AS is_copied FROM members WHERE is_kept)
@@ -130,15 +146,15 @@ def keep_dropped(parent: Version, earlier: Version, work: Path, limits: Limits) 
             CASE WHEN keeper IS NULL THEN m.cluster WHEN twin._row IS NOT NULL THEN m.earlier_twin ELSE keeper END
                 AS cluster,
             CASE WHEN keeper IS NULL THEN m.rule WHEN twin._row IS NOT NULL THEN m.earlier_rule
-                WHEN m.rule = 'exact' OR is_copied THEN 'exact' ELSE 'near' END AS rule
+                WHEN m.rule = 'exact' OR is_copied THEN 'exact' ELSE {quoted(rule)} END AS rule
         FROM members m LEFT JOIN groups USING (cluster) LEFT JOIN copied USING (copy)
         LEFT JOIN members twin ON twin.is_kept AND twin._row = m.earlier_twin AND twin.cluster = m.cluster
         WHERE NOT m.is_kept AND (keeper IS NOT NULL OR m.rule IS NOT NULL) ORDER BY 1"""
-    rules = {"exact": 0, "near": 0}
+    rules = {"exact": 0, rule: 0}
 
     def count(rows: Any) -> Any:
-        for rule in rules:
-            rules[rule] += rows["rule"].to_pylist().count(rule)
+        for one in rules:
+            rules[one] += rows["rule"].to_pylist().count(one)
         return rows
 
     _rewrite(sql, parent, earlier, work, limits, count)

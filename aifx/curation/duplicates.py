@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -264,6 +264,8 @@ class Dedupe(LastingStep):
     mark: bool = False
 
     name = "dedupe"
+    rule: ClassVar[str] = "near"
+    """Of dropped rows that are no copies."""
 
     def continues(self, record: StepRecord) -> bool:
         return not self.mark and super().continues(record)
@@ -275,7 +277,8 @@ class Dedupe(LastingStep):
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
         facts = self.find(work, limits)
         if self.earlier is not None:
-            return {**facts, **keep_dropped(self.parents[0], self.earlier, work, limits)}
+            kept = keep_dropped(self.parents[0], self.earlier, self.link, self.rule, work, limits)
+            return {**facts, **kept}
         rewrite_decisions(work, lambda rows: rows.filter(rows["rule"].is_valid()).select(["row", "cluster", "rule"]))
         return facts
 

@@ -64,6 +64,8 @@ class PictureDedupe(Dedupe):
     near: None = None
     distance: int = DISTANCE
 
+    rule = PICTURE
+
     @property
     def settings(self) -> Mapping[str, Any]:
         return {"images": self.distance, "mark": self.mark}

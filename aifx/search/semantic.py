@@ -56,6 +56,8 @@ class SemanticDedupe(Dedupe):
     cosine: float
     embedder: Embedder
 
+    rule = SEMANTIC
+
     @property
     def settings(self) -> Mapping[str, Any]:
         return {"semantic": self.cosine, "embedder": plain(self.embedder.record), "mark": self.mark}

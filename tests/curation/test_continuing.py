@@ -25,6 +25,8 @@ from aifx.curation.step import Step
 from aifx.data.names import CLUSTER, ROW, SPLIT
 from aifx.data.versions.catalog import open_catalog
 from aifx.data.versions.manifest import CONTINUES, Version
+from aifx.search.embedders import HashedNgrams
+from aifx.search.semantic import SemanticDedupe
 
 RANK = ("train", "validation", "test")
 
@@ -180,3 +182,18 @@ def test_new_rows_leave_the_shards_of_earlier_ones(tmp_path: Path) -> None:
         result = made(tmp_path, step)
         assert [file.holder for file in result.manifest.shards] == [one.manifest.sha256, ""]
         assert result.manifest.facts[CONTINUES] == one.manifest.whole_reference
+
+
+def test_rows_that_mean_the_same_are_dropped_by_their_own_rule(tmp_path: Path) -> None:
+    texts = some_texts(12, 3, vocabulary=500, longest=30)
+    facts = []
+    for name, number in (("old", 0), ("new", 1)):
+        write(tmp_path, name, [*texts, *(edited(text, 1, number) for text in texts if len(text.split()) > 20)])
+        version = add(tmp_path, "corpus", f"{name}.jsonl").version
+        result = made(tmp_path, SemanticDedupe((version,), cosine=0.8, embedder=HashedNgrams()))
+        facts.append(result.manifest.facts)
+        assert result.manifest.dropped_by == {
+            rule: count for rule in ("exact", "semantic") if (count := result.manifest.facts[rule])
+        }
+    assert facts[1]["exact"] == facts[0]["exact"] + len(texts)
+    assert facts[1]["semantic"] > facts[0]["semantic"] > 0
