@@ -27,9 +27,12 @@ from aifx.data.names import RESERVED, ROW, joined_row_column
 from aifx.data.readers.arrow import pa, pq
 from aifx.data.versions.catalog import JOIN
 from aifx.data.versions.manifest import Version
-from aifx.data.versions.sql import RowTable, identifier, open_tables, quoted
+from aifx.data.versions.sql import RowTable, batches_of, identifier, open_tables, quoted
 
 BATCH_ROWS = 10_000
+THREAD_BYTES = 256 << 20
+"""Memory for a thread of DuckDB: each holds blocks of both sides of a join in it."""
+
 FOUND = "00000.parquet"
 EXAMPLE = "aifx data join orders prices --key product --asof time"
 
@@ -168,10 +171,12 @@ class Join(DecidedStep):
         matched = 0
         tables = {"events": RowTable(self.events), "features": RowTable(self.features)}
         with (
-            open_tables(tables, limits.spare_bytes * 3 // 4) as connection,
+            open_tables(tables, limits.spare_bytes // 2, THREAD_BYTES) as connection,
             pq.ParquetWriter(work / DECISIONS / FOUND, schema, compression="zstd") as writer,
         ):
-            for batch in connection.sql(self._sql(connection)).to_arrow_reader(BATCH_ROWS):
+            find, read = self._sql(connection)
+            connection.execute(find)
+            for batch in batches_of(connection.sql(read).to_arrow_reader(BATCH_ROWS)):
                 found = [
                     pa.nulls(len(batch)) if pa.types.is_null(field.type) else column.cast(field.type)
                     for field, column in zip(schema, batch.columns, strict=True)
@@ -217,10 +222,11 @@ class Join(DecidedStep):
             rows = rows.append_column(name, decisions[name].combine_chunks())
         return Outcome(rows)
 
-    def _sql(self, connection: Any) -> str:
-        """The newest row for each event, in the order of the events.
+    def _sql(self, connection: Any) -> tuple[str, str]:
+        """SQL that finds the newest row for each event, and SQL that reads these rows in the order of the events.
 
-        The join looks at keys, times and numbers of rows alone; the columns of the rows that it found follow them.
+        The former looks at keys, times and numbers of rows alone. It is over before the latter begins, so that the two
+        do not share the memory.
         """
         event_time, feature_time, is_time = self._times(connection)
         key = [identifier(name) for name in self.key]
@@ -238,16 +244,19 @@ class Join(DecidedStep):
             most = f"{round(amount * 10**9)}::HUGEINT" if is_time else f"{amount}::DOUBLE"
             found = f"CASE WHEN e.t - f.t <= {most} THEN f.p END"
         columns = ", ".join(f"{identifier(name)} AS c{n}" for n, name in enumerate(self.joined))
-        return f"""
+        find = f"""
+            CREATE TEMP TABLE newest AS
             WITH e AS (SELECT {_number(self.events)} AS n, {event_time} AS t{keys} FROM {_files(self.events)}),
             f AS (
                 SELECT {groups}t, max(p) AS p
                 FROM (SELECT {_number(self.features)} AS p, {feature_time} AS t{keys} FROM {_files(self.features)})
                 WHERE t IS NOT NULL GROUP BY ALL
-            ),
-            newest AS (SELECT e.n, {found} AS p FROM e ASOF LEFT JOIN f ON {is_equal}e.t {later} f.t),
-            r AS (SELECT {_number(self.features)} AS p, {columns} FROM {_files(self.features)})
+            )
+            SELECT e.n, {found} AS p FROM e ASOF LEFT JOIN f ON {is_equal}e.t {later} f.t"""
+        read = f"""
+            WITH r AS (SELECT {_number(self.features)} AS p, {columns} FROM {_files(self.features)})
             SELECT newest.n, r.* EXCLUDE (p) FROM newest LEFT JOIN r ON r.p = newest.p ORDER BY newest.n"""
+        return find, read
 
     def _times(self, connection: Any) -> tuple[str, str, bool]:
         """SQL for the times of events and features as numbers, and whether these are nanoseconds. Raises UsageError."""

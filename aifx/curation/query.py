@@ -24,7 +24,7 @@ from aifx.data.row_writers import RowWriter, escape_formula, flat, output_format
 from aifx.data.versions.catalog import check_own_rows
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.shards import records_of, return_memory
-from aifx.data.versions.sql import not_enough_memory, open_selection
+from aifx.data.versions.sql import batches_of, not_enough_memory, open_selection
 
 BATCH_ROWS = 1 << 11
 GROUP_BYTES = 16 << 20
@@ -142,19 +142,14 @@ def _displayed(value: Any) -> Any:
 
 def _parts(reader: Any, least_bytes: int) -> Iterator[Any]:
     """The batches of a reader as tables of as many bytes or more. Raises duckdb.Error."""
-    import duckdb
     import pyarrow as pa
 
     batches: list[Any] = []
-    try:
-        for batch in reader:
-            batches.append(batch)
-            if sum(each.nbytes for each in batches) >= least_bytes:
-                yield pa.Table.from_batches(batches)
-                batches = []
-    except OSError as e:  # Arrow's stream carries the text of DuckDB's error alone
-        kind = duckdb.OutOfMemoryException if str(e).startswith("Out of Memory Error") else duckdb.Error
-        raise kind(str(e)) from None
+    for batch in batches_of(reader):
+        batches.append(batch)
+        if sum(each.nbytes for each in batches) >= least_bytes:
+            yield pa.Table.from_batches(batches)
+            batches = []
     if batches:
         yield pa.Table.from_batches(batches)
 

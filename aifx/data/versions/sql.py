@@ -68,8 +68,13 @@ class RowTable:
 
 
 @contextmanager
-def open_tables(tables: Mapping[str, RowTable], memory_bytes: int = MEMORY_BYTES) -> Iterator[Any]:
+def open_tables(
+    tables: Mapping[str, RowTable], memory_bytes: int = MEMORY_BYTES, thread_bytes: int = THREAD_BYTES
+) -> Iterator[Any]:
     """A connection that has these tables and may read nothing else. What exceeds the memory goes to a temporary folder.
+
+    Args:
+        thread_bytes: memory for each thread; there is at least one, and at most one per core.
 
     Raises DataError for damaged or missing files, EnvironmentFault if a query needs more memory or disk than there is.
     """
@@ -78,7 +83,7 @@ def open_tables(tables: Mapping[str, RowTable], memory_bytes: int = MEMORY_BYTES
     for table in tables.values():
         table.check_sizes()
     with tempfile.TemporaryDirectory(prefix="aifx-sql-") as spill:
-        threads = max(1, min(len(os.sched_getaffinity(0)), memory_bytes // THREAD_BYTES))
+        threads = max(1, min(len(os.sched_getaffinity(0)), memory_bytes // thread_bytes))
         config: dict[str, Any] = {
             "memory_limit": f"{memory_bytes >> 20}MiB",
             "temp_directory": spill,
@@ -109,6 +114,17 @@ def open_tables(tables: Mapping[str, RowTable], memory_bytes: int = MEMORY_BYTES
                 references = sorted({table.version.reference for table in tables.values()})
                 what, hint = f"the rows of {', '.join(references)} cannot be read", f"aifx data verify {references[0]}"
                 raise DataError(what, first_line(e), hint) from None
+
+
+def batches_of(reader: Any) -> Iterator[Any]:
+    """The batches of a query's pyarrow.RecordBatchReader. Raises duckdb.Error: Arrow's stream has its text alone."""
+    import duckdb
+
+    try:
+        yield from reader
+    except OSError as e:
+        kind = duckdb.OutOfMemoryException if str(e).startswith("Out of Memory Error") else duckdb.Error
+        raise kind(str(e)) from None
 
 
 @contextmanager
