@@ -169,7 +169,7 @@ def look_alike(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.
 
 
 def candidates(hashes: U64, distance: int) -> Iterator[tuple[I64, I64]]:
-    """The pairs of hashes that differ in at most `distance` bits, by their places, some at a time; some more than once.
+    """The pairs of hashes that differ in at most `distance` bits, by their places, some at a time.
 
     Cut into `distance + 2` parts, such hashes agree in two parts at least: that is what is left by as many differences
     as there are. So all hashes are sorted by each two parts (Manku et al. 2007, "Detecting Near-Duplicates for Web
@@ -177,14 +177,19 @@ def candidates(hashes: U64, distance: int) -> Iterator[tuple[I64, I64]]:
     """
     ends = np.linspace(0, 64, distance + 3).round().astype(int).tolist()
     masks = [sum(1 << bit for bit in range(begin, end)) for begin, end in pairwise(ends)]
+    parts = np.array(masks, np.uint64)  # increasing
     with report_progress("comparing pictures", len(masks) * (len(masks) - 1) // 2, "parts") as progress:
         for one, other in combinations(masks, 2):
             keys = hashes & np.uint64(one | other)
             order = np.argsort(keys, kind="stable")
             for left, right in _pairs_in_groups(group_starts(keys[order])):
-                left, right = order[left], order[right]
-                is_near = np.bitwise_count(hashes[left] ^ hashes[right]) <= distance
-                yield left[is_near], right[is_near]
+                differences = hashes[order[left]] ^ hashes[order[right]]
+                near = np.flatnonzero(np.bitwise_count(differences) <= distance)
+                agrees = (differences[near, None] & parts[parts < np.uint64(other)]) == 0
+                near = near[
+                    agrees.sum(axis=1) == 1
+                ]  # otherwise two earlier parts agree, and the pair was found by them
+                yield order[left[near]], order[right[near]]
             progress.advance(1)
 
 

@@ -19,7 +19,7 @@ from aifx.curation.classify import score_of
 from aifx.data.versions.catalog import open_catalog
 from aifx.data.versions.manifest import Version
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.representative("models as filters")]
 
 TABLE = """
 [task]
