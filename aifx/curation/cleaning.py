@@ -70,6 +70,10 @@ class Clean(ShardStep):
     def worker_bytes(self) -> int:
         return 2 << 20
 
+    @property
+    def added_columns(self) -> Mapping[str, str]:
+        return {} if self.languages is None else {LANGUAGE: "string", PROBABILITY: "float"}
+
     def apply(self, rows: Table, work: Path) -> Outcome:
         return _Batch(rows).clean(self)
 

@@ -21,6 +21,7 @@ from aifx.curation.history import ancestors, settings_text
 from aifx.curation.profile import EDGES, Histogram, Lengths, Profile, most_frequent, read_profile
 from aifx.data.names import CHAT, CLUSTER, RESERVED, ROW, SOURCE, SPLIT, Kind
 from aifx.data.versions.catalog import Catalog, check_own_rows
+from aifx.data.versions.made_steps import MAKE, made_steps
 from aifx.data.versions.manifest import Manifest, Version
 from aifx.data.versions.sql import RowTable, identifier, open_tables, quoted
 
@@ -164,7 +165,8 @@ def read_report(catalog: Catalog, reference: str, examples: int | None, against:
     version = catalog.open(reference)
     manifest = version.manifest
     check_own_rows(manifest, "aifx data report")
-    chain = ancestors(catalog, manifest.whole_reference)
+    steps = [step for one in ancestors(catalog, manifest.whole_reference) for step in enumerate(made_steps(one))]
+    chain = [one for _, one in steps]
     hidden_by = next((one.step.name for one in chain if one.step.name in REMOVES_PERSONAL_DATA), None)
     if examples is not None:
         hidden_by = None
@@ -183,7 +185,7 @@ def read_report(catalog: Catalog, reference: str, examples: int | None, against:
         quarantined=manifest.quarantined_rows,
         profile=profile,
         parent_profile=other_profile,
-        steps=tuple(_step(catalog, one, count) for one in chain),
+        steps=tuple(_step(catalog, one, number, count) for number, one in steps),
         licenses=licenses,
         personal=_personal(chain),
         duplicates=duplicates,
@@ -206,11 +208,14 @@ def _found(catalog: Catalog, reference: str) -> Version | None:
         return None
 
 
-def _step(catalog: Catalog, manifest: Manifest, examples: int) -> ReportedStep:
+def _step(catalog: Catalog, manifest: Manifest, number: int, examples: int) -> ReportedStep:
+    """A step, which has this number among those that made its version together."""
     found: dict[str, list[DroppedRow]] = {}
     parents = manifest.row_parents
     if examples and manifest.dropped and len(parents) == 1 and (parent := _found(catalog, *parents)):
-        found = _examples(catalog.open(manifest.whole_reference), parent, examples)
+        made = catalog.open(manifest.whole_reference)
+        which = f"step = {number}" if made.manifest.step.name == MAKE else "true"
+        found = _examples(made, parent, which, examples)
     return ReportedStep(
         reference=manifest.reference,
         step=manifest.step.name,
@@ -222,12 +227,12 @@ def _step(catalog: Catalog, manifest: Manifest, examples: int) -> ReportedStep:
     )
 
 
-def _examples(made: Version, parent: Version, count: int) -> dict[str, list[DroppedRow]]:
-    """The first dropped rows of each rule, as they were before."""
+def _examples(made: Version, parent: Version, which: str, count: int) -> dict[str, list[DroppedRow]]:
+    """The first dropped rows of each rule, as they were in the parent, of those that the condition `which` chooses."""
     tables = {"dropped": RowTable(made, "dropped"), "before": RowTable(parent)}
     with open_tables(tables) as connection:
         connection.execute(
-            f"""CREATE TABLE chosen AS SELECT {ROW}, rule, twin FROM dropped
+            f"""CREATE TABLE chosen AS SELECT {ROW}, rule, twin FROM dropped WHERE rule IS NOT NULL AND {which}
             QUALIFY row_number() OVER (PARTITION BY rule ORDER BY {ROW}) <= {count}"""
         )
         text, twin_text = (_beginning(parent.manifest, table) for table in ("before", "twins"))

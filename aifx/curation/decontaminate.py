@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -362,6 +362,12 @@ class Decontaminate(DecidedStep):
 
     name = "decontaminate"
     only_drops = True
+
+    def on(self, version: Version) -> Self:
+        """The same step with the rows of its first parent, which may be references too, in another place."""
+        own = version.manifest.sha256
+        moved = [replace(one, version=version) if one.digest == own else one for one in self.references]
+        return replace(super().on(version), references=tuple(moved))
 
     @property
     def settings(self) -> Mapping[str, Any]:

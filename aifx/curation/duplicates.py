@@ -58,6 +58,7 @@ from aifx.curation.words import I64, U64, group_starts, text_buffer
 from aifx.curation.work_folders import sketches_of
 from aifx.data.chat.lines import equal_content
 from aifx.data.names import CHAT, CLUSTER, RESERVED, ROW, SPLIT, Kind
+from aifx.data.versions.made_steps import made_steps
 from aifx.data.versions.manifest import ShardFile, StepRecord, Version
 from aifx.data.versions.shards import return_memory
 from aifx.data.versions.sql import identifier
@@ -274,6 +275,10 @@ class Dedupe(LastingStep):
     def task_settings(self) -> Mapping[str, Any]:
         return {"mark": self.mark}
 
+    @property
+    def added_columns(self) -> Mapping[str, str]:
+        return {CLUSTER: "string"}
+
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
         facts = self.find(work, limits)
         if self.earlier is not None:
@@ -340,6 +345,10 @@ class Split(LastingStep):
         shares = {"validation": self.validation, "test": self.test, "seed": self.seed}
         return {**shares, "has_clusters": has_clusters(self.parents[0], self.near)}
 
+    @property
+    def added_columns(self) -> Mapping[str, str]:
+        return {CLUSTER: "string", SPLIT: "string"}
+
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
         parent, facts = self.parents[0], dict[str, Any]()
         is_clustered = has_clusters(parent, self.near)
@@ -399,7 +408,8 @@ def _without_rules(decisions: Table) -> Table:
 
 def has_clusters(version: Version, near: float | None) -> bool:
     """Whether `_cluster` of a version holds the clusters at this similarity or a lower one."""
-    step = version.manifest.made_by
+    made = made_steps(version.manifest)[-1]
+    step = made.made_by
     if CLUSTER not in version.manifest.columns or step.name not in ("dedupe", "split"):
         return False
     theirs = step.settings.get("near")

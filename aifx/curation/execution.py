@@ -140,6 +140,7 @@ class NotMade(AifxError):
         step: its name.
         settings, parents, code: as a manifest has them.
         note: the reason, if the step knows it.
+        input_bytes: of the input that it would read.
     """
 
     def __init__(self, step: Step, note: str = "") -> None:
@@ -147,6 +148,7 @@ class NotMade(AifxError):
         self.step, self.settings, self.note = step.name, plain(step.settings), note
         self.parents = _references(step)
         self.code = code_of(step)
+        self.input_bytes = sum(size for _, size in step.tasks())
 
 
 Runner: TypeAlias = Callable[[Step, list[int], Path, Limits], Iterator[tuple[int, TaskResult]]]
@@ -225,7 +227,11 @@ def _references(step: Step) -> tuple[str, ...]:
 
 def code_of(step: Step) -> Code:
     """The code of a step, with all that it imports of aifx."""
-    return code_digest(type(step).__module__)
+    codes = [code_digest(module) for module in step.modules]
+    if len(codes) == 1:
+        return codes[0]
+    libraries = {name: version for code in codes for name, version in code.libraries.items()}
+    return Code(sha256_of_json([code.sha256 for code in codes]), dict(sorted(libraries.items())))
 
 
 def _key(step: StepRecord, parents: Sequence[str], code: Code) -> str:
@@ -354,6 +360,18 @@ def _run_tasks(
     return [results[task] for task in range(len(tasks))]
 
 
+def run_stage(
+    step: Step, work: Path, limits: Limits, run_tasks: Runner | None
+) -> tuple[Mapping[str, Any], list[TaskResult]]:
+    """Run a step whose shards stay in the folder `work`, without a version: the facts, and the results of its tasks."""
+    size = sum(size for _, size in step.tasks())
+    if run_tasks is None:
+        limits = limits.for_work(size, step.worker_bytes)
+    facts = _prepare(step, work, limits)
+    with report_progress(f"{step.name} {work.name}", size, "bytes") as progress:
+        return facts, _run_tasks(step, work, limits, progress, run_tasks, {})
+
+
 def in_processes(
     step: Step, missing: list[int], work: Path, limits: Limits, report: Callable[[int], None] = lambda amount: None
 ) -> Iterator[tuple[int, TaskResult]]:
@@ -393,14 +411,15 @@ def _make_shards(step: Step, work: Path, limits: Limits, task: int) -> TaskResul
             if outcome.kept is not None:
                 columns = columns or columns_of(outcome.kept)
                 shards.add(outcome.kept)
-                parts.append(profile_rows(outcome.kept, step.kind))
+                if step.has_profile:
+                    parts.append(profile_rows(outcome.kept, step.kind))
                 if len(shards.files) > len(profiles):  # it is whole
                     profiles.append(merge_profiles(parts))
                     parts = []
                 parts = parts if len(parts) < MOST_PARTS else [merge_profiles(parts)]
             if outcome.dropped is not None and len(outcome.dropped):
                 dropped.add(outcome.dropped)
-                rules.update(outcome.dropped.column("rule").to_pylist())
+                rules.update(outcome.dropped.column("rule").drop_null().to_pylist())
             if outcome.quarantine is not None and len(outcome.quarantine):
                 quarantine.add(outcome.quarantine)
             facts.update(outcome.facts)

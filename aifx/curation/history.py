@@ -16,6 +16,7 @@ from aifx.core.sanitize import shorten
 from aifx.data.names import CLUSTER, ROW, SOURCE
 from aifx.data.versions.catalog import JOIN, Catalog, check_own_rows, rows_and_bytes
 from aifx.data.versions.lineage import STEP_FACET, makes_version, new_sources, read_lineage, version_of
+from aifx.data.versions.made_steps import MAKE, made_steps
 from aifx.data.versions.manifest import Manifest
 from aifx.data.versions.sql import RowTable, identifier, open_tables
 from aifx.runs.provenance import read_provenance
@@ -154,6 +155,8 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     """The settings of a step in a line: digests in short, of a list of rules its length."""
 
     def word(value: Any) -> str:
+        if isinstance(value, list) and value and all(isinstance(one, Mapping) and "settings" in one for one in value):
+            return ",".join(one["name"] for one in value)  # the steps that made the version together
         if isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
             return f"({len(value)})"
         text = value if isinstance(value, str) else encode_json(value, ensure_ascii=False)
@@ -302,11 +305,12 @@ def compare_versions(catalog: Catalog, first: str, second: str) -> VersionDiffer
             GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT {MOST_SOURCES}"""
         ).fetchall()
         removed_by = [
-            RemovedBy(one.reference, one.step.name, rule, rows)
+            RemovedBy(one.reference, made_steps(one)[step].step.name, rule, rows)
             for number, one in enumerate(between.values())
-            for rule, rows in connection.execute(
-                f"""SELECT rule, count(*) FROM dropped_{number} JOIN pairs USING (_row) WHERE is_removed
-                GROUP BY 1 ORDER BY 2 DESC, 1"""
+            for step, rule, rows in connection.execute(
+                f"""SELECT {"step" if one.step.name == MAKE else "0"}, rule, count(*)
+                FROM dropped_{number} JOIN pairs USING (_row) WHERE is_removed AND rule IS NOT NULL
+                GROUP BY 1, 2 ORDER BY 3 DESC, 2"""
             ).fetchall()
         ]
     ours, theirs = a.manifest.columns, b.manifest.columns

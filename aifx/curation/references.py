@@ -80,9 +80,12 @@ class ReferenceFiles:
 
 
 def open_references(
-    against: Sequence[str], catalog: Catalog, files: ReferenceFiles, text_field: str
+    against: Sequence[str], catalog: Catalog, files: ReferenceFiles, text_field: str, own: Version
 ) -> tuple[Reference, ...]:
     """The texts of data sets, and of files as `aifx data add` takes them.
+
+    Args:
+        own: the version that is compared, which the catalog need not have.
 
     Raises UsageError for a data set that holds no text.
     """
@@ -90,7 +93,9 @@ def open_references(
     for each in against:
         name = each.partition("@")[0]
         is_name = DATASET_NAME.fullmatch(name)
-        if is_name and (catalog.latest(name) or ("@" in each and catalog.versions(name))):
+        if each == own.manifest.whole_reference:
+            references.append(_of_version(own))
+        elif is_name and (catalog.latest(name) or ("@" in each and catalog.versions(name))):
             references.append(_of_version(catalog.open(each)))
         else:
             references.append(files.read(each, text_field))

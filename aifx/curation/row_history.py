@@ -14,6 +14,7 @@ from aifx.curation.history import ancestors
 from aifx.curation.labels.store import STEP, LabelState, label_file, read_entries
 from aifx.data.names import CHAT, CLUSTER, ROW, SOURCE, joined_row_column
 from aifx.data.versions.catalog import JOIN, Catalog
+from aifx.data.versions.made_steps import MAKE, made_steps
 from aifx.data.versions.manifest import Manifest
 from aifx.data.versions.sql import RowTable, identifier, open_tables, quoted
 
@@ -227,7 +228,11 @@ class _Search:
             names = [name for name in manifest.columns if name != CLUSTER] or [ROW]  # a mix has no columns
             content = f"SELECT {', '.join(f'hash({identifier(name)})' for name in names)} FROM rows_{number}"
             now = self.connection.execute(f"{content} WHERE {is_row}").fetchone()
-            if now is not None:
+            if manifest.step.name == MAKE:
+                steps += self._made_steps(number, row)
+                last = number if now is not None else last
+                before = dict(zip(names, now, strict=True)) if now is not None else None
+            elif now is not None:
                 last = number
                 known = dict(zip(names, now, strict=True))
                 past = before or {}
@@ -271,6 +276,28 @@ class _Search:
         column = identifier(joined_row_column(features.partition("@")[0], manifest.step.settings["prefix"]))
         (row,) = self.connection.execute(f"SELECT {column} FROM rows_{number} WHERE {is_row}").fetchone()
         return f"{row} of {features}" if row is not None else None
+
+    def _made_steps(self, number: int, row: str) -> Iterator[RowStep]:
+        """The outcomes for a row of the steps that made a version together; none if their parent did not have it."""
+        manifest, is_row = self.manifests[number], f"{ROW} = {quoted(row)}"
+        is_there = self.connection.execute(f"SELECT 1 FROM rows_{number} WHERE {is_row}").fetchone() is not None
+        outcomes: dict[int, list[tuple[str | None, str | None]]] = {}
+        if (table := f"dropped_{number}") in self.tables:
+            sql = f"SELECT step, rule, twin FROM {table} WHERE {is_row}"
+            for step, *outcome in self.connection.execute(sql).fetchall():
+                outcomes.setdefault(step, []).append(tuple(outcome))
+        dropped = {step: found for step, found in outcomes.items() if any(rule is not None for rule, _ in found)}
+        if not is_there and not dropped:
+            return
+        for place, made in enumerate(made_steps(manifest)):
+            for rule, twin in dropped.get(place, ()):
+                if rule is not None:
+                    yield RowStep(manifest.reference, made.step.name, "dropped", rule, self._find(twin))
+            if place in dropped:
+                return
+            labels = _labels_behind(self.catalog, made, row) if made.step.name == STEP and place in outcomes else ()
+            found: RowOutcome = "changed" if place in outcomes else "kept"
+            yield RowStep(manifest.reference, made.step.name, found, None, None, labels)
 
     def _find(self, row: str | None) -> FoundRow | None:
         """The newest version of a row that is left."""

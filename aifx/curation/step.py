@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -81,6 +81,22 @@ class Step(ABC):
     parents: tuple[Version, ...]
 
     name: ClassVar[str]
+    has_profile: ClassVar[bool] = True
+    """Whether its rows are those of a version, which has a profile."""
+
+    @property
+    def added_columns(self) -> Mapping[str, str]:
+        """The columns that it adds or gives other values, with their Arrow types."""
+        return {}
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules with its code."""
+        return (type(self).__module__,)
+
+    def on(self, version: Version) -> Self:
+        """The same step with the rows of its first parent in another place."""
+        return replace(self, parents=(version, *self.parents[1:]))
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from aifx.curation.execution import Made, Runner
     from aifx.curation.step import Limits, Step
     from aifx.data.versions.catalog import Catalog
-    from aifx.data.versions.manifest import Manifest
+    from aifx.data.versions.manifest import Manifest, Version
 
 DEFAULT_MEMORY = "2GB"
 LEAST_MEMORY = 256 << 20
@@ -38,6 +39,8 @@ class StepOptions(TypedDict, total=False):
         ray_address: a running cluster of Ray; by default RAY_ADDRESS, and without it Ray starts on this machine.
         set_name: let the name alone mean the new version.
         dry_run: raise NotMade instead of running a step whose version is not there.
+        chain: takes the step, to make one version of it and those after it.
+        check: raise ArgumentsChecked when the arguments have been checked, and open nothing.
     """
 
     project: StrPath
@@ -49,6 +52,26 @@ class StepOptions(TypedDict, total=False):
     ray_address: str | None
     set_name: bool
     dry_run: bool
+    chain: StepChain | None
+    check: bool
+
+
+class ArgumentsChecked(Exception):
+    """The arguments of a verb can be used, as far as that is known without its data set."""
+
+
+class StepChain(ABC):
+    """Takes the steps of verbs that make one version together.
+
+    Attributes:
+        version: the rows that the steps before leave, which may not be there yet. Its whole reference names it.
+    """
+
+    version: Version
+
+    @abstractmethod
+    def execute(self, place: StepPlace, step: Step, accepts: Callable[[Manifest], bool]) -> Made:
+        """Make the version of all steps. Returns what this step made of it."""
 
 
 @dataclass(frozen=True)
@@ -61,23 +84,35 @@ class StepPlace:
     runner: Runner | None
     set_name: bool = True
     dry_run: bool = False
+    chain: StepChain | None = None
+
+    def open(self, reference: str) -> Version:
+        """The version that a step reads, of which a chain may only know the columns."""
+        if self.chain is not None and reference == self.chain.version.manifest.whole_reference:
+            return self.chain.version
+        return self.catalog.open(reference)
 
     def execute(self, step: Step, name: str, accepts: Callable[[Manifest], bool] = lambda _: True) -> Made:
         """Make the version of the data set `name` that `step` describes."""
         from aifx.curation.execution import execute
 
+        if self.chain is not None:
+            return self.chain.execute(self, step, accepts)
         return execute(
             step, name, self.catalog, self.limits, self.runner, accepts, set_name=self.set_name, dry_run=self.dry_run
         )
 
 
 def open_place(**options: Unpack[StepOptions]) -> StepPlace:
-    """The place that a verb's options name. Raises UsageError."""
+    """The place that a verb's options name. Raises UsageError, ArgumentsChecked."""
+    if options.get("check"):
+        raise ArgumentsChecked
     folder = options.get("project", ".")
     catalog, project = find_catalog(options.get("root"), folder)
     limits = limits_of(options.get("memory", DEFAULT_MEMORY), options.get("workers"))
     runner = _runner(catalog, options)
-    return StepPlace(catalog, project, limits, runner, options.get("set_name", True), options.get("dry_run", False))
+    how = options.get("set_name", True), options.get("dry_run", False), options.get("chain")
+    return StepPlace(catalog, project, limits, runner, *how)
 
 
 def _runner(catalog: Catalog, options: StepOptions) -> Runner | None:

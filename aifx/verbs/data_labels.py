@@ -266,10 +266,14 @@ def data_label_apply(name: str, *, column: str = "label", **options: Unpack[Step
     """
     from aifx.curation.execution import made_version
     from aifx.curation.labels.agreement import ApplyLabels, check_labels, decide
+    from aifx.curation.labels.rows import view_of
     from aifx.curation.labels.store import read_state
+    from aifx.data.versions.catalog import check_shards
 
     place = open_place(**options)
-    _, version, _ = open_view(name, column, None, options.get("root"), options.get("project", "."))
+    version = place.open(name)
+    check_shards(version)
+    view_of(version, column)
     found = read_state(place.catalog, version.manifest.name, column).labels()
     labels = decide(found)
     check_labels(version, column, labels)

@@ -62,10 +62,10 @@ def data_clean(
     from aifx.curation.cleaning import Clean, check_text, dropped_share
     from aifx.curation.rules import load_rules
 
-    place = open_place(**options)
     kept = None if languages is None else _known_languages(languages)
     chosen = load_rules(rules, Path.cwd())
-    parent = place.catalog.open(name)
+    place = open_place(**options)
+    parent = place.open(name)
     check_text(parent.manifest)
     if kept is None and (bound := [rule.id for rule in chosen if rule.languages]):
         log.info("--languages none: %s judges no row, because it is for some languages", ", ".join(bound))
@@ -134,7 +134,7 @@ def data_dedupe(
         if value is not None and not ways[needs]:
             raise UsageError(f"{option} can only be used with {needs}", f"it is a setting of {needs}", needs)
     place = open_place(**options)
-    version = place.catalog.open(name)
+    version = place.open(name)
     step = Dedupe((version,), near, mark)
     if images:
         step = _of_pictures(version, distance, mark)
@@ -204,7 +204,7 @@ def data_dedupe_audit(
         raise UsageError(f"--on {on} cannot be used with --audit", why, "leave it out")
     _check_similarity(near)
     place = open_place(**options)
-    version = place.catalog.open(name)
+    version = place.open(name)
     if rebuild_sketches:
         _delete_sketches(place, version)
     with tempfile.TemporaryDirectory() as folder:
@@ -260,7 +260,7 @@ def data_split(
         why = f"--validation {validation:g} and --test {test:g} leave nothing for training"
         raise UsageError("the shares are too large", why, f"aifx data split {name} --validation 0.05 --test 0.1")
     place = open_place(**options)
-    version = place.catalog.open(name)
+    version = place.open(name)
     if near is None and version.manifest.kind == "text":
         near = DEFAULT_NEAR
     return made_version(place.execute(Split((version,), validation, test, near, seed), version.manifest.name))
@@ -284,7 +284,7 @@ def data_decontaminate(
     from aifx.curation.decontaminate import Decontaminate
 
     place = open_place(**options)
-    version = place.catalog.open(name)
+    version = place.open(name)
     with tempfile.TemporaryDirectory() as folder:
         references = _references(place, version, against, text_field, Path(folder))
         return made_version(place.execute(Decontaminate((version,), references), version.manifest.name))
@@ -312,7 +312,7 @@ def data_contamination(
     from aifx.curation.decontaminate import find_contamination
 
     place = open_place(**options)
-    version = place.catalog.open(name)
+    version = place.open(name)
     with tempfile.TemporaryDirectory() as folder:
         references = _references(place, version, against, text_field, Path(folder))
         work = Path(folder, "index")
@@ -332,7 +332,7 @@ def _references(
         raise UsageError("decontaminate is for text", why, "aifx data ls")
     files = ReferenceFiles(place.project.root if place.project else Path.cwd(), folder / "texts", place.limits)
     if against:
-        return open_references([os.fspath(each) for each in against], place.catalog, files, text_field)
+        return open_references([os.fspath(each) for each in against], place.catalog, files, text_field, version)
     section = load_config(place.project).data if place.project is not None else None
     return held_out_references(version, section, place.project, files)
 
@@ -383,7 +383,7 @@ def data_pii(
         raise UsageError("--kinds names no kind", "nothing would be found", "--kinds email,phone, or leave it out")
     detector = make_detector(KINDS if kinds is None else kinds, region)
     place = open_place(**options)
-    version = place.catalog.open(name)
+    version = place.open(name)
     text_columns(version.manifest)
     if mask or drop:
         step = RemovePii((version,), detector, "mask" if mask else "drop")

@@ -78,6 +78,10 @@ class ApplyLabels(ShardStep):
         shard = self.parents[0].manifest.shards[task].sha256
         return [self.kind, shard, self.column, {row: self.labels[row] for row in ids if row in self.labels}]
 
+    @property
+    def added_columns(self) -> Mapping[str, str]:
+        return {self.column: "string"}
+
     def apply(self, rows: Table, work: Path) -> Outcome:
         before = rows[self.column].to_pylist() if self.column in rows.column_names else [None] * len(rows)
         values = [self.labels.get(row, value) for row, value in zip(rows[ROW].to_pylist(), before, strict=True)]

@@ -1,0 +1,99 @@
+"""Recipes that make one version of several steps: the rows and the answers of `why` that separate steps give."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prose import prose
+
+import aifx
+from aifx.curation.row_history import explain_row
+from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.shards import read_shard
+
+STEPS: dict[str, list[dict[str, Any]]] = {
+    "clean": [{"rules": []}, {"rules": [], "unicode": "NFKC", "repair": False}],
+    "dedupe": [{}, {"near": 0.7}, {"mark": True}],
+    "pii": [{"mask": True}, {"drop": True}],
+    "split": [{"validation": 0.3, "test": 0.3}],
+}
+
+
+def write_texts(folder: Path, dice: random.Random) -> None:
+    """Texts with copies, near copies, addresses, wrongly decoded characters, one that is too short, and bad lines."""
+    folder.mkdir()
+    texts = [prose(150, seed) for seed in range(20)]
+    texts += [texts[0], f"another {texts[1]}", "  ", f"{texts[2]} caf\u00c3\u00a9 there"]
+    texts += [f"{prose(120, 100 + n)} write to ann{n % 2}@example.com" for n in range(4)]
+    texts.append(texts[-1].replace("ann1", "bob"))  # a copy only when it is masked
+    dice.shuffle(texts)
+    for number in range(3):
+        lines = [json.dumps({"text": text}) for text in texts[number::3]]
+        (folder / f"{number}.jsonl").write_text("\n".join([*lines, "no json"]) + "\n")
+
+
+def rows_and_answers(root: str) -> tuple[list[dict[str, Any]], dict[str, list[tuple[Any, ...]]]]:
+    """The rows of the data set in order, and for each row that was added what each step did with it."""
+    catalog = open_catalog(root)
+    rows = [row for shard in catalog.open("corpus").shards for row in read_shard(shard).to_pylist()]
+    (added,) = {one.reference for one in _added(root)}
+    answers = {}
+    for shard in catalog.open(added).shards:
+        for row in read_shard(shard, ["_row"])["_row"].to_pylist():
+            (history,) = explain_row(catalog, row, None, ["corpus"]).histories
+            answers[row] = [
+                (step.step, step.outcome, step.rule, step.twin.row if step.twin is not None else None)
+                for step in history.steps
+            ]
+    return rows, answers
+
+
+def _added(root: str) -> list[Any]:
+    catalog = open_catalog(root)
+    manifests = [catalog.manifest(f"corpus@{version}") for version in catalog.versions("corpus")]
+    return [one for one in manifests if one.step.name == "add"]
+
+
+def check_same(folder: Path, seed: int, count: int) -> None:
+    dice = random.Random(seed)
+    write_texts(folder / "texts", dice)
+    names = dice.sample(list(STEPS), count)  # a step changes nothing in its own result, so none is there twice
+    steps = [(name, dice.choice(STEPS[name])) for name in names]
+    apart, together = str(folder / "apart"), str(folder / "together")
+    options: dict[str, Any] = {"workers": 1}
+    aifx.data_add("corpus", str(folder / "texts"), license="MIT", max_bad=10, root=apart, **options)
+    for name, settings in steps:
+        getattr(aifx, f"data_{name}")("corpus", root=apart, **settings, **options)
+    lines = [f"    {{ {name} = {{ {settings_toml(settings)} }} }}," for name, settings in steps]
+    add = '{ add = { sources = ["texts"], license = "MIT", max_bad = 10.0 } },'
+    (folder / "recipe.toml").write_text(
+        "\n".join(["[corpus]", "together = true", "steps = [", f"    {add}", *lines, "]"])
+    )
+    made = aifx.data_make(recipe=folder / "recipe.toml", root=together, **options)
+    assert made.data_sets[0].is_accepted
+    assert len(open_catalog(together).versions("corpus")) == 2, "no version in between"
+    assert rows_and_answers(together) == rows_and_answers(apart), steps
+
+
+def settings_toml(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name} = {json.dumps(value)}" for name, value in settings.items())
+
+
+def test_one_version_has_the_rows_and_answers_of_separate_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_same(tmp_path, seed=5, count=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10, 20))
+def test_random_recipes_have_the_rows_and_answers_of_separate_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_same(tmp_path, seed, count=2 + seed % 3)
