@@ -40,7 +40,7 @@ TASK_BYTES = 64 << 20
 SLOW = ("html", "warc", "image")
 """Formats of which a process reads a hundredth of what it reads of others in a second."""
 
-COLUMNS = "columns.json"
+COLUMNS, FILES, ALL = "columns.json", "files.json", "all"
 QUARANTINE = pa.schema({"source": pa.string(), "line": pa.int64(), "reason": pa.string(), "value": pa.binary()})
 DECODED: tuple[Format, ...] = ("text", "jsonl", "csv")
 """The formats that have an encoding."""
@@ -115,6 +115,11 @@ class Add(Step):
         """The files of the version before, with rows and in quarantine."""
         return (*self.parents[0].manifest.shards, *self.parents[0].manifest.quarantine) if self.parents else ()
 
+    @cached_property
+    def _is_replacing(self) -> bool:
+        """Whether a file that is read was read for the version before."""
+        return not self._replaced.isdisjoint(source.name for source in self.parents[0].manifest.sources)
+
     def _column_of_sources(self, task: int) -> str:
         """The column with the source of each row, in one of the files of the version before."""
         return SOURCE if task < len(self.parents[0].manifest.shards) else "source"
@@ -124,10 +129,10 @@ class Add(Step):
         if task >= len(self._kept):
             return None
         parent, column = self.parents[0], self._column_of_sources(task)
-        columns = columns_of(_version_schema(_columns(work)["all"]).empty_table())
+        columns = columns_of(_version_schema(_columns(work)[ALL]).empty_table())
         if column == SOURCE and list(parent.manifest.columns.items()) != list(columns.items()):
             return None
-        if self._replaced.isdisjoint(source.name for source in parent.manifest.sources):
+        if not self._is_replacing:
             return self._kept[task]
         names = read_shard(parent.path_of(self._kept[task]), [column])[column].unique().to_pylist()
         return self._kept[task] if self._replaced.isdisjoint(names) else None
@@ -158,7 +163,8 @@ class Add(Step):
             found = merged(found, pa.schema([*schema, *(each for each, _ in known_columns(file))]), file.name)
         if self.kind == "images":
             found = _with_target(found)
-        write_json(work / COLUMNS, {"all": found.serialize().to_pybytes().hex(), "files": columns})
+        write_json(work / COLUMNS, {ALL: found.serialize().to_pybytes().hex()})
+        write_json(work / FILES, columns)
         return {}
 
     @property
@@ -176,8 +182,7 @@ class Add(Step):
         ]
 
     def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:
-        columns = _columns(work)
-        collector = Collector(columns["all"], self.options, self.license)
+        collector = Collector(_columns(work)[ALL], self.options, self.license)
         if task < len(self._kept):
             column = self._column_of_sources(task)
             replaced = pa.array(sorted(self._replaced), pa.string())
@@ -188,8 +193,9 @@ class Add(Step):
                 else:
                     yield Outcome(None, quarantine=rows)
             return
+        columns = _columns(work, FILES)
         for file in self._groups[task - len(self._kept)]:
-            yield from self._read(file, columns["files"].get(file.name), collector)
+            yield from self._read(file, columns.get(file.name), collector)
         yield from collector.flush(is_end=True)
 
     def _read(self, file: SourceFile, columns: Schema | None, collector: Collector) -> Iterator[Outcome]:
@@ -224,11 +230,11 @@ def _with_target(columns: Schema) -> Schema:
     return columns if found else columns.append(target_field(""))
 
 
-def _columns(work: Path) -> dict[str, Any]:
-    """The columns that `prepare` found: "all" of the version, and those of each of the "files"."""
-    found = parse_json(read_file(work / COLUMNS))
+def _columns(work: Path, name: str = COLUMNS) -> dict[str, Schema]:
+    """The columns that `prepare` found: of the version, or of each file that has some."""
+    found = parse_json(read_file(work / name))
     assert isinstance(found, dict)
-    return {"all": _schema(found["all"]), "files": {name: _schema(text) for name, text in found["files"].items()}}
+    return {one: _schema(text) for one, text in found.items()}
 
 
 def _schema(text: str) -> Schema:

@@ -127,7 +127,7 @@ class Verification(Result):
         return not any(version.damages for version in self.versions)
 
 
-def verify_version(catalog: Catalog, reference: str, read: ReadFiles) -> VerifiedVersion:
+def verify_version(catalog: Catalog, reference: str, read: ReadFiles | None = None) -> VerifiedVersion:
     """Compare each file of a version, local or remote, with its SHA-256. Raises UsageError if there is none.
 
     Args:
