@@ -98,6 +98,7 @@ if TYPE_CHECKING:
     from aifx.verbs.planning import plan, plan_hardware
     from aifx.verbs.prediction import load, predict, predict_files
     from aifx.verbs.projects import init, init_templates
+    from aifx.verbs.recipe_writing import data_recipe
     from aifx.verbs.recipes import data_make, data_make_plan
     from aifx.verbs.runs import (
         runs_compare,
@@ -122,6 +123,7 @@ _NAMES = {
     "data_join data_mix data_compact",
     "data_expect": "data_expect_infer data_expect data_expect_history",
     "recipes": "data_make_plan data_make",
+    "recipe_writing": "data_recipe",
     "data_versions": "data_ls data_show_version data_verify data_profile data_query data_query_to_file data_diff "
     "data_lineage data_why data_report data_push data_erase data_gc",
     "data_search": "data_index data_search",

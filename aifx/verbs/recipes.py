@@ -376,7 +376,7 @@ def _parse(name: str, table: Any, names: Collection[str], path: Path) -> Recipe:
         unknown = [key for key in table if key not in ("steps", TOGETHER_KEY)] if isinstance(table, dict) else []
         why = f"{unknown[0]!r} is no key of a data set" if unknown else "a data set has a list of steps"
         raise ConfigError(f"{path}: [{name}] cannot be used", why, "steps = [{ add = { sources = [...] } }, ...]")
-    steps = tuple(_parse_step(given, f"{path}: {name}, step {n}") for n, given in enumerate(table["steps"], 1))
+    steps = tuple(parse_step(given, f"{path}: {name}, step {n}") for n, given in enumerate(table["steps"], 1))
     for number, step in enumerate(steps, 1):
         if (number == 1) != (step.name in FIRST):
             why = f"{' or '.join(FIRST)} is the first step of a data set, and no other"
@@ -391,7 +391,8 @@ def _parse(name: str, table: Any, names: Collection[str], path: Path) -> Recipe:
     return Recipe(name, steps, tuple(sorted(_read_by(steps, name, path.parent).intersection(names))), is_together)
 
 
-def _parse_step(given: Any, where: str) -> RecipeStep:
+def parse_step(given: Any, where: str) -> RecipeStep:
+    """The step that a recipe has at a place. Raises ConfigError, which names the place."""
     keeps = given.get(KEEP, False) if isinstance(given, dict) else False
     named = {key: value for key, value in given.items() if key != KEEP} if isinstance(given, dict) else {}
     if len(named) != 1 or not isinstance(next(iter(named.values())), dict) or not isinstance(keeps, bool):

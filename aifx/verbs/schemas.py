@@ -85,6 +85,7 @@ def command_types() -> dict[str, Any]:
     from aifx.verbs.data_labels import LabelServerStarted
     from aifx.verbs.data_steps import MadeMix
     from aifx.verbs.prediction import Predictions
+    from aifx.verbs.recipe_writing import WrittenRecipe
     from aifx.verbs.recipes import MadeRecipes, PlannedRecipes
     from aifx.verbs.serving import Listening
 
@@ -130,6 +131,7 @@ def command_types() -> dict[str, Any]:
         "data-expect": ExpectedVersion | InferredContract | ContractHistory,
         "data-mix": MadeMix,
         "data-make": MadeRecipes | PlannedRecipes,
+        "data-recipe": WrittenRecipe,
         "data-pii": PiiReport,
         "data-verify": Verification,
         "data-profile": VersionProfile,

@@ -19,6 +19,7 @@ from aifx.commands.data.index import index, search
 from aifx.commands.data.make import make
 from aifx.commands.data.options import FILES_HELP, RootOption
 from aifx.commands.data.profile import profile, query, report
+from aifx.commands.data.recipe import recipe
 from aifx.commands.data.steps import clean, compact, decontaminate, dedupe, join, mix, pii, split
 from aifx.commands.data.versions import diff, erase, gc, lineage, ls, print_page, push, verify, why
 from aifx.core.errors import UsageError
@@ -218,6 +219,7 @@ app.command()(decontaminate)
 app.command()(verify)
 app.command()(compact)
 app.command()(make)
+app.command()(recipe)
 app.command()(join)
 app.command()(classify)
 app.command()(expect)
