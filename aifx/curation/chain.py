@@ -30,12 +30,13 @@ from aifx.core.files import read_file
 from aifx.core.json_files import write_json
 from aifx.core.json_values import plain
 from aifx.core.parsing import parse_json
+from aifx.curation.continuing import LastingStep
 from aifx.curation.execution import OUT, Runner, run_stage
 from aifx.curation.step import DecidedStep, Limits, Outcome, ShardStep, Step
 from aifx.data.names import CLUSTER, ROW
 from aifx.data.readers.arrow import pa, pc
 from aifx.data.versions.made_steps import DROPPED_BY, MAKE, ROWS, fact_of, made_steps
-from aifx.data.versions.manifest import Manifest, ShardFile, StepRecord, Version
+from aifx.data.versions.manifest import CONTINUES, Manifest, ShardFile, Source, StepRecord, Version
 from aifx.data.versions.shards import dropped_rows, read_parts, read_shard
 
 STAGE = "stage-"
@@ -230,6 +231,9 @@ class LimitBroken(Exception):
 class ChainStep(Step):
     """Makes a version by several steps, of which each but the last gets none.
 
+    Its second parent, if there is one, is a version of earlier rows that the same steps made: the decisions of `dedupe`
+    and `split` about these rows stay (`continuing`).
+
     Attributes:
         links: the steps, each with the rows that those before it leave as its first parent (`planned_version`).
         limits: for each link, whether what it made is accepted. They are no part of the result.
@@ -258,6 +262,17 @@ class ChainStep(Step):
     def worker_bytes(self) -> int:
         return min(link.worker_bytes for link in self.links)
 
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return self.parents[0].manifest.sources
+
+    def continues(self, record: StepRecord) -> bool:
+        theirs = [StepRecord(**one) for one in record.settings["steps"]] if record.name == self.name else []
+        if [one.name for one in theirs] != [link.name for link in self.links]:
+            return False
+        lasting = [(link, one) for link, one in zip(self.links, theirs, strict=True) if link.continues(link.record)]
+        return bool(lasting) and all(link.continues(one) for link, one in lasting)
+
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
         """Do all stages but the last, each in a folder beside `work`, and prepare the last.
 
@@ -285,7 +300,10 @@ class ChainStep(Step):
             facts |= kept
             if (broken := self._broken(facts, self._cuts()[number + 1])) is not None:
                 raise LimitBroken(broken)
-        return facts | dict(self._stage(last, work.parent).prepare(work, limits))
+        facts |= self._stage(last, work.parent).prepare(work, limits)
+        if self.parents[1:]:
+            facts[CONTINUES] = self.parents[1].manifest.whole_reference
+        return facts
 
     def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:
         last = len(self._cuts()) - 1
@@ -327,6 +345,9 @@ class ChainStep(Step):
             )
             parent = PlannedVersion(before / OUT, manifest)
             links = (links[0].on(parent), *links[1:])
+        first = links[0]
+        if self.parents[1:] and isinstance(first, LastingStep) and first.continues(first.record):
+            links = (replace(first, parents=(parent, *self.parents[1:]), link=cuts[number]), *links[1:])
         return Stage((parent,), links, cuts[number], bounds)
 
 

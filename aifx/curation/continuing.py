@@ -129,8 +129,10 @@ def keep_dropped(
 
     Returns facts: the numbers of dropped rows by rule, and the earlier version.
     """
-    after = f"UNION ALL SELECT _row FROM dropped WHERE step > {link} AND rule IS NOT NULL" if link is not None else ""
-    here = f"step = {link} AND rule IS NOT NULL" if link is not None else "true"
+    after, here = "", "true"
+    if link is not None and earlier.dropped:  # with the column `step`, and changed rows, which have no rule
+        after = f"UNION ALL SELECT _row FROM dropped WHERE step > {link} AND rule IS NOT NULL"
+        here = f"step = {link} AND rule IS NOT NULL"
     sql = f"""WITH {_PLACED},
         stayed AS (SELECT _row FROM kept {after}),
         members AS (

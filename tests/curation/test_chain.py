@@ -97,3 +97,37 @@ def test_random_recipes_have_the_rows_and_answers_of_separate_steps(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     check_same(tmp_path, seed, count=2 + seed % 3)
+
+
+@pytest.mark.slow
+def test_new_files_leave_the_decisions_about_earlier_rows(tmp_path: Path) -> None:
+    """As the separate steps do, of which each continues its own last version."""
+    generations = 3
+    steps: list[tuple[str, dict[str, Any]]] = [
+        ("clean", {"rules": []}), ("dedupe", {"near": 0.8}), ("split", {"validation": 0.3, "test": 0.3, "near": 0.4}),
+    ]  # fmt: skip
+    lines = [f"    {{ {name} = {{ {settings_toml(settings)} }} }}," for name, settings in steps]
+    add = '{ add = { sources = ["texts"], license = "MIT" } },'
+    (tmp_path / "recipe.toml").write_text(
+        "\n".join(["[corpus]", "together = true", "steps = [", f"    {add}", *lines, "]"])
+    )
+    (tmp_path / "texts").mkdir()
+    apart, together = str(tmp_path / "apart"), str(tmp_path / "together")
+    texts, versions = [prose(90, seed) for seed in range(30)], []
+    for number in range(generations):
+        words = [text.split() for text in texts]
+        more = [" ".join([*own[: 30 * number], "new", *own[30 * number + 1 :]]) for own in words[number::3] * number]
+        (tmp_path / "texts" / f"{9 - number}.jsonl").write_text(
+            "".join(json.dumps({"text": text}) + "\n" for text in (more or texts))
+        )
+        aifx.data_add("corpus", str(tmp_path / "texts"), license="MIT", root=apart, workers=1)
+        for name, settings in steps:
+            getattr(aifx, f"data_{name}")("corpus", root=apart, workers=1, **settings)
+        aifx.data_make(recipe=tmp_path / "recipe.toml", root=together, workers=1)
+        catalogs = open_catalog(apart), open_catalog(together)
+        found = [[r for path in one.open("corpus").shards for r in read_shard(path).to_pylist()] for one in catalogs]
+        assert found[0] == found[1]
+        versions.append(catalogs[1].manifest("corpus"))
+        again = aifx.data_make(recipe=tmp_path / "recipe.toml", root=together, workers=1)
+        assert not any(step.is_new for step in again.data_sets[0].steps)
+    assert [one.facts.get("continues") for one in versions] == [None, *(one.whole_reference for one in versions[:-1])]
