@@ -32,7 +32,7 @@ from aifx.core.json_values import plain
 from aifx.core.parsing import parse_json
 from aifx.curation.continuing import LastingStep
 from aifx.curation.execution import OUT, Runner, run_stage
-from aifx.curation.step import DecidedStep, Limits, Outcome, ShardStep, Step
+from aifx.curation.step import DecidedStep, Limits, Outcome, ShardStep, Step, digest_of
 from aifx.data.names import CLUSTER, ROW
 from aifx.data.readers.arrow import pa, pc
 from aifx.data.versions.made_steps import DROPPED_BY, MAKE, ROWS, fact_of, made_steps
@@ -312,6 +312,18 @@ class ChainStep(Step):
             for shard in _read_spool(folder / "spool.json").dropped[task]:
                 yield Outcome(None, read_shard(folder / OUT / shard.name))
         yield from self._stage(last, work.parent).run(task, work, limits)
+
+    def task_inputs(self, task: int, work: Path) -> Any:
+        """What `run` reads: rows that earlier stages left and left out, decisions about them, and settings."""
+        last = len(self._cuts()) - 1
+        stage = self._stage(last, work.parent)
+        spools = [_read_spool(work.parent / f"{STAGE}{number}" / "spool.json") for number in range(last)]
+        numbers, first = range(stage.bounds[task], stage.bounds[task + 1]), stage.links[0]
+        decisions = [digest_of(first.decisions(one, work)) for one in numbers] if isinstance(first, DecidedStep) else []
+        shards = [stage.parents[0].manifest.shards[one].sha256 for one in numbers]
+        left_out = [[file.sha256 for file in spool.dropped[task]] for spool in spools]
+        settings = [link.task_settings for link in stage.links if isinstance(link, ShardStep | DecidedStep)]
+        return [self.kind, shards, left_out, decisions, stage.number, settings]
 
     def accepts(self, manifest: Manifest) -> bool:
         """Whether no step broke its limit."""

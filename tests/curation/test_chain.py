@@ -131,3 +131,4 @@ def test_new_files_leave_the_decisions_about_earlier_rows(tmp_path: Path) -> Non
         again = aifx.data_make(recipe=tmp_path / "recipe.toml", root=together, workers=1)
         assert not any(step.is_new for step in again.data_sets[0].steps)
     assert [one.facts.get("continues") for one in versions] == [None, *(one.whole_reference for one in versions[:-1])]
+    assert versions[-1].shards[0].holder == versions[0].sha256, "written once"
