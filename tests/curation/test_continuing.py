@@ -122,8 +122,8 @@ def test_earlier_rows_keep_their_split_and_decide_for_those_like_them() -> None:
 
 
 def test_rows_that_were_kept_stay_kept() -> None:
-    check_dropped(5, 0.4, 2)
-    check_dropped(5, None, 2)
+    check_dropped(1, 0.4, 2)
+    check_dropped(1, None, 2)
 
 
 @pytest.mark.slow
