@@ -305,6 +305,19 @@ class ChainStep(Step):
             facts[CONTINUES] = self.parents[1].manifest.whole_reference
         return facts
 
+    def task_inputs(self, task: int, work: Path) -> Any:
+        """What `run` reads: rows that earlier stages left and left out, decisions about them, and settings."""
+        last = len(self._cuts()) - 1
+        spools = [_read_spool(work.parent / f"{STAGE}{number}" / "spool.json") for number in range(last)]
+        left_out = [[file.sha256 for file in spool.dropped[task]] for spool in spools]
+        stage = self._stage(last, work.parent)
+        numbers, first = range(stage.bounds[task], stage.bounds[task + 1]), stage.links[0]
+        shards = [stage.parents[0].manifest.shards[number].sha256 for number in numbers]
+        decided = first if isinstance(first, DecidedStep) else None
+        decisions = [digest_of(decided.decisions(number, work)) for number in numbers] if decided else []
+        links = [(link.name, link.task_settings) for link in stage.links]
+        return [self.kind, stage.number, links, shards, decisions, left_out]
+
     def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:
         last = len(self._cuts()) - 1
         for number in range(last):
@@ -312,18 +325,6 @@ class ChainStep(Step):
             for shard in _read_spool(folder / "spool.json").dropped[task]:
                 yield Outcome(None, read_shard(folder / OUT / shard.name))
         yield from self._stage(last, work.parent).run(task, work, limits)
-
-    def task_inputs(self, task: int, work: Path) -> Any:
-        """What `run` reads: rows that earlier stages left and left out, decisions about them, and settings."""
-        last = len(self._cuts()) - 1
-        stage = self._stage(last, work.parent)
-        spools = [_read_spool(work.parent / f"{STAGE}{number}" / "spool.json") for number in range(last)]
-        numbers, first = range(stage.bounds[task], stage.bounds[task + 1]), stage.links[0]
-        decisions = [digest_of(first.decisions(one, work)) for one in numbers] if isinstance(first, DecidedStep) else []
-        shards = [stage.parents[0].manifest.shards[one].sha256 for one in numbers]
-        left_out = [[file.sha256 for file in spool.dropped[task]] for spool in spools]
-        settings = [link.task_settings for link in stage.links if isinstance(link, ShardStep | DecidedStep)]
-        return [self.kind, shards, left_out, decisions, stage.number, settings]
 
     def accepts(self, manifest: Manifest) -> bool:
         """Whether no step broke its limit."""

@@ -143,6 +143,11 @@ class Step(ABC):
         """Bytes of input that are worth a process of their own, which takes about a second to start."""
         return 32 << 20
 
+    @property
+    def task_settings(self) -> Mapping[str, Any]:
+        """The settings that the outcome of a task depends on, beside what `prepare` wrote; by default all."""
+        return self.settings
+
     def task_inputs(self, task: int, work: Path) -> Any:
         """All that the outcome of a task depends on, except the code, in types of JSON. None if nothing says.
 
@@ -172,11 +177,6 @@ class ShardStep(Step):
 
     def task_inputs(self, task: int, work: Path) -> Any:
         return [self.kind, self.parents[0].manifest.shards[task].sha256, self.task_settings]
-
-    @property
-    def task_settings(self) -> Mapping[str, Any]:
-        """The settings that the outcome for a shard depends on; by default all."""
-        return self.settings
 
     def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:
         for rows in read_parts(self.parents[0].shards[task]):
@@ -231,14 +231,6 @@ class DecidedStep(Step):
         """The decisions about the rows of a shard. `row` counts from the first of them."""
         shards = self.parents[0].manifest.shards
         return read_decisions(work, int(first_rows(shards)[task]), shards[task].rows)
-
-    @property
-    def task_settings(self) -> Mapping[str, Any]:
-        """The settings that the outcome for a shard depends on beside its decisions; by default all.
-
-        Settings that only `prepare` uses are no part of it.
-        """
-        return self.settings
 
     def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:
         for rows, decisions in self.decided_rows(task, work):

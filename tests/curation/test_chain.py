@@ -13,6 +13,7 @@ from prose import prose
 import aifx
 from aifx.curation.row_history import explain_row
 from aifx.data.versions.catalog import open_catalog
+from aifx.data.versions.manifest import Version
 from aifx.data.versions.shards import read_shard
 
 STEPS: dict[str, list[dict[str, Any]]] = {
@@ -88,6 +89,30 @@ def test_one_version_has_the_rows_and_answers_of_separate_steps(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     check_same(tmp_path, seed=5, count=4)
+
+
+def test_new_rows_alone_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task whose rows, decisions and settings are those of an earlier version refers to its files."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    split = "{ split = { near = 1.0, validation = 0.3, test = 0.3 } }"
+    steps = f"{{ clean = {{ rules = [] }} }}, {{ dedupe = {{}} }}, {{ pii = {{ mask = true }} }}, {split}"
+    recipe = tmp_path / "recipe.toml"
+
+    def make(number: int, steps: str) -> Version:
+        lines = [json.dumps({"text": f"{prose(30, number * 100 + row)} ann@example.com"}) for row in range(20)]
+        (tmp_path / "texts" / f"{number}.jsonl").write_text("\n".join(lines))
+        add = '{ add = { sources = ["texts"], license = "MIT" } }'
+        recipe.write_text(f"[corpus]\ntogether = true\nsteps = [{add}, {steps}]")
+        aifx.data_make(recipe=recipe, root="sets", workers=1)
+        return open_catalog("sets").open("corpus")
+
+    first = make(0, steps)
+    second = make(1, steps)
+    assert second.manifest.holders == (first.manifest.sha256,)
+    assert sum(file.rows for file in second.manifest.shards if not file.holder) == 20
+    assert second.manifest.rows == 40
+    assert make(2, steps.replace("0.3 }", "0.3, seed = 1 }")).manifest.holders == ()
 
 
 @pytest.mark.slow
