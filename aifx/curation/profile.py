@@ -347,10 +347,28 @@ def _lengths(rows: Table) -> dict[str, Lengths]:
         texts = rows.column("text").drop_null()
         every = max(1, -(-texts.nbytes // WORDS_BYTES))
         words = [_words(texts[index].as_buffer()) for index in range(0, len(texts), every)]
-        return {"characters": _measured(numbers(pc.utf8_length(texts))), "words": _measured(np.array(words, np.int64))}
+        return {"characters": _measured(_characters(texts)), "words": _measured(np.array(words, np.int64))}
     if "image" in rows.column_names and pa.types.is_binary(rows.schema.field("image").type):
         return {"bytes": _measured(numbers(pc.binary_length(rows.column("image"))))}
     return {}
+
+
+def _characters(texts: ChunkedArray) -> Any:
+    """[texts] The characters of each text: its bytes without those that continue a character.
+
+    Few bytes do in most languages of Europe, so finding them takes three quarters of the time of Arrow's `utf8_length`.
+    """
+    found = [np.array([], np.int64)]
+    for chunk in texts.chunks if len(texts) else ():
+        offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+        data = np.frombuffer(chunk.buffers()[2] or b"", np.int8)[offsets[0] : offsets[-1]]
+        continues = data < -64  # 10xxxxxx
+        if 8 * np.count_nonzero(continues) > len(data):
+            found.append(pc.utf8_length(chunk).to_numpy())
+        else:
+            before = np.searchsorted(np.flatnonzero(continues), offsets - offsets[0])
+            found.append(np.diff(offsets) - np.diff(before))
+    return np.concatenate(found)
 
 
 def _chat_lengths(rows: Table) -> dict[str, Lengths]:

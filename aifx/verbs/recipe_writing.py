@@ -13,7 +13,7 @@ from aifx.core.json_values import plain
 from aifx.core.results import Result
 from aifx.verbs.arguments import StrPath
 from aifx.verbs.catalogs import find_catalog, project_around
-from aifx.verbs.recipes import parse_step
+from aifx.verbs.recipe_files import parse_step
 
 if TYPE_CHECKING:
     from aifx.data.versions.catalog import Catalog

@@ -49,6 +49,18 @@ from aifx.verbs.data_classify import data_classify
 from aifx.verbs.data_expect import RULES, data_expect
 from aifx.verbs.data_labels import data_label_apply
 from aifx.verbs.data_steps import data_clean, data_decontaminate, data_dedupe, data_join, data_mix, data_pii, data_split
+from aifx.verbs.recipe_files import (
+    FIRST,
+    GIVEN,
+    RECIPE,
+    REFERENCE,
+    STEPS,
+    Recipe,
+    RecipeStep,
+    compared_with,
+    contract_of,
+    read_recipes,
+)
 from aifx.verbs.referrers import renew
 
 if TYPE_CHECKING:
@@ -58,78 +70,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RECIPE = "recipe.toml"
-REFERENCE = "docs/data-recipes.md has the steps and an example"
-STEPS: Mapping[str, Callable[..., Any]] = {
-    "add": data_add,
-    "mix": data_mix,
-    "clean": data_clean,
-    "dedupe": data_dedupe,
-    "classify": data_classify,
-    "pii": data_pii,
-    "label_apply": data_label_apply,
-    "join": data_join,
-    "split": data_split,
-    "decontaminate": data_decontaminate,
-    "expect": data_expect,
-}
-"""The verb of each step. The settings of a step are the arguments of its verb."""
-
-FIRST = ("add", "mix")
-"""Steps that begin a data set."""
-
-GIVEN = ("sources", "sets")
-"""Positional arguments of verbs, of which there is at least one."""
 
 TOGETHER_STEPS = ("clean", "dedupe", "pii", "label_apply", "split", "decontaminate")
 """Steps that can make one version together with their neighbours."""
 
-TOGETHER_KEY = "together"
-"""The key of a data set whose steps make one version."""
-
-KEEP = "keep"
-"""The key of a step that keeps its version."""
-
-NONE = "none"
-"""The text of a setting that is None."""
 
 MAKING = ".make"
 """The folder of a data set that `aifx data make` holds."""
 
 PROCESS_BYTES = 32 << 20
 """Bytes that the next step of a data set reads, from which on it is made in a process of its own beside others."""
-
-NO_SETTINGS = {"pii": ("spans", "output"), "dedupe": ("rebuild_sketches",), "add": ("only",)}
-"""Arguments of verbs that change no row, which a recipe cannot set."""
-
-
-@dataclass(frozen=True)
-class RecipeStep:
-    """A step of a recipe.
-
-    Attributes:
-        name: a key of `STEPS`.
-        settings: arguments of its verb.
-        keeps: whether its rows are a version, although a step follows.
-    """
-
-    name: str
-    settings: Mapping[str, Any]
-    keeps: bool = False
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The steps that make a data set, and the data sets of the same file that they read.
-
-    Attributes:
-        is_together: whether neighbouring steps make one version.
-    """
-
-    name: str
-    steps: tuple[RecipeStep, ...]
-    reads: tuple[str, ...]
-    is_together: bool = False
 
 
 @dataclass(frozen=True)
@@ -350,151 +300,6 @@ def data_make_plan(*names: str, recipe: StrPath | None = None, **options: Unpack
     return PlannedRecipes(tuple(planned))
 
 
-def read_recipes(path: Path) -> dict[str, Recipe]:
-    """The recipes of a file, by the name of the data set. Raises ConfigError, which names the place."""
-    try:
-        document = parse_toml(read_file(path).decode("utf-8-sig"))
-    except OSError as e:
-        raise ConfigError(f"{path} cannot be read", e.strerror or str(e), f"--recipe FILE; {REFERENCE}") from None
-    except tomli.TOMLDecodeError as e:
-        raise ConfigError(f"{path}:{e.lineno}:{e.colno}: not TOML", str(e), REFERENCE) from None
-    except ValueError as e:
-        raise ConfigError(f"{path}: not a recipe", str(e).splitlines()[0], REFERENCE) from None
-    if not document:
-        raise ConfigError(f"{path} has no data set", "a recipe has a table for each", REFERENCE)
-    return {name: _parse(name, table, document.keys(), path) for name, table in document.items()}
-
-
-def _parse(name: str, table: Any, names: Collection[str], path: Path) -> Recipe:
-    try:
-        check_dataset_name(name)
-    except UsageError as e:
-        raise ConfigError(f"{path}: {e.what}", e.why, REFERENCE) from None
-    is_together = table.get(TOGETHER_KEY, False) if isinstance(table, dict) else False
-    is_table = isinstance(table, dict) and table.keys() - {TOGETHER_KEY} == {"steps"}
-    if not is_table or not isinstance(table["steps"], list) or not isinstance(is_together, bool):
-        unknown = [key for key in table if key not in ("steps", TOGETHER_KEY)] if isinstance(table, dict) else []
-        why = f"{unknown[0]!r} is no key of a data set" if unknown else "a data set has a list of steps"
-        raise ConfigError(f"{path}: [{name}] cannot be used", why, "steps = [{ add = { sources = [...] } }, ...]")
-    steps = tuple(parse_step(given, f"{path}: {name}, step {n}") for n, given in enumerate(table["steps"], 1))
-    for number, step in enumerate(steps, 1):
-        if (number == 1) != (step.name in FIRST):
-            why = f"{' or '.join(FIRST)} is the first step of a data set, and no other"
-            raise ConfigError(f"{path}: {name}, step {number} ({step.name}) is out of place", why, REFERENCE)
-    if not steps:
-        raise ConfigError(f"{path}: [{name}] has no step", "a data set is made by steps", REFERENCE)
-    for number, step in enumerate(steps, 1):
-        if name in _compared_with(step, name) and not any(before.name == "split" for before in steps[: number - 1]):
-            why = "its own validation and test rows are compared with, and no step before it splits the rows"
-            hint = "add a step split before it, or name texts: against = [...]"
-            raise ConfigError(f"{path}: {name}, step {number} ({step.name}) has nothing to compare with", why, hint)
-    return Recipe(name, steps, tuple(sorted(_read_by(steps, name, path.parent).intersection(names))), is_together)
-
-
-def parse_step(given: Any, where: str) -> RecipeStep:
-    """The step that a recipe has at a place. Raises ConfigError, which names the place."""
-    keeps = given.get(KEEP, False) if isinstance(given, dict) else False
-    named = {key: value for key, value in given.items() if key != KEEP} if isinstance(given, dict) else {}
-    if len(named) != 1 or not isinstance(next(iter(named.values())), dict) or not isinstance(keeps, bool):
-        why = "a step is a table with its name and its settings, and keep = true to keep its version"
-        raise ConfigError(f"{where} cannot be used", why, "{ dedupe = { near = 0.8 } }")
-    ((name, settings),) = named.items()
-    settings = dict(settings)
-    if name not in STEPS:
-        raise ConfigError(f"{where}: no step {name!r}", did_you_mean(name, STEPS), REFERENCE)
-    known = _settings_of(name)
-    where = f"{where} ({name})"
-    for key, value in settings.items():
-        if key not in known:
-            hint = f"aifx data {name.replace('_', ' ')} --help"
-            raise ConfigError(f"{where}: no setting {key!r}", did_you_mean(key, known), hint)
-        if bad := _bad_text(value):
-            raise ConfigError(f"{where}: {key} = {value!r} cannot be used", bad, REFERENCE)
-        try:
-            if value == NONE and _takes_none(known[key]):
-                value = settings[key] = None
-            known[key].validate_python(value, strict=True)
-        except ValidationError as e:
-            why = "; ".join(dict.fromkeys(error["msg"] for error in e.errors()))
-            raise ConfigError(f"{where}: {key} = {value!r} cannot be used", why, REFERENCE) from None
-    if missing := [key for key in _required(name) if key not in settings or (key in GIVEN and not settings[key])]:
-        raise ConfigError(f"{where}: {missing[0]!r} is missing", "the step requires it", REFERENCE)
-    if name == "pii" and not (settings.get("mask") or settings.get("drop")):
-        raise ConfigError(f"{where}: neither mask nor drop", "the step would change no row", "pii = { mask = true }")
-    if settings.get("mask") and settings.get("drop"):
-        raise ConfigError(f"{where}: mask and drop", "a dropped row has no mask", "leave one of them out")
-    return RecipeStep(name, settings, keeps)
-
-
-def _bad_text(value: Any) -> str:
-    """The reason why no setting can be this text, or have it in its list; empty if there is none."""
-    for text in value if isinstance(value, list) else [value]:
-        if isinstance(text, str) and (not text or "\0" in text):
-            return "a text is empty" if not text else "a text has a NUL, which no path and no name has"
-    return ""
-
-
-def _takes_none(kind: TypeAdapter[Any]) -> bool:
-    """Whether a setting can be None, which TOML does not have, and not the text "none"."""
-    try:
-        kind.validate_python(None, strict=True)
-    except ValidationError:
-        return False
-    try:
-        kind.validate_python(NONE, strict=True)
-    except ValidationError:
-        return True
-    return False
-
-
-@cache
-def _settings_of(step: str) -> Mapping[str, TypeAdapter[Any]]:
-    """The settings of a step with their types: the arguments of its verb, except for the data set and `StepOptions`."""
-    verb = STEPS[step]
-    of_run = {*StepOptions.__annotations__, *NO_SETTINGS.get(step, ())}
-    given = {
-        name: Sequence[str] if one.kind is one.VAR_POSITIONAL else one.annotation
-        for name, one in list(inspect.signature(verb).parameters.items())[1:]
-        if one.kind is not one.VAR_KEYWORD and name not in of_run
-    }
-    hints = get_type_hints(SimpleNamespace(__annotations__=given), globalns=inspect.unwrap(verb).__globals__)
-    return {name: TypeAdapter(hint) for name, hint in hints.items()}
-
-
-def _required(step: str) -> Iterator[str]:
-    for name, one in list(inspect.signature(STEPS[step]).parameters.items())[1:]:
-        if one.kind is not one.VAR_KEYWORD and one.default is one.empty:
-            yield name
-
-
-def _read_by(steps: Sequence[RecipeStep], name: str, folder: Path) -> set[str]:
-    """The names that may be those of data sets that the steps of a data set read."""
-    mixed = {text.rpartition(":")[0] for step in steps for text in step.settings.get("sets", ())}
-    compared = {text for step in steps for text in _compared_with(step, name) if text != name}
-    joined = {step.settings["features"] for step in steps if step.name == "join"}
-    contracts = [load_contract(_contract(step, folder)) for step in steps if step.name == "expect"]
-    judged = {text for rules in contracts for text in named_data_sets(rules) if text.partition("@")[0] != name}
-    return {reference.partition("@")[0] for reference in mixed | compared | joined | judged}
-
-
-def _contract(step: RecipeStep, folder: Path) -> Path | Sequence[Mapping[str, Any]]:
-    """The rules of a step `expect`, or the file that has them."""
-    rules = step.settings.get("rules") or RULES
-    return folder / os.path.expanduser(rules) if isinstance(rules, str) else rules
-
-
-def _compared_with(step: RecipeStep, name: str) -> Sequence[str]:
-    """The texts that `decontaminate` compares a data set with: by default its own validation and test rows.
-
-    Those of `data.dataset` are not: a mix may have that name that reads this data set, so that each run of the recipe
-    would compare with other texts than the one before.
-    """
-    if step.name != "decontaminate":
-        return ()
-    against: Sequence[str] = step.settings.get("against") or (name,)
-    return against
-
-
 def _in_order(
     recipes: Mapping[str, Recipe], names: Sequence[str], path: Path, options: StepOptions
 ) -> list[list[Recipe]]:
@@ -583,7 +388,7 @@ def _call(
         given = [_from_folder(source, folder) for source in given]
         settings["only"] = True
     if step.name == "decontaminate":
-        compared = _compared_with(step, recipe.name)
+        compared = compared_with(step, recipe.name)
         of_name = {
             recipe.name: reference,
             **{text: text for text in compared if catalog and _is_dataset(text, catalog)},
@@ -591,7 +396,7 @@ def _call(
         of_name[recipe.name] = reference
         settings["against"] = [of_name.get(text) or _from_folder(text, folder) for text in compared]
     if step.name == "expect":
-        settings["rules"] = _contract(step, folder)
+        settings["rules"] = contract_of(step, folder)
     elif "rules" in settings:
         rules = settings["rules"]
         settings["rules"] = [_from_folder(each, folder) if each.endswith(".toml") else each for each in rules]

@@ -45,7 +45,7 @@ def configuration(catalog: Catalog, project: Project) -> Iterator[Use]:
 
 def recipe(catalog: Catalog, project: Project) -> Iterator[Use]:
     """The versions that steps of the project's recipe name."""
-    from aifx.verbs.recipes import RECIPE, read_recipes
+    from aifx.verbs.recipe_files import RECIPE, read_recipes
 
     path = project.root / RECIPE
     if path.exists():

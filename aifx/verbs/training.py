@@ -102,7 +102,7 @@ def train(
         started_at=process_started_at() if lifecycle.is_entered() else None,
     )
     if is_first:
-        _renew_lease(found, chosen, name)
+        _renew_lease(chosen.apply_to(found), getattr(chosen.data, "dataset", None), name)
     if stop is not None and on_exit is not None:
 
         def end(status: ProcessStatus | None, why: str) -> None:
@@ -115,16 +115,15 @@ def train(
         return run_training()
 
 
-def _renew_lease(project: Project, config: Config, run: str) -> None:
+def _renew_lease(project: Project, reference: str | None, run: str) -> None:
     """Say on the root of the data sets, if other projects share it, which version the run is about to read."""
-    if (reference := getattr(config.data, "dataset", None)) is None:
+    if reference is None:
         return
     from aifx.curation.leases import Use, is_shared
     from aifx.data.versions.catalog import open_catalog
 
-    placed = config.apply_to(project)
-    catalog = open_catalog(placed.datasets, placed)
-    if is_shared(catalog, placed):
+    catalog = open_catalog(project.datasets, project)
+    if is_shared(catalog, project):
         from aifx.verbs.referrers import renew
 
-        renew(catalog, placed, Use(reference, f"run {run}"))
+        renew(catalog, project, Use(reference, f"run {run}"))

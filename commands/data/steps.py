@@ -318,9 +318,9 @@ def dedupe(
             print_made(out, made)
             return
         others = {"--mark": mark, "--semantic": semantic is not None, "--images": images}
-        if option := next((name for name, given in others.items() if given), None):
+        if other := next((option for option, value in others.items() if value), None):
             why = "the audit plants texts, and makes no version"
-            raise UsageError(f"--audit and {option} cannot be used together", why, "leave one of them out")
+            raise UsageError(f"--audit and {other} cannot be used together", why, "leave one of them out")
         if near is not None:
             asked["near"] = near
         found = data_dedupe_audit(name, rebuild_sketches=rebuild_sketches, **asked, **given.of_step())

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from toy_steps import Rows
 
 from aifx.core.json_values import plain
 from aifx.curation.execution import execute
-from aifx.curation.profile import HASHES, merge_profiles, profile_rows
+from aifx.curation.profile import HASHES, _characters, merge_profiles, profile_rows
 from aifx.curation.step import Limits
 from aifx.data.versions.catalog import open_catalog
 from aifx.data.versions.shards import repeats
@@ -69,6 +71,12 @@ def test_the_profile_of_rows() -> None:
 )
 def test_columns_that_repeat_their_values(values: pa.Array, expected: bool) -> None:
     assert repeats(pa.chunked_array([values])) is expected
+
+
+@given(st.lists(st.lists(st.text() | st.text("aé€😀", max_size=40)), max_size=3), st.integers(0, 3))
+def test_characters_are_those_of_python(chunks: list[list[str]], first: int) -> None:
+    texts = pa.chunked_array([pa.array(chunk, pa.string())[first:] for chunk in chunks], pa.string())
+    assert _characters(texts).tolist() == [len(text) for text in texts.to_pylist()]
 
 
 def test_parts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from chats import CHATML, THINKING, conversation, renderer_of, trained
 
 from aifx.core.errors import ConfigError, DataError
 from aifx.data.chat.assets import template_of_settings
-from aifx.data.chat.rendering import BEGIN, END
+from aifx.data.chat.rows import BEGIN, END
 from aifx.data.chat.template import PLAIN, ChatTemplate
 
 SPECIAL = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}

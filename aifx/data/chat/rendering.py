@@ -16,15 +16,12 @@ import numpy as np
 import tokenizers
 
 from aifx.core.errors import DataError
-from aifx.data.chat.rows import Conversation, Message
+from aifx.data.chat.rows import BEGIN, END, Conversation, Message
 from aifx.data.tokenizer import Tokenizer
 from aifx.data.tokenizer_checks import library_errors
 
 if TYPE_CHECKING:
     from aifx.data.chat.template import ChatTemplate  # with Jinja, which models that write no chats do not need
-
-BEGIN, END = "\U0010fff0", "\U0010fff1"
-"""Private-use characters that replace `{% generation %}` and `{% endgeneration %}` in rendered text."""
 
 OTHERS, EARLIER, COMPLETION = 0, 1, 2
 """Writers of tokens: the template, a system or a user; the assistant in the prompt; the assistant in the completion."""

@@ -37,6 +37,9 @@ WRITERS = {"human": "user", "gpt": "assistant"} | {role: role for role in ROLES}
 FIELDS = ("messages", "prompt", "completion", "chosen", "rejected", "conversations", "instruction", "output")
 """The fields of conversations and preferences. A row has one or more of them."""
 
+BEGIN, END = "\U0010fff0", "\U0010fff1"
+"""Private-use characters that replace `{% generation %}` and `{% endgeneration %}` in rendered text."""
+
 Message: TypeAlias = Mapping[str, Any]
 
 

@@ -21,7 +21,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aifx.core.errors import ConfigError, DataError
-from aifx.data.chat.rendering import BEGIN, END
+from aifx.data.chat.rows import BEGIN, END
 
 MOST_PRODUCT = 10**6
 """Largest product of numbers, and longest repetition of a text, that a template may compute."""

@@ -225,14 +225,15 @@ def _row_bytes(file: Any, content: IO[bytes]) -> int:
         for chunk in chunks
         if any(encoding.startswith("DELTA") for encoding in chunk.encodings)
     }
-    texts = [each.path for each in columns if each.physical_type == "BYTE_ARRAY" and each.path not in deltas]
+    repeated = {chunk.path_in_schema for chunk in chunks if any("DICTIONARY" in name for name in chunk.encodings)}
+    texts = [each for each in columns if each.physical_type == "BYTE_ARRAY" and each.path in repeated - {*deltas}]
     fixed = sum(each.length for each in columns if each.physical_type == "FIXED_LEN_BYTE_ARRAY")
-    probe = pq.ParquetFile(content, read_dictionary=texts, buffer_size=streams.COMPRESSED_BLOCK)
+    probe = pq.ParquetFile(content, read_dictionary=[each.path for each in texts], buffer_size=streams.COMPRESSED_BLOCK)
     longest = repeats = 0
     for index, group in enumerate(groups):
         # A column of lists has a dictionary only from the first list that is not empty.
-        found = [_longest_texts(probe, index, [each.path]) for each in columns if each.max_repetition_level]
-        flat = [each.path for each in columns if not each.max_repetition_level]
+        found = [_longest_texts(probe, index, [each.path]) for each in texts if each.max_repetition_level]
+        flat = [each.path for each in texts if not each.max_repetition_level]
         longest = max(longest, sum(found) + (_longest_texts(probe, index, flat) if flat else 0))
         values = max(group.column(column).num_values for column in range(metadata.num_columns))
         repeats = max(repeats, -(-values // max(group.num_rows, 1)))
