@@ -173,7 +173,12 @@ class _Batch:
 MOST_ROUNDS = 8
 """Texts decoded wrongly more often than this stay as they are."""
 
-_SUSPECT = re.compile(r"[^\x00-\x7f]{2}|[\xc0-\xff][ ?]|[\x00-\x08\x0b-\x1f\x7f-\xa0\u2028\u2029\ufeff\ufffd]")
+# [^\x00-\x7f]{2}|[\xc0-\xff][ ?]|[\x00-\x08\x0b-\x1f\x7f-\xa0\u2028\u2029\ufeff\ufffd], written so that Python skips
+# plain text in one loop: the first character is of one set, and what it is of is asked afterwards.
+SUSPECT = re.compile(
+    r"[^\t\n\x20-\x7e]"
+    r"(?:(?<=[^\x00-\x7f])[^\x00-\x7f]|(?<=[\xc0-\xff])[ ?]|(?<=[\x00-\x08\x0b-\x1f\x7f-\xa0\u2028\u2029\ufeff\ufffd]))"
+)
 """In lines that ftfy repairs: mojibake is two such characters together, or an accented letter before a space."""
 
 _REPAIRS = ftfy.TextFixerConfig(
@@ -210,7 +215,7 @@ def repaired(values: Any, form: UnicodeForm, encoding: bool) -> Any:
 
 
 def _repaired_text(text: str, form: UnicodeForm, encoding: bool) -> str:
-    if not encoding or not _SUSPECT.search(text):
+    if not encoding or not SUSPECT.search(text):
         return _normal(text, form)
     found = text
     for _ in range(MOST_ROUNDS):
@@ -223,7 +228,7 @@ def _repaired_text(text: str, form: UnicodeForm, encoding: bool) -> str:
 
 
 def _repaired_line(line: str, form: UnicodeForm) -> str:
-    return _normal(ftfy.fix_text(line, _REPAIRS) if _SUSPECT.search(line) else line, form)
+    return _normal(ftfy.fix_text(line, _REPAIRS) if SUSPECT.search(line) else line, form)
 
 
 def _normal(text: str, form: UnicodeForm) -> str:

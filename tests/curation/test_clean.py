@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from toy_steps import Rows
 
 from aifx.core.errors import UsageError
 from aifx.curation import languages
-from aifx.curation.cleaning import Clean, check_text, repaired
+from aifx.curation.cleaning import SUSPECT, Clean, check_text, repaired
 from aifx.curation.execution import execute
 from aifx.curation.languages import SAMPLE, identify
 from aifx.curation.rules import Rule, load_rules, parse_rules
@@ -300,3 +301,12 @@ def test_a_language_depends_on_its_text_alone(texts: list[str], batch: int) -> N
         patch.setattr(languages, "BATCH", batch)
         found = list(zip(*identify(texts), strict=True))
     assert found == [(language[0], share[0]) for language, share in map(identify, ([text] for text in texts))]
+
+
+PLAIN_SUSPECT = re.compile(r"[^\x00-\x7f]{2}|[\xc0-\xff][ ?]|[\x00-\x08\x0b-\x1f\x7f-\xa0\u2028\u2029\ufeff\ufffd]")
+EDGES = "\0\x08\t\n\x0b\r\x1f ?a~\x7f\x80\xa0\xa1\xbf\xc0é\xff\u0100\u2027\u2028\u2029\u202a\ufeff\ufffd\U0010ffff"
+
+
+@given(st.text(alphabet=EDGES, max_size=4))
+def test_suspect_texts_are_those_of_the_plain_expression(text: str) -> None:
+    assert bool(SUSPECT.search(text)) == bool(PLAIN_SUSPECT.search(text))
