@@ -171,9 +171,9 @@ def test_a_copy_goes_on_and_a_damaged_source_is_found(tmp_path: Path) -> None:
     assert stored_artifact(target, KIND, VERSION) is None
     assert copy_artifact(source, made, target) == made.size_bytes
     assert stored_artifact(target, KIND, VERSION) == made
-    assert damaged_in_store(target, made) == []
+    assert damaged_in_store(target, made.every_file) == []
     (tmp_path / "there" / "small.txt").write_text("x")
-    assert damaged_in_store(target, made) == ["small.txt has 1 bytes and had 2"]
+    assert damaged_in_store(target, made.every_file) == ["small.txt has 1 bytes and had 2"]
     assert copy_artifact(source, made, target) == 2
     (tmp_path / "it" / "small.txt").write_text("ö")
     with pytest.raises(DamagedArtifact):

@@ -74,7 +74,7 @@ def test_any_name_of_a_file_is_sealed_and_copied(place: Path, tmp_path: Path) ->
     source, target = open_store(str(place)), open_store(str(tmp_path / "copies" / "it"))
     assert copy_artifact(source, made, target) == made.size_bytes
     assert stored_artifact(target, KIND, VERSION) == made
-    assert damaged_in_store(target, made) == []
+    assert damaged_in_store(target, made.every_file) == []
 
 
 def test_bits_that_flip_anywhere_are_found(place: Path) -> None:
@@ -309,7 +309,7 @@ def test_what_is_no_file_is_damaged(place: Path, tmp_path: Path, swap: Callable[
     source = open_store(str(place))
     swap(place / "empty")
     assert missing_file(place, made.every_file) == "empty is not a regular file"
-    assert len(damaged_files(place, made)) == len(damaged_in_store(source, made)) == 1
+    assert len(damaged_files(place, made)) == len(damaged_in_store(source, made.every_file)) == 1
     assert damaged_files(place, made)[0].startswith("empty is a ")
     with pytest.raises(DamagedArtifact):
         check_once(place, made, made.files)
@@ -515,11 +515,11 @@ def test_a_copy_in_a_remote_store_is_compared(place: Path, tmp_path: Path) -> No
     assert stored_artifact(remote, KIND, VERSION) is None
     copy_artifact(source, made, remote)
     assert stored_artifact(remote, KIND, VERSION) == made
-    assert damaged_in_store(remote, made) == []
+    assert damaged_in_store(remote, made.every_file) == []
     remote.write("a", iter([b"b"]))
     remote.write("empty", iter([b"x"]))
     remote.remove("parts/b")
-    assert {why.split()[0] for why in damaged_in_store(remote, made)} == {"a", "empty", "parts/b"}
+    assert {why.split()[0] for why in damaged_in_store(remote, made.every_file)} == {"a", "empty", "parts/b"}
     with pytest.raises(DamagedArtifact):
         copy_artifact(remote, made, open_store(str(tmp_path / "there")))
     assert not (tmp_path / "there" / MANIFEST).exists()
