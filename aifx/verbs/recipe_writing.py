@@ -230,15 +230,8 @@ class _Writer:
         return {"features": self.read(one.parents[1]), "asof": asof, **rest}
 
     def judged(self, one: Manifest) -> Settings:
-        from aifx.curation.contracts import load_contract
-        from aifx.verbs.data_expect import RULES
-
-        path = self._base / RULES
-        found = [rule.settings for rule in load_contract(path)] if path.exists() else None
-        if plain(found) != plain(one.step.settings["rules"]):
-            why = f"its rules are not those of {RULES}, and the version does not name their file"
-            raise UsageError(_no_recipe(one), why, "write { expect = { rules = FILE } } yourself")
-        return {"rules": self.path(RULES)}
+        """The rules themselves: the version does not name the file that had them."""
+        return {"rules": plain(one.step.settings["rules"])}
 
     def same(self, one: Manifest) -> Settings:
         """The settings of a step as its verb takes them."""

@@ -84,6 +84,8 @@ def settings_toml(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name} = {json.dumps(value)}" for name, value in settings.items())
 
 
+@pytest.mark.slow
+@pytest.mark.representative("one version of several steps")
 def test_one_version_has_the_rows_and_answers_of_separate_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +115,19 @@ def test_new_rows_alone_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert sum(file.rows for file in second.manifest.shards if not file.holder) == 20
     assert second.manifest.rows == 40
     assert make(2, steps.replace("0.3 }", "0.3, seed = 1 }")).manifest.holders == ()
+
+
+def test_a_kept_step_has_a_version_of_its_own(tmp_path: Path) -> None:
+    rows = [json.dumps({"text": f"{prose(20, row % 5)} ann@example.com"}) for row in range(8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    add = '{ add = { sources = ["rows.jsonl"], license = "MIT" } }'
+    steps = f"{add}, {{ dedupe = {{}}, keep = true }}, {{ pii = {{ mask = true }} }}, {{ clean = {{ rules = [] }} }}"
+    (tmp_path / "recipe.toml").write_text(f"[corpus]\ntogether = true\nsteps = [{steps}]")
+    root = str(tmp_path / "sets")
+    made = aifx.data_make(recipe=tmp_path / "recipe.toml", root=root, workers=1).data_sets[0].steps
+    assert len(open_catalog(root).versions("corpus")) == len({one.reference for one in made}) == 3
+    assert [(one.step, one.rows, one.dropped) for one in made][1] == ("dedupe", 5, 3)
+    assert open_catalog(root).manifest(made[1].reference).step.name == "dedupe"
 
 
 @pytest.mark.slow

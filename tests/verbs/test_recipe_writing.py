@@ -71,6 +71,16 @@ def test_each_data_set_of_a_mix_has_a_table(project: Path) -> None:
     assert f'"{first}:1.0"' in aifx.data_recipe("two").recipe
 
 
+def test_the_rules_of_a_contract_are_in_the_recipe(project: Path) -> None:
+    aifx.data_add("letters", "letters.jsonl", license="MIT", text_field="body", max_bad=1)
+    rules = '[[rule]]\ncolumn = "text"\ncheck = "length"\nat_least = 5\n'
+    (project / "rules.toml").write_text(rules + '[[rule]]\ncheck = "rows"\nat_least = 1\nlevel = "warn"\n')
+    judged = aifx.data_expect("letters").reference
+    (project / "rules.toml").unlink()
+    make_again(project, "letters")
+    assert aifx.data_show_version("letters", root="again").reference == judged
+
+
 def test_what_a_recipe_cannot_say_is_named(project: Path) -> None:
     aifx.data_add("corpus", "texts", license="CC0-1.0")
     (project / "own.toml").write_text('rule = [{ id = "w", measure = "words", at_least = 1, source = "this test" }]')
