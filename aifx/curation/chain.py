@@ -306,7 +306,7 @@ class ChainStep(Step):
         return facts
 
     def task_inputs(self, task: int, work: Path) -> Any:
-        """What `run` reads: rows that earlier stages left and left out, decisions about them, and settings."""
+        """The inputs of `run`: rows that earlier stages left and left out, decisions about them, and settings."""
         last = len(self._cuts()) - 1
         spools = [_read_spool(work.parent / f"{STAGE}{number}" / "spool.json") for number in range(last)]
         left_out = [[file.sha256 for file in spool.dropped[task]] for spool in spools]

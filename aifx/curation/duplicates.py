@@ -266,7 +266,7 @@ class Dedupe(LastingStep):
 
     name = "dedupe"
     rule: ClassVar[str] = "near"
-    """Of dropped rows that are no copies."""
+    """The rule of dropped rows that are no copies."""
 
     def continues(self, record: StepRecord) -> bool:
         return not self.mark and super().continues(record)

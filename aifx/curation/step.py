@@ -108,7 +108,7 @@ class Step(ABC):
 
     @property
     def record(self) -> StepRecord:
-        """What the manifest has of the step."""
+        """The step as the manifest records it."""
         return StepRecord(self.name, plain(self.settings))
 
     def continues(self, record: StepRecord) -> bool:

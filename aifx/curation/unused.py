@@ -25,7 +25,7 @@ from aifx.data.versions.manifest import INDEXES, Manifest
 
 
 def with_unused(found: CollectedGarbage, catalog: Catalog, uses: Iterable[Use], days: float) -> CollectedGarbage:
-    """What was collected with the versions that nothing refers to, which are deleted unless it is a dry run.
+    """Add the versions that nothing refers to, which are deleted unless it is a dry run.
 
     Args:
         days: a version that was made less than so many days ago stays.

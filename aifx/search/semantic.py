@@ -38,7 +38,7 @@ EXACT_ROWS = 1 << 16
 LEAST_RECALL = 0.98
 BLOCK = 1 << 11
 ROUNDING = 1e-4
-"""Of a product in single precision, whose sum another library orders otherwise."""
+"""Largest error of a product in single precision, whose sum another library orders otherwise."""
 
 PAIRS_AT_A_TIME = 1 << 13
 

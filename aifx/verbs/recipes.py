@@ -436,7 +436,7 @@ class _Chain:
         self._made: Made | None = None
 
     def make(self) -> list[MadeVersion | AddedFiles]:
-        """What the verb of each step returns, up to one that broke its limit.
+        """The results of the steps' verbs, up to one that broke its limit.
 
         Raises NotMade in a dry run, and what verbs and steps raise.
         """

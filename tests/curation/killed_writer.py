@@ -57,7 +57,7 @@ def clean(root: Path) -> None:
 
 
 def clean_more(root: Path) -> None:
-    """Of an earlier version, it refers to the shards of rows that it has cleaned before."""
+    """Refers to the shards of an earlier version for rows that were cleaned before."""
     clean(root)
 
 

@@ -133,7 +133,7 @@ def test_a_contract_finds_no_leak_in_a_join_and_each_one_that_is_planted(project
     ],
 )
 def test_times_of_each_kind_are_compared_exactly(project: Project, events: Any, features: Any) -> None:
-    """Of the features, the first one is in time, and all others are later by the least that there is."""
+    """The first of the features is in time; all others are later by the least that there is."""
     count = len(features)
     rows = joined(
         project, {"k": ["a"] * len(events), "time": events}, {"k": ["a"] * count, "time": features, "v": range(count)}
