@@ -127,7 +127,7 @@ def test_an_act_that_fails_is_reported_and_the_next_signal_is_acted_on():
     def reported(*what):
         os.write(2, b"reported")
         ready()
-    sys.excepthook = threading.excepthook = reported
+    sys.excepthook = threading.excepthook = sys.unraisablehook = reported  # the last: of a thread that a handler began
     with lifecycle.on_signals(act):{STUCK.replace("    ", "        ")}"""
     done = ended(body, signal.SIGINT, signal.SIGTERM)
     assert (done.returncode, done.stderr) == (7, "reported")
