@@ -41,7 +41,7 @@ class RuleHistory:
     """The outcomes of a rule, the oldest first.
 
     Attributes:
-        meaning: its bound or condition, as it was last.
+        meaning: its bound or condition in the last version that has it.
     """
 
     id: str

@@ -35,7 +35,7 @@ def identify(texts: Sequence[str], asked: Collection[str] = ()) -> tuple[list[st
     The code is "zxx", no language, for a text without letters.
 
     Args:
-        asked: languages that are told from Chinese: "yue", Cantonese, and "wuu", Wu.
+        asked: languages to distinguish from Chinese: "yue" (Cantonese) and "wuu" (Wu).
     """
     languages, probabilities = [NO_LANGUAGE] * len(texts), [1.0] * len(texts)
     samples = {place: sample for place, text in enumerate(texts) if any(map(str.isalpha, sample := _sample(text)))}

@@ -214,7 +214,7 @@ class DecidedStep(Step):
     """A step that decides about rows with all of them in view, and applies the decisions as a `ShardStep` judges.
 
     Attributes:
-        only_drops: whether a row without a decision stays as it is.
+        only_drops: whether a row without a decision is unchanged.
     """
 
     only_drops: ClassVar[bool] = False

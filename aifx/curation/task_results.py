@@ -147,7 +147,7 @@ def _is_intact(catalog: Catalog, manifest: Manifest) -> bool:
 
 
 class KeptFiles:
-    """Results of tasks whose outcome is a file of the parent as it is."""
+    """Results of tasks whose outcome is an unchanged file of the parent."""
 
     def __init__(self, parent: Version, catalog: Catalog) -> None:
         self._parent, self._catalog = parent, catalog

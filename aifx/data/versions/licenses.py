@@ -77,7 +77,7 @@ def rules() -> tuple[Rule, ...]:
 def choices(expression: str) -> tuple[frozenset[str], ...]:
     """The sets of licences of which a user may choose one, by an SPDX expression in its normal form.
 
-    OR is a choice, and so is "-or-later": it stands for each version from that one on, with "-only".
+    OR is a choice. So is "-or-later": it means that version or any later one, each with "-only".
     """
     from license_expression import Licensing
 
