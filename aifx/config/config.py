@@ -43,6 +43,7 @@ class Config:
     objective: section_types.ObjectiveSection
     data: section_types.DataSection
     datasets: section_types.DatasetsSection
+    registry: section_types.RegistrySection
     augment: section_types.AugmentSection
     train: section_types.TrainSection
     mesh: section_types.MeshSection
@@ -83,11 +84,12 @@ class Config:
         return get_args(OriginKind).index(self.origin(key).kind)
 
     def apply_to(self, project: Project) -> Project:
-        """The project, with its data sets where this configuration has them, and the licences that it allows."""
+        """The project with what this configuration says of it: where data sets and models are, and allowed licences."""
         section = self.datasets
         return replace(
             project,
             datasets=section.root,
+            registry=self.registry.root,
             license_allow=section.license_allow,
             license_conflicts=section.license_conflicts,
         )

@@ -505,6 +505,16 @@ class CostsSection(Section):
     )
 
 
+class RegistrySection(Section):
+    """The place of models by name: `aifx registry`."""
+
+    root: str = setting(
+        "registry",
+        "Folder relative to the project, or a URL that fsspec knows, such as s3://bucket/models.",
+        RESUME_SAFE,
+    )
+
+
 class DatasetsSection(Section):
     """The place of versions of data sets: `aifx data`."""
 

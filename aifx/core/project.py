@@ -88,12 +88,14 @@ class Project:
 
     Attributes:
         datasets: where its data sets are: a folder relative to `root`, or a URL. `Config.apply_to` sets all but `root`.
+        registry: where its models are, likewise.
         license_allow: SPDX identifiers of the licences that its data may have; any if empty.
         license_conflicts: what to do about sources whose licences exclude each other.
     """
 
     root: Path
     datasets: str = "datasets"
+    registry: str = "registry"
     license_allow: tuple[str, ...] = ()
     license_conflicts: Literal["warn", "refuse"] = "warn"
 

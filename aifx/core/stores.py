@@ -89,17 +89,19 @@ class Store:
                 return None
             return data
 
-    def read_files(self, folder: str) -> list[bytes]:
-        """The content of the small files in a folder, by name: of a remote store, many are read at a time."""
+    def read_files(self, folder: str = "") -> dict[str, bytes]:
+        """The content of each small file in a folder, by name, in order: of a remote store, many are read at a time."""
         names = sorted(name for name in self.files(folder) if not is_temporary(name))
+        paths = {name: f"{folder}/{name}".lstrip("/") for name in names}
         if self.folder is not None or not names:
-            return [data for name in names if (data := self.read(f"{folder}/{name}")) is not None]
+            return {name: data for name in names if (data := self.read(paths[name])) is not None}
         with _naming(f"read {self.url}/{folder}"):
-            found = self.fs.cat([f"{self.path}/{folder}/{name}" for name in names], on_error="return").values()
-            for error in found:
+            by_path = self.fs.cat([f"{self.path}/{path}" for path in paths.values()], on_error="return")
+            for error in by_path.values():
                 if isinstance(error, BaseException) and not isinstance(error, FileNotFoundError):
                     raise error
-        return [data for data in found if isinstance(data, bytes)]
+        read = dict(zip(names, by_path.values(), strict=True))
+        return {name: data for name, data in read.items() if isinstance(data, bytes)}
 
     def size(self, name: str) -> int | None:
         with _naming(f"read {self.url}/{name}"):

@@ -125,7 +125,7 @@ def folder_of(reference: str) -> str:
 
 def read_lineage(catalog: Catalog, reference: str) -> list[dict[str, Any]]:
     """The events of a version, "name@<64 digits>", by the time of their recording. It may have been deleted."""
-    events = (parse_line(data) for data in catalog.store.read_files(folder_of(reference)))
+    events = (parse_line(data) for data in catalog.store.read_files(folder_of(reference)).values())
     return sorted((event for event in events if event is not None), key=lambda event: str(event.get("eventTime")))
 
 

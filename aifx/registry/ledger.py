@@ -1,0 +1,174 @@
+"""A ledger: numbered entries, each created exclusively, and each naming the digest of the one before.
+
+    <folder>/00000001.json
+    <folder>/00000002.json
+    ...
+
+What a ledger says at any time is a fold over its entries. So nothing can change without an entry, and two writers
+cannot both write entry n: one of them finds the name taken (`Store.create`). A changed, missing or reordered entry
+breaks the chain. A removed last entry does not, and shows only against a digest that was kept elsewhere (Haber and
+Stornetta 1991, "How to Time-Stamp a Digital Document").
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from aifx.core.digests import sha256_of_json
+from aifx.core.errors import AifxError, DataError, ExitCode
+from aifx.core.json_files import encode
+from aifx.core.json_values import encode_json, plain
+from aifx.core.parsing import parse_json
+from aifx.core.stores import Store
+
+_NAME = re.compile(r"(\d{8,})\.json")
+
+
+class LostRace(AifxError):
+    """Another entry came first, so that what this one was decided on may not hold any more."""
+
+    exit_code = ExitCode.PREEMPTED
+
+
+class DamagedLedger(DataError):
+    """An entry of a ledger is missing, or is not as it was written."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One act, or one judgement.
+
+    Attributes:
+        number: from 1.
+        previous: digest of the entry before; empty for the first.
+        action: "push", "promote".
+        version: digest of the model version that it is about, if there is one.
+        alias: that it gives to the version, if any.
+        evidence: digests of the attestations that it rests on.
+        time: in UTC, by the clock of the machine that wrote it.
+        request: the id by which the caller can ask again.
+        facts: what else the act says, by its kind.
+    """
+
+    action: str
+    actor: str
+    request: str = ""
+    version: str = ""
+    alias: str = ""
+    evidence: tuple[str, ...] = ()
+    reason: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    number: int = 0
+    previous: str = ""
+    time: str = ""
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        return {**{name: getattr(self, name) for name in self.__dataclass_fields__}, "facts": plain(self.facts)}
+
+    @cached_property
+    def digest(self) -> str:
+        return sha256_of_json(self.document)
+
+    def requested(self, request: str) -> Entry:
+        """The same entry, made by a request."""
+        return replace(self, request=request)
+
+    def encode(self) -> bytes:
+        """The bytes of its file: always the same for the same entry."""
+        return encode(encode_json({**self.document, "digest": self.digest}, ensure_ascii=False) + "\n")
+
+
+_ENTRY = TypeAdapter(Entry)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The entries in a folder of a store.
+
+    Attributes:
+        store: the folder, which need not exist.
+        name: for messages, such as "the ledger of fraud".
+    """
+
+    store: Store
+    name: str
+
+    def entries(self) -> tuple[Entry, ...]:
+        """All entries in order. Raises DamagedLedger naming the first that breaks the chain, EnvironmentFault."""
+        entries, problems = self.inspect()
+        if problems:
+            raise DamagedLedger(f"{self.name} is damaged", problems[0], "aifx registry verify")
+        return entries
+
+    def inspect(self) -> tuple[tuple[Entry, ...], list[str]]:
+        """The entries that can be read, and a line for each that is damaged, missing or in the wrong place."""
+        files = {name: data for name, data in self.store.read_files().items() if _NAME.fullmatch(name)}
+        entries, problems, previous = list[Entry](), list[str](), ""
+        for number in range(1, max((int(name.removesuffix(".json")) for name in files), default=0) + 1):
+            try:
+                entry = _parse(files.get(file_name(number)), number)
+            except ValueError as e:
+                problems.append(f"{self._url(number)} {e}")
+                previous = "unknown"
+                continue
+            if previous not in ("unknown", entry.previous):
+                problems.append(f"{self._url(number)} follows {entry.previous[:12] or 'no entry'}, not {previous[:12]}")
+            entries.append(entry)
+            previous = entry.digest
+        return tuple(entries), problems
+
+    def _url(self, number: int) -> str:
+        return f"{self.store.url}/{file_name(number)}"
+
+    def append(self, entries: Sequence[Entry], entry: Entry) -> Entry:
+        """Write an entry after those that were read, and return it with its number and time.
+
+        Raises LostRace if another entry came first, and as `Store.create`.
+        """
+        number, previous = len(entries) + 1, entries[-1].digest if entries else ""
+        time = datetime.now(UTC).isoformat(timespec="microseconds")
+        made = replace(entry, number=number, previous=previous, time=time)
+        if not self.store.create(file_name(number), made.encode()):
+            what = f"another entry of {self.name} came first"
+            raise LostRace(what, f"entry {number} was written meanwhile", "run the same command again")
+        return made
+
+
+def _parse(data: bytes | None, number: int) -> Entry:
+    """The entry with these bytes. Raises ValueError with the reason, if it is not as it was written."""
+    if data is None:
+        raise ValueError("is missing")
+    try:
+        doc = parse_json(data)
+        digest = doc.pop("digest")
+        entry: Entry = _ENTRY.validate_python(doc)
+    except (ValueError, AttributeError, KeyError, TypeError) as e:
+        raise ValueError(f"is no entry: {str(e).splitlines()[0]}") from e
+    if entry.number != number:
+        raise ValueError(f"has the number {entry.number}")
+    if digest != entry.digest or data != entry.encode():
+        raise ValueError("has other bytes than were written")
+    return entry
+
+
+def file_name(number: int) -> str:
+    return f"{number:08}.json"
+
+
+def find_request(entries: Sequence[Entry], request: str) -> Entry | None:
+    """The entry that a request made before, if it made one."""
+    return next((entry for entry in entries if entry.request == request), None)
+
+
+def new_request() -> str:
+    """An id for a request that came without one."""
+    return secrets.token_hex(16)

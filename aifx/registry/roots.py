@@ -1,0 +1,211 @@
+"""The root of a registry: a folder or a store, with models by name.
+
+<root>/
+    policy/<number>.json                 the ledger of the root: what is decided for all models
+    objects/<SHA-256>                    attestations and other evidence, each named by its bytes
+    models/<name>/
+        ledger/<number>.json
+        versions/<12 digits>/            the artefact of each version
+        servers/<server>/<number>.json   what each server adopted
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import random
+import re
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aifx.core.artifact import short
+from aifx.core.digests import sha256_of
+from aifx.core.errors import DataError, UsageError, did_you_mean
+from aifx.core.project import RUN_NAME, Project
+from aifx.core.stores import Store, open_store
+from aifx.registry.ledger import Entry, Ledger, LostRace, find_request, new_request
+from aifx.registry.state import ModelState, NumberedVersion
+
+MODELS, OBJECTS, POLICY = "models", "objects", "policy"
+
+ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,49}")
+LEAST_DIGITS = 4
+_LABEL = re.compile(r"v(\d+)")
+_DIGITS = re.compile(r"[0-9a-f]{4,64}")
+
+MOST_TRIES = 100
+"""Entries of others that a writer lets pass before it gives up."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a request.
+
+    Attributes:
+        state: the model with the entry.
+        entry: the one that the request made.
+        is_repeated: whether an earlier call with the same id made it.
+    """
+
+    state: ModelState
+    entry: Entry
+    is_repeated: bool = False
+
+
+@dataclass(frozen=True)
+class Root:
+    """The models below one root.
+
+    Attributes:
+        store: the root, which need not exist.
+    """
+
+    store: Store
+
+    @property
+    def policy(self) -> Ledger:
+        return Ledger(self.store.below(POLICY), f"the policy of {self.store.url}")
+
+    def ledger(self, name: str) -> Ledger:
+        return Ledger(self.store.below(f"{MODELS}/{check_model_name(name)}/ledger"), f"the ledger of {name}")
+
+    def server_ledger(self, name: str, server: str) -> Ledger:
+        """What a server adopted of a model."""
+        place = f"{MODELS}/{check_model_name(name)}/servers/{server}"
+        return Ledger(self.store.below(place), f"the ledger of {name} on {server}")
+
+    def servers(self, name: str) -> list[str]:
+        return sorted(self.store.folders(f"{MODELS}/{check_model_name(name)}/servers"))
+
+    def version_store(self, name: str, digest: str) -> Store:
+        """The folder of a version's artefact."""
+        return self.store.below(f"{MODELS}/{name}/versions/{short(digest)}")
+
+    def names(self) -> list[str]:
+        """The models that have an entry."""
+        folders = (name for name in self.store.folders(MODELS) if RUN_NAME.fullmatch(name))
+        return sorted(name for name in folders if self.store.files(f"{MODELS}/{name}/ledger"))
+
+    def state(self, name: str) -> ModelState:
+        """A model by its ledger. Raises UsageError if there is none of this name, DamagedLedger."""
+        state = ModelState(name, self.ledger(name).entries())
+        if not state.entries:
+            why, hint = did_you_mean(name, self.names()), "aifx registry ls"
+            if not why:
+                why, hint = "nothing was pushed yet", f"aifx registry push RUN {name}"
+            raise UsageError(f"no model {name!r} in {self.store.url}", why, hint)
+        return state
+
+    def find(self, reference: str) -> tuple[ModelState, NumberedVersion]:
+        """The model and the version that "fraud@v3", "fraud@production" or "fraud@3f2a91" means. Raises UsageError."""
+        name, at, _ = reference.partition("@")
+        check_model_name(name)
+        if not at:
+            what, why = f"{reference!r} names no version", "a model is named with an alias or a version"
+            raise UsageError(what, why, f"{name}@v1, or: aifx registry show {name}")
+        state = self.state(name)
+        return state, find_version(state, reference)
+
+    def act(self, name: str, request: str | None, decide: Callable[[ModelState], Entry], *, again: bool) -> Outcome:
+        """Add an entry to a model's ledger.
+
+        Args:
+            request: an id; a call with one that has made an entry already returns that entry.
+            decide: returns the entry from the model as it is.
+            again: decide again if another entry came first. Otherwise LostRace is raised: the decision rests on
+                evidence that may be stale.
+
+        Raises LostRace, and as `Ledger.entries` and `Ledger.append`.
+        """
+        ledger, request = self.ledger(name), request or new_request()
+        for attempt in range(MOST_TRIES):
+            entries = ledger.entries()
+            if (made := find_request(entries, request)) is not None:
+                return Outcome(ModelState(name, entries), made, is_repeated=True)
+            entry = decide(ModelState(name, entries))
+            try:
+                made = ledger.append(entries, entry.requested(request))
+                return Outcome(ModelState(name, (*entries, made)), made)
+            except LostRace:
+                # The same request may have come twice at once: then the other call made its entry.
+                if (not again and find_request(ledger.entries(), request) is None) or attempt == MOST_TRIES - 1:
+                    raise
+            time.sleep(random.uniform(0, 0.01 * min(attempt, 10)))
+        raise AssertionError
+
+    def put(self, data: bytes) -> str:
+        """Keep evidence. Returns its digest, by which it is found again."""
+        digest = sha256_of(data)
+        self.store.create(f"{OBJECTS}/{digest}", data)
+        return digest
+
+    def get(self, digest: str) -> bytes:
+        """Evidence by its digest. Raises DataError if it is missing or damaged."""
+        data = self.store.read(f"{OBJECTS}/{digest}")
+        if data is None or sha256_of(data) != digest:
+            why = "it is missing" if data is None else "its SHA-256 is another one"
+            raise DataError(f"{self.store.url}/{OBJECTS}/{digest} is damaged", why, "aifx registry verify")
+        return data
+
+
+def open_root(root: str | None, project: Project | None = None) -> Root:
+    """The registry at a URL or folder, or that of a project. Raises UsageError for a URL that cannot be opened.
+
+    Args:
+        root: relative to the working directory.
+        project: with the root that its configuration names.
+    """
+    if root is None:
+        assert project is not None
+        root = (
+            project.registry if "://" in project.registry else str(project.root / Path(project.registry).expanduser())
+        )
+    return Root(open_store(root if "://" in root else str(Path(root).expanduser().absolute())))
+
+
+def find_version(state: ModelState, reference: str) -> NumberedVersion:
+    """The version that a reference means to a model as it is, or was. Raises UsageError naming the nearest."""
+    _, _, word = reference.partition("@")
+    versions = list(state.versions.values())
+    if found := _LABEL.fullmatch(word):
+        matching = [version for version in versions if version.number == int(found[1])]
+    elif word in state.aliases:
+        matching = [state.versions[state.aliases[word].version]]
+    else:
+        is_digits = bool(_DIGITS.fullmatch(word))
+        matching = [version for version in versions if is_digits and version.digest.startswith(word)]
+    if len(matching) == 1:
+        return matching[0]
+    known = [*state.aliases, *(version.label for version in versions)]
+    why = f"{len(matching)} versions begin with {word!r}" if matching else did_you_mean(word, known)
+    raise UsageError(f"{reference!r} names no version", why, f"aifx registry show {state.name}")
+
+
+def check_model_name(name: str) -> str:
+    """`name`. Raises UsageError for what is not a plain folder name."""
+    if not RUN_NAME.fullmatch(name):
+        why = "a model's name is letters, digits, '.', '_' and '-', 100 at most, and begins with a letter or digit"
+        raise UsageError(f"{name!r} cannot name a model", why, "aifx registry ls")
+    return name
+
+
+def check_alias(alias: str) -> str:
+    """`alias`. Raises UsageError for a word that could also be a version."""
+    if not ALIAS.fullmatch(alias) or _LABEL.fullmatch(alias) or _DIGITS.fullmatch(alias):
+        why = "an alias is lower-case letters, digits, '_' and '-', begins with a letter, and is no version or digest"
+        raise UsageError(f"{alias!r} cannot be an alias", why, "such as production, staging or canary")
+    return alias
+
+
+def current_actor() -> str:
+    """Who acts: `AIFX_ACTOR`, otherwise user and machine."""
+    if own := os.environ.get("AIFX_ACTOR"):
+        return own
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container without a passwd entry
+        user = f"uid {os.geteuid()}"
+    return f"{user}@{socket.gethostname()}"

@@ -1,0 +1,105 @@
+"""What a model's ledger says: its versions, aliases, tags and evidence, as folds over the entries."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import Literal
+
+from aifx.registry.ledger import Entry
+
+Action = Literal["push", "attest", "approve", "promote", "refuse", "rollback", "tag", "withdraw"]
+
+MOVES = frozenset({"promote", "rollback"})
+"""The actions that let an alias mean a version."""
+
+
+@dataclass(frozen=True)
+class NumberedVersion:
+    """A version of a model.
+
+    Attributes:
+        number: of its first push among the model's: people write "v3".
+        digest: of its artefact.
+        pushed: the entry of its first push.
+        is_withdrawn: whether its files may be gone.
+    """
+
+    number: int
+    digest: str
+    pushed: Entry
+    is_withdrawn: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"v{self.number}"
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """A model after the entries of its ledger."""
+
+    name: str
+    entries: Sequence[Entry] = field(default=(), repr=False)
+
+    @cached_property
+    def versions(self) -> Mapping[str, NumberedVersion]:
+        """The versions by digest, in the order of their numbers."""
+        first: dict[str, Entry] = {}
+        withdrawn: set[str] = set()
+        for entry in self.entries:
+            if entry.action == "push":
+                first.setdefault(entry.version, entry)
+                withdrawn.discard(entry.version)
+            elif entry.action == "withdraw":
+                withdrawn.add(entry.version)
+        numbered = enumerate(first.items(), 1)
+        return {
+            digest: NumberedVersion(number, digest, entry, digest in withdrawn) for number, (digest, entry) in numbered
+        }
+
+    @cached_property
+    def aliases(self) -> Mapping[str, Entry]:
+        """The entry that gave each alias its version, by alias."""
+        return dict(sorted({entry.alias: entry for entry in self.entries if entry.action in MOVES}.items()))
+
+    @cached_property
+    def tags(self) -> Mapping[str, Mapping[str, str]]:
+        """The tags of each version that has any, by digest."""
+        tags: dict[str, dict[str, str]] = {}
+        for entry in self.entries:
+            if entry.action == "tag":
+                own = tags.setdefault(entry.version, {})
+                own.update(entry.facts.get("set", {}))
+                for key in entry.facts.get("removed", ()):
+                    own.pop(key, None)
+        return {digest: dict(sorted(own.items())) for digest, own in tags.items() if own}
+
+    def label(self, digest: str) -> str:
+        """ "v3", or the beginning of the digest of an unknown version."""
+        found = self.versions.get(digest)
+        return found.label if found else digest[:12]
+
+    def aliases_of(self, digest: str) -> list[str]:
+        return sorted(alias for alias, entry in self.aliases.items() if entry.version == digest)
+
+    def about(self, digest: str, *actions: Action) -> Iterator[Entry]:
+        """The entries about a version, of some kinds if they are given."""
+        return (entry for entry in self.entries if entry.version == digest and (not actions or entry.action in actions))
+
+    def before(self, alias: str) -> Entry | None:
+        """The entry that gave an alias the version before the one that it has now, if it had another."""
+        moves = [entry for entry in self.entries if entry.alias == alias and entry.action in MOVES]
+        return next((entry for entry in reversed(moves) if entry.version != moves[-1].version), None)
+
+    def at(self, time: datetime) -> ModelState:
+        """The model as it was at a time.
+
+        The order of the entries is the chain's. A clock that ran backwards moves no entry before an earlier one.
+        """
+        times = itertools.accumulate((datetime.fromisoformat(entry.time) for entry in self.entries), max)
+        count = sum(1 for _ in itertools.takewhile(lambda reached: reached <= time, times))
+        return ModelState(self.name, self.entries[:count])
