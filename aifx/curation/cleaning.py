@@ -38,6 +38,9 @@ EMPTY = "empty"
 
 NOT_BLANK = r"[^\s\p{Z}]"
 
+MOST_DROPPED = 8
+"""Dropped rows are judged by the rules that follow, for nothing, until they are one of so many."""
+
 
 @dataclass(frozen=True)
 class Clean(ShardStep):
@@ -112,6 +115,7 @@ class _Batch:
         self.facts: Counter[str] = Counter({"rows_changed": 0})
         self._before = pc.fill_null(rows[TEXT].combine_chunks(), "")
         self._texts = Texts(self._before)
+        self._is_left = np.ones(len(rows), bool)
 
     def clean(self, step: Clean) -> Outcome:
         """Do all that the step does."""
@@ -122,6 +126,7 @@ class _Batch:
         for rule in rules:
             if not rule.languages:
                 self._keep(rule.keeps(self._texts), rule.id)
+        self._leave_out_rows()
         if step.languages is not None:
             self._identify(step.languages, {name for rule in rules for name in rule.languages}.union(step.languages))
             for rule in rules:
@@ -129,6 +134,7 @@ class _Batch:
                     languages = self.rows[LANGUAGE].combine_chunks()
                     others = pc.invert(pc.is_in(languages, pa.array(rule.languages, pa.string())))
                     self._keep(rule.keeps(self._texts) | others.to_numpy(zero_copy_only=False), rule.id)
+            self._leave_out_rows()
             self.facts.update(f"language.{name}" for name in self.rows[LANGUAGE].to_pylist())
         self.facts["rows_changed"] += pc.sum(pc.not_equal(self._before, self._texts.values)).as_py() or 0
         rows = set_column(self.rows, TEXT, self._texts.values)
@@ -161,13 +167,22 @@ class _Batch:
 
     def _keep(self, kept: Any, rule: str) -> None:
         """Drop the other rows."""
-        mask = pa.array(kept) if not isinstance(kept, pa.Array) else kept
-        left_out = pc.invert(mask)
-        count = pc.sum(left_out).as_py()
-        if count:
-            self.dropped.append(dropped_rows(self.rows[ROW].filter(left_out), [rule] * count))
+        mask = kept.to_numpy(zero_copy_only=False) if isinstance(kept, pa.Array) else kept
+        left_out = self._is_left & ~mask
+        if count := int(left_out.sum()):
+            self.dropped.append(dropped_rows(self.rows[ROW].filter(pa.array(left_out)), [rule] * count))
+            self._is_left &= mask
+            if len(mask) > MOST_DROPPED * (len(mask) - self._is_left.sum()):
+                return
+            self._leave_out_rows()
+
+    def _leave_out_rows(self) -> None:
+        """Forget the rows that are dropped."""
+        left = self._is_left
+        if not left.all():
+            mask = pa.array(left)
             self.rows, self._before = self.rows.filter(mask), self._before.filter(mask)
-            self._texts = Texts(self._texts.values.filter(mask))
+            self._texts, self._is_left = self._texts.kept(left), left[left]
 
 
 MOST_ROUNDS = 8
