@@ -28,6 +28,7 @@ from aifx.core.artifact import (
 from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, DataError, ExitCode, UsageError
 from aifx.core.files import LOCK, UnsafeFile, read_input
+from aifx.core.licensing import LicenseConflict
 from aifx.core.progress import report_progress
 from aifx.core.results import Result
 from aifx.hub.card import CARD
@@ -57,6 +58,7 @@ class ExportedModel(Result):
         files: all of the folder.
         merged: with --merge, the folder's logits compared with those of the run's base with its adapters.
         is_new: False if the folder was there already, made of the same checkpoint with the same settings.
+        license_conflicts: among the sources of the run's data and of that of the runs before it.
     """
 
     path: str
@@ -69,6 +71,7 @@ class ExportedModel(Result):
     files: list[ExportedFile]
     merged: LogitComparison | None
     is_new: bool
+    license_conflicts: tuple[LicenseConflict, ...] = ()
 
     @property
     def exit_code(self) -> ExitCode:

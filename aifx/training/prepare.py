@@ -26,6 +26,7 @@ from aifx.core.digests import sha256_of
 from aifx.core.errors import CheckpointError, ConfigError
 from aifx.core.files import check_tree, make_folders, read_file
 from aifx.core.json_files import write_json, write_text
+from aifx.core.licensing import LicenseConflict
 from aifx.core.os_errors import PASSING, in_brief, refusal_in
 from aifx.core.project import Project, RunDirectory
 from aifx.core.stop_signals import StopSignals
@@ -154,6 +155,7 @@ class Job:
     own_hooks: Sequence[Hook] = ()
     refit: Refit | None = None
     before_commit: list[Callable[[], None]] = field(default_factory=list)  # write what a checkpoint relies on
+    license_conflicts: list[LicenseConflict] = field(default_factory=list)  # of its data set's sources, in process 0
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -267,7 +269,7 @@ def _check_licenses(job: Job) -> None:
         project = job.config.apply_to(job.project)
         catalog = open_catalog(project.datasets, project)
         manifest = catalog.manifest(reference)
-        check_licenses([manifest], catalog, project, manifest.reference)
+        job.license_conflicts.extend(check_licenses([manifest], catalog, project, manifest.reference))
 
 
 def _open_task(job: Job, is_fresh: bool) -> Task:

@@ -9,6 +9,8 @@ from typing import Any, cast
 
 from aifx.config import Config
 from aifx.core.errors import AifxError, ErrorDocument, ExitCode
+from aifx.core.json_values import plain
+from aifx.core.licensing import LicenseConflict
 from aifx.core.project import RunDirectory
 from aifx.machine.catalogue import Peak, utilization
 from aifx.runs.formats import MetricsRecord, RunEnd
@@ -99,11 +101,17 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDocument(RunEnd):
-    """The result of a training as `aifx train --json` prints it. `error` says why a run diverged."""
+    """The result of a training as `aifx train --json` prints it.
+
+    Attributes:
+        error: says why a run diverged.
+        license_conflicts: among the sources of its data set; null if the run had ended before, or ended at once.
+    """
 
     run: str
     num_steps: int | None
     error: ErrorDocument | None
+    license_conflicts: tuple[LicenseConflict, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +122,7 @@ class TrainResult(RunEnd):
     num_steps: int | None
     error: AifxError | None = None
     already: bool = field(default=False, compare=False)  # it had ended before this process looked
+    license_conflicts: tuple[LicenseConflict, ...] | None = field(default=None, compare=False)  # of process 0
 
     @property
     def exit_code(self) -> ExitCode:
@@ -123,7 +132,9 @@ class TrainResult(RunEnd):
     def document(self) -> dict[str, Any]:
         """The fields of `TrainDocument`."""
         error = None if self.error is None else self.error.document()
-        return {"run": self.run.name, "num_steps": self.num_steps, **self.end(), "error": error}
+        conflicts = plain(self.license_conflicts)
+        named = {"run": self.run.name, "num_steps": self.num_steps}
+        return {**named, **self.end(), "error": error, "license_conflicts": conflicts}
 
     def end(self) -> dict[str, Any]:
         """The fields of `RunEnd`: what the `stop` event says."""

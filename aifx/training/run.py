@@ -232,7 +232,7 @@ def _supervised(job: Job) -> TrainResult:
     job.stop.before_exit.append(job.dispatcher.ended_abruptly)
     try:
         with project_errors(job.config.parts, job.project):
-            result = _train(job)
+            result = replace(_train(job), license_conflicts=tuple(job.license_conflicts))
     except BaseException as e:
         if job.group.loss_behind(e) is not None:
             raise  # the thread that watches the other processes records the end

@@ -160,7 +160,7 @@ def _check_allowed(license: str, name: str, place: StepPlace, folder: StrPath) -
     if (project := licensing_project(place.project, folder)) is not None and project.license_allow:
         from aifx.data.versions.licenses import check_allowed
 
-        check_allowed(license, project, f"the files for {name}")
+        check_allowed({license: [f"the files for {name}"]}, project)
 
 
 @contextmanager

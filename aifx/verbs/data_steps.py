@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
 
 from aifx.core.errors import ExitCode, UsageError
+from aifx.core.licensing import LicenseConflict
 from aifx.core.plurals import counted
 from aifx.curation.execution import MadeVersion, made_version
 from aifx.verbs.arguments import StrPath
@@ -395,6 +396,17 @@ def data_pii(
     return report
 
 
+@dataclass(frozen=True)
+class CombinedVersion(MadeVersion):
+    """The document of a command that makes a version from more than one.
+
+    Attributes:
+        license_conflicts: among the sources of its parents.
+    """
+
+    license_conflicts: tuple[LicenseConflict, ...]
+
+
 def data_join(
     name: str,
     features: str,
@@ -406,7 +418,7 @@ def data_join(
     strictly_before: bool = False,
     prefix: str | None = None,
     **options: Unpack[StepOptions],
-) -> MadeVersion:
+) -> CombinedVersion:
     """Join each row of a data set with the newest row of another one that is not later.
 
     So no column of the result was known only after the row's time. All rows stay; where no row is found, the new
@@ -445,8 +457,10 @@ def data_join(
         step.check()
     project = licensing_project(place.project, options.get("project", "."))
     manifests = [parent.manifest for parent in parents]
-    check_licenses(manifests, place.catalog, project, f"{manifests[0].reference} with {manifests[1].reference}")
-    return made_version(place.execute(step, manifests[0].name))
+    use = f"{manifests[0].reference} with {manifests[1].reference}"
+    conflicts = check_licenses(manifests, place.catalog, project, use)
+    made = made_version(place.execute(step, manifests[0].name))
+    return CombinedVersion(**vars(made), license_conflicts=conflicts)
 
 
 def data_compact(name: str, **options: Unpack[StepOptions]) -> MadeVersion:
@@ -489,7 +503,7 @@ class MixedVersion:
 
 
 @dataclass(frozen=True)
-class MadeMix(MadeVersion):
+class MadeMix(CombinedVersion):
     """The document of `aifx data mix --json`.
 
     Attributes:
@@ -501,6 +515,7 @@ class MadeMix(MadeVersion):
         facts: what the step found.
         is_new: False if the same version was there already.
         is_accepted: whether the name alone means this version: always.
+        license_conflicts: among the sources of its parents.
         mixed: the versions in the mix.
     """
 
@@ -529,11 +544,12 @@ def data_mix(name: str, *sets: str, epochs: Sequence[str] = (), **options: Unpac
     place = open_place(**options)
     step = mix_of(asked, place.catalog)
     project = licensing_project(place.project, options.get("project", "."))
-    check_licenses([parent.manifest for parent in step.parents], place.catalog, project, f"the mix {name}")
+    manifests = [parent.manifest for parent in step.parents]
+    conflicts = check_licenses(manifests, place.catalog, project, f"the mix {name}")
     made = made_version(place.execute(step, name))
     whole = sum(step.weights)
     mixed = tuple(
         MixedVersion(parent.reference, weight / whole, epochs, parent.manifest.rows, parent.manifest.bytes)
         for parent, weight, epochs in zip(step.parents, step.weights, step.epochs, strict=True)
     )
-    return MadeMix(**vars(made), mixed=mixed)
+    return MadeMix(**vars(made), license_conflicts=conflicts, mixed=mixed)

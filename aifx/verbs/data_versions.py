@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -350,8 +351,10 @@ def data_push(
     catalog, found = find_catalog(root, project)
     version = catalog.open(name)
     check_own_rows(version.manifest, "aifx data push")
-    check_licenses([version.manifest], catalog, licensing_project(found, project), version.reference)
-    return push(catalog, version, target, columns, yes=replace, dry_run=dry_run)
+    allowing = licensing_project(found, project)
+    conflicts = check_licenses([version.manifest], catalog, allowing, version.reference)
+    pushed = push(catalog, version, target, columns, yes=replace, dry_run=dry_run)
+    return dataclasses.replace(pushed, license_conflicts=conflicts)
 
 
 def data_erase(

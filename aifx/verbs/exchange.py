@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from aifx.core.artifact import short_reference
 from aifx.core.errors import AifxError, UsageError
+from aifx.core.licensing import LicenseConflict
 from aifx.core.parsing import parse_size
 from aifx.core.project import Project, RunDirectory, find_project, open_run
 from aifx.core.steps import parse_step
@@ -103,10 +105,10 @@ def _check_format(source: str, format: str, given: dict[str, StrPath], *, check:
         raise UsageError("--check cannot be used with --format orbax", why, "aifx export FOLDER --run RUN")
 
 
-def _check_licenses(run: RunDirectory, project: Project) -> None:
+def _check_licenses(run: RunDirectory, project: Project) -> tuple[LicenseConflict, ...]:
     """Warn of licences of the data sets behind a run that exclude each other, or refuse them, as the project has it.
 
-    The data sets of the runs that it was fine-tuned or forked from count, too.
+    Returns the conflicts. The data sets of the runs that it was fine-tuned or forked from count, too.
     """
     from aifx.data.versions.catalog import open_catalog
     from aifx.data.versions.licenses import check_licenses
@@ -125,7 +127,7 @@ def _check_licenses(run: RunDirectory, project: Project) -> None:
         before = [(provenance.get("finetuned_from") or {}).get("run"), provenance.get("forked_from")]
         waiting += [project.run(name) for name in before if isinstance(name, str) and name not in seen]
     if not references or not project.config_path.is_file():
-        return
+        return ()
     project = load_config(project).apply_to(project)
     catalog = open_catalog(project.datasets, project)
     manifests: list[Manifest] = []
@@ -134,7 +136,7 @@ def _check_licenses(run: RunDirectory, project: Project) -> None:
             manifests.append(catalog.manifest(reference))
         except AifxError as e:  # it was deleted, or its store does not answer
             log.warning("the licences of %s are not known: %s", short_reference(reference), e.what)
-    check_licenses(manifests, catalog, project, f"the data of run {run.name}")
+    return check_licenses(manifests, catalog, project, f"the data of run {run.name}")
 
 
 def export_model(
@@ -186,16 +188,17 @@ def export_model(
         why = "it is a number with MB or GB"
         raise UsageError(f"--shard-size {shard_size} is not a size", why, "--shard-size 5GB") from None
     directory, project = open_run(run)
-    _check_licenses(directory, project)
+    conflicts = _check_licenses(directory, project)
     kind = cast(Literal["float32", "bfloat16", "float16"] | None, dtype)
     if format == "peft":
         from aifx.hub.peft import export_adapter
 
-        return export_adapter(dest, directory, project, step=at, dtype=kind)
+        adapter = export_adapter(dest, directory, project, step=at, dtype=kind)
+        return replace(adapter, license_conflicts=conflicts)
     from aifx.hub.exporting import export_model
 
     scanned = scan_layers is not False if format == "orbax" else None
-    return export_model(
+    exported = export_model(
         dest,
         directory,
         project,
@@ -205,3 +208,4 @@ def export_model(
         scan_layers=scanned,
         merge=merge,
     )
+    return replace(exported, license_conflicts=conflicts)

@@ -22,6 +22,7 @@ from aifx.core.calls import call_each
 from aifx.core.errors import AifxError, ConfigError, DataError, ExitCode, UsageError, did_you_mean
 from aifx.core.files import holding, read_file
 from aifx.core.json_values import plain
+from aifx.core.licensing import LicenseConflict
 from aifx.core.parsing import parse_toml
 from aifx.core.results import Result
 from aifx.curation.add_plan import AddedFiles
@@ -48,7 +49,16 @@ from aifx.verbs.data_add import data_add
 from aifx.verbs.data_classify import data_classify
 from aifx.verbs.data_expect import RULES, data_expect
 from aifx.verbs.data_labels import data_label_apply
-from aifx.verbs.data_steps import data_clean, data_decontaminate, data_dedupe, data_join, data_mix, data_pii, data_split
+from aifx.verbs.data_steps import (
+    CombinedVersion,
+    data_clean,
+    data_decontaminate,
+    data_dedupe,
+    data_join,
+    data_mix,
+    data_pii,
+    data_split,
+)
 from aifx.verbs.recipe_files import (
     FIRST,
     GIVEN,
@@ -92,6 +102,7 @@ class RecipeStepMade:
         dropped: rows that it left out; of "add", those that could not be read.
         is_new: False if its version was there already.
         is_accepted: False if it broke a limit: then no version is made after it, and the name keeps its meaning.
+        license_conflicts: of a mix or join, among the sources of what it combines.
     """
 
     step: str
@@ -100,6 +111,7 @@ class RecipeStepMade:
     dropped: int
     is_new: bool
     is_accepted: bool
+    license_conflicts: tuple[LicenseConflict, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -235,7 +247,9 @@ def _make_one(recipe: Recipe, folder: Path, options: StepOptions) -> RecipeMade:
         steps: list[RecipeStepMade] = []
         for step, made in _versions(recipe, folder, catalog, options):
             dropped = made.dropped if isinstance(made, MadeVersion) else made.quarantined
-            steps.append(RecipeStepMade(step, made.reference, made.rows, dropped, made.is_new, made.is_accepted))
+            conflicts = made.license_conflicts if isinstance(made, CombinedVersion) else ()
+            outcome = made.is_new, made.is_accepted, conflicts
+            steps.append(RecipeStepMade(step, made.reference, made.rows, dropped, *outcome))
         if steps[-1].is_accepted:
             _, version = catalog.find(steps[-1].reference)
             if catalog.latest(name) != version:

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from aifx.core.errors import ErrorDocument
+from aifx.core.licensing import LicenseErrorDocument
 from aifx.core.results import SCHEMA_VERSION
 
 
@@ -23,6 +24,12 @@ class FailedCommand(TypedDict):
     """A command that could not run or finish."""
 
     error: ErrorDocument
+
+
+class RefusedLicenses(TypedDict):
+    """A command that refuses the licences of its data."""
+
+    error: LicenseErrorDocument
 
 
 class Version(TypedDict):
@@ -83,7 +90,7 @@ def command_types() -> dict[str, Any]:
     from aifx.verbs import configuration, runs
     from aifx.verbs.data_expect import ExpectedVersion, InferredContract
     from aifx.verbs.data_labels import LabelServerStarted
-    from aifx.verbs.data_steps import MadeMix
+    from aifx.verbs.data_steps import CombinedVersion, MadeMix
     from aifx.verbs.prediction import Predictions
     from aifx.verbs.recipe_writing import WrittenRecipe
     from aifx.verbs.recipes import MadeRecipes, PlannedRecipes
@@ -94,7 +101,7 @@ def command_types() -> dict[str, Any]:
         "init": projects.Scaffolded | projects.TemplateList,
         "import": ImportDocument,
         "plan": PlanList | HardwareList,
-        "train": TrainDocument,
+        "train": TrainDocument | RefusedLicenses,
         "sweep": SweepReport | PlannedSweep,
         "sweep-show": SweepReport,
         "launch-ls": LaunchList,
@@ -103,7 +110,7 @@ def command_types() -> dict[str, Any]:
         "generate": GeneratedText,
         "serve": Listening,
         "serve-replay": ReplayReport,
-        "export": ExportedModel,
+        "export": ExportedModel | RefusedLicenses,
         "runs-ls": status.RunList,
         "runs-show": runs.RunDetails,
         "runs-compare": comparison.Comparison,
@@ -121,16 +128,16 @@ def command_types() -> dict[str, Any]:
         "data-show": ShownData | ShownBatch | VersionPage,
         "data-dedupe": MadeVersion | Audit,
         "data-split": MadeVersion,
-        "data-join": MadeVersion,
+        "data-join": CombinedVersion | RefusedLicenses,
         "data-classify": MadeVersion,
         "data-compact": MadeVersion,
         "data-decontaminate": Contamination | MadeVersion,
-        "data-add": AddedFiles | ListedFiles,
+        "data-add": AddedFiles | ListedFiles | RefusedLicenses,
         "data-ls": VersionList,
         "data-clean": MadeVersion,
         "data-expect": ExpectedVersion | InferredContract | ContractHistory,
-        "data-mix": MadeMix,
-        "data-make": MadeRecipes | PlannedRecipes,
+        "data-mix": MadeMix | RefusedLicenses,
+        "data-make": MadeRecipes | PlannedRecipes | RefusedLicenses,
         "data-recipe": WrittenRecipe,
         "data-pii": PiiReport,
         "data-verify": Verification,
@@ -141,7 +148,7 @@ def command_types() -> dict[str, Any]:
         "data-lineage": Lineage,
         "data-why": Explanation,
         "data-query": query.QueryResult | query.QueryFile,
-        "data-push": Pushed,
+        "data-push": Pushed | RefusedLicenses,
         "data-erase": Erasure,
         "data-gc": CollectedGarbage,
         "data-label-serve": LabelServerStarted,
@@ -269,7 +276,11 @@ def schemas() -> dict[str, dict[str, Any]]:
         for name, kind in command_types().items()
     }
     files = {f"files/{name}.json": schema_of(kind, name, versioned=False) for name, kind in file_types().items()}
-    return {"failure.json": schema_of(FailedCommand, "a failure", versioned=True), **commands, **files}
+    return {
+        "failure.json": schema_of(FailedCommand | RefusedLicenses, "a failure", versioned=True),
+        **commands,
+        **files,
+    }
 
 
 def main() -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import inprocess
 import pytest
+from adding import environ_of
 
 import aifx
 from aifx.core.errors import ConfigError, DataError
@@ -30,6 +33,67 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def configure(project: Path, text: str) -> None:
     (project / "aifx.toml").write_text(f"[datasets]\n{text}\n")
+
+
+def document(project: Path, *args: str, code: int = 0) -> Any:
+    """What a command prints with --json, which is checked with its schema."""
+    done = inprocess.run([*args, "--json"], project, environ_of(project))
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout)
+
+
+def check_conflict(conflict: Any, kernel: str = "kernel", tools: str = "tools") -> None:
+    """Assert that a document's conflict is the one between two sources."""
+    one, other = conflict["licenses"]
+    assert (one["license"], one["num_sources"]) == ("GPL-2.0-only", 1)
+    assert (other["license"], other["num_sources"]) == ("GPL-3.0-only", 1)
+    for licensed, name, file in ((one, kernel, "kernel"), (other, tools, "tools")):
+        (source,) = licensed["sources"]
+        assert source.startswith(f"{name}@")
+        assert source.endswith(f": {file}.txt")
+    assert "version 2 of the GPL alone" in conflict["why"]
+    assert conflict["url"] == "https://www.gnu.org/licenses/gpl-faq.html#AllCompatibility"
+
+
+def test_documents_have_the_conflicts(project: Path) -> None:
+    mix = ("ours:1", "kernel:1", "tools:1")
+    assert document(project, "data", "mix", "fine", "ours:1", "kernel:1")["license_conflicts"] == []
+    for _ in range(2):  # also if the version is there already
+        (found,) = document(project, "data", "mix", "blend", *mix)["license_conflicts"]
+        check_conflict(found)
+    (project / "recipe.toml").write_text(f"[blend]\nsteps = [{{ mix = {{ sets = {json.dumps(mix)} }} }}]\n")
+    (step,) = document(project, "data", "make")["data_sets"][0]["steps"]
+    (found,) = step["license_conflicts"]
+    check_conflict(found)
+    for name in ("kernel", "tools"):
+        (project / f"{name}.csv").write_text("id,time,rate\n1,2026-01-01,2\n")
+        added = ("data", "add", f"{name}-rows", f"{name}.csv", "--kind", "table", "--license", LICENSES[name])
+        document(project, *added)
+    join = ("data", "join", "kernel-rows", "tools-rows", "--key", "id", "--asof", "time")
+    (found,) = document(project, *join)["license_conflicts"]
+    assert [one["license"] for one in found["licenses"]] == ["GPL-2.0-only", "GPL-3.0-only"]
+
+
+def test_documents_have_what_is_refused(project: Path) -> None:
+    mix = ("ours:1", "kernel:1", "tools:1")
+    (project / "recipe.toml").write_text(f"[blend]\nsteps = [{{ mix = {{ sets = {json.dumps(mix)} }} }}]\n")
+    push = ("push", "code", "postgresql://writer@127.0.0.1:1/shop/code")
+    configure(project, 'license_conflicts = "refuse"')
+    for args in (("mix", "blend", *mix), ("make",), push):
+        (found,) = document(project, "data", *args, code=2)["error"]["license_conflicts"]
+        check_conflict(found, *(("code", "code") if args is push else ()))
+    assert "license_conflicts" not in document(project, "data", "mix", "blend", "none:1", code=2)["error"]
+
+    configure(project, 'license_allow = ["BSD-3-Clause"]')
+    for args in (("mix", "blend", *mix), ("make",), push):
+        error = document(project, "data", *args, code=2)["error"]
+        assert error["what"].endswith("is not allowed, nor GPL-3.0-only")
+        found = error["license_conflicts"]
+        assert [[one["license"] for one in each["licenses"]] for each in found] == [["GPL-2.0-only"], ["GPL-3.0-only"]]
+        assert {(each["why"], each["url"]) for each in found} == {("datasets.license_allow has BSD-3-Clause", None)}
+    error = document(project, "data", "add", "more", "ours.txt", "--license", "MIT", code=2)["error"]
+    (licensed,) = error["license_conflicts"][0]["licenses"]
+    assert licensed == {"license": "MIT", "num_sources": 1, "sources": ["the files for more"]}
 
 
 def test_a_mix_names_the_sources_whose_licences_exclude_each_other(

@@ -111,11 +111,11 @@ def test_each_rule_is_of_licences_that_spdx_lists_and_has_a_source() -> None:
 def test_a_project_allows_what_it_names(tmp_path: Path) -> None:
     project = Project(tmp_path, license_allow=("MIT", "GPL-2.0-or-later", "CC-BY-4.0"))
     for license in ("MIT", "GPL-2.0-or-later", "GPL-3.0-only", "MIT AND CC-BY-4.0", "Zlib OR MIT", "MIT WITH x"):
-        check_allowed(license, project, "a.txt")
+        check_allowed({license: ["a.txt"]}, project)
     for license in ("Apache-2.0", "MIT AND Zlib", "GPL-1.0-only", "unknown", "LicenseRef-x"):
         with pytest.raises(DataError, match=r"a\.txt is not allowed"):
-            check_allowed(license, project, "a.txt")
-    check_allowed("unknown", Project(project.root, license_allow=("unknown",)), "a.txt")
-    check_allowed("unknown", Project(project.root), "a.txt")
+            check_allowed({license: ["a.txt"]}, project)
+    check_allowed({"unknown": ["a.txt"]}, Project(project.root, license_allow=("unknown",)))
+    check_allowed({"unknown": ["a.txt"]}, Project(project.root))
     with pytest.raises(ConfigError, match="license_allow has 'MITT'"):
-        check_allowed("MIT", Project(project.root, license_allow=("MITT",)), "a.txt")
+        check_allowed({"MIT": ["a.txt"]}, Project(project.root, license_allow=("MITT",)))

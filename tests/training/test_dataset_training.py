@@ -12,6 +12,7 @@ from stored_versions import LIMITS, make_version
 from test_forks import TEXT
 from test_training import stopped
 
+import aifx
 from aifx.checkpoint.manifest import read_manifest
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
@@ -115,6 +116,28 @@ def test_another_version_is_another_configuration(copy: Any) -> None:
     with pytest.raises(ConfigError, match="another configuration") as refused:
         copy.train(f"data.dataset={other}", "train.num_steps=8")
     assert "data.dataset" in refused.value.why
+
+
+@pytest.mark.representative("a run on a version of a data set")
+def test_documents_of_train_and_export_have_the_conflicts_of_its_licences(tmp_path: Path, tiny_type: Any) -> None:
+    (tmp_path / "aifx.toml").write_text(TOML)
+    project = Project(tmp_path)
+    for name, license in (("kernel", "GPL-2.0-only"), ("tools", "GPL-3.0-only")):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps({"text": f"{name} {text}"}) + "\n" for text in TEXTS))
+        aifx.data_add("corpus", file, license=license, project=tmp_path)
+    tiny = tiny_type(project)
+    answers = [tiny.command(*args, "--json") for args in (("train",), ("export", str(tmp_path / "made")), ("train",))]
+    assert [code for code, _, _ in answers] == [0, 0, 0], answers
+    trained, exported, again = (json.loads(out) for _, out, _ in answers)
+    (conflict,) = trained["license_conflicts"]
+    assert [one["license"] for one in conflict["licenses"]] == ["GPL-2.0-only", "GPL-3.0-only"]
+    assert exported["license_conflicts"] == [conflict]
+    assert again["license_conflicts"] is None  # it had ended
+    (tmp_path / "aifx.toml").write_text(f'{TOML}[datasets]\nlicense_conflicts = "refuse"\n')
+    for args in (("train", "--run", "other"), ("export", str(tmp_path / "other"))):
+        code, out, err = tiny.command(*args, "--json")
+        assert (code, json.loads(out)["error"]["license_conflicts"]) == (2, [conflict]), err
 
 
 @pytest.mark.parametrize("key", ["train", "validation", "test"])

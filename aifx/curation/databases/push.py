@@ -14,6 +14,7 @@ from pyarrow import Array, DataType, RecordBatch, Schema, parquet, types
 
 from aifx.core.errors import DataError, UsageError, did_you_mean
 from aifx.core.json_values import encode_json
+from aifx.core.licensing import LicenseConflict
 from aifx.core.os_errors import first_line
 from aifx.core.plurals import counted
 from aifx.core.progress import Reporter, report_progress
@@ -100,6 +101,7 @@ class Pushed(Result):
         rows: of the version.
         replaced_rows: rows that the table had; null if there was no such table.
         is_written: False after --dry-run.
+        license_conflicts: among the version's sources.
     """
 
     reference: str
@@ -108,6 +110,7 @@ class Pushed(Result):
     columns: tuple[PushedColumn, ...]
     replaced_rows: int | None
     is_written: bool
+    license_conflicts: tuple[LicenseConflict, ...] = ()
 
 
 def push(

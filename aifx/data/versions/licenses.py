@@ -18,8 +18,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from aifx.core.errors import ConfigError, DataError, UsageError
+from aifx.core.errors import ConfigError, UsageError
+from aifx.core.licensing import LicenseConflict, LicensedSources, LicenseError
 from aifx.core.parsing import parse_toml
+from aifx.core.plurals import counted
 from aifx.core.project import Project
 from aifx.data.versions.catalog import MIX, Catalog
 from aifx.data.versions.manifest import UNKNOWN_LICENSE, Manifest, check_license
@@ -29,8 +31,8 @@ log = logging.getLogger(__name__)
 MOST_CHOICES = 1000
 """Choices of an expression that are compared. An expression with more is one that nobody has written."""
 
-MOST_NAMES = 5
-"""Sources that a message names."""
+MOST_NAMES, MOST_SOURCES = 5, 1000
+"""Sources that a message names, and a document."""
 
 VERSIONS = {
     "AGPL": ("1.0", "3.0"),
@@ -144,48 +146,71 @@ def allowed_licenses(given: tuple[str, ...]) -> frozenset[str]:
     return frozenset(allowed)
 
 
-def check_allowed(license: str, project: Project, whose: str) -> None:
-    """Raise DataError for a licence that `datasets.license_allow` of the project does not have.
+def check_allowed(sources: Mapping[str, Sequence[str]], project: Project) -> None:
+    """Raise LicenseError for licences that `datasets.license_allow` of the project does not have.
 
     Args:
-        license: an SPDX expression in its normal form, or "unknown", which must be allowed by that name.
-        whose: the sources, for the message.
+        sources: those with each licence: an SPDX expression in its normal form, or "unknown", which must be allowed
+            by that name.
     """
     if not project.license_allow:
         return
     allowed = allowed_licenses(project.license_allow)
+    refused = [license for license in sorted(sources) if not _is_allowed(license, allowed)]
+    if refused:
+        names = f"the licence {refused[0]} of {_names(sources[refused[0]])}"
+        more = f", nor {' and '.join(refused[1:])}" if refused[1:] else ""
+        why = f"datasets.license_allow has {', '.join(project.license_allow)}"
+        add = ", ".join(map(repr, refused))
+        hint = f"leave them out, or add {add} to datasets.license_allow in aifx.toml"
+        conflicts = tuple(LicenseConflict((_licensed(each, sources),), why, None) for each in refused)
+        raise LicenseError(f"{names} is not allowed{more}", why, hint, conflicts)
+
+
+def _is_allowed(license: str, allowed: frozenset[str]) -> bool:
     chosen = () if license == UNKNOWN_LICENSE else choices(license)
     plain = ({one.partition(" WITH ")[0] for one in choice} for choice in chosen)  # an exception allows more
-    if license not in allowed and not any(choice <= allowed for choice in plain):
-        why = f"datasets.license_allow has {', '.join(project.license_allow)}"
-        hint = f"leave them out, or add {license!r} to datasets.license_allow in aifx.toml"
-        raise DataError(f"the licence {license} of {whose} is not allowed", why, hint)
+    return license in allowed or any(choice <= allowed for choice in plain)
 
 
-def check_licenses(manifests: Iterable[Manifest], catalog: Catalog, project: Project | None, use: str) -> None:
-    """Warn of sources whose licences exclude each other, or refuse them, as the project has it.
+def check_licenses(
+    manifests: Iterable[Manifest], catalog: Catalog, project: Project | None, use: str
+) -> tuple[LicenseConflict, ...]:
+    """Warn of sources whose licences exclude each other, or refuse them, as the project has it. Returns the conflicts.
 
     Args:
         manifests: versions that are used together; of a mix, the sources of its parts count.
         project: with `license_allow` and `license_conflicts`; without one, any licence is allowed.
         use: of the sources together, as a sentence has it: "the mix blend".
 
-    Raises DataError for a licence that is not allowed, or a conflict if the project refuses them.
+    Raises LicenseError for licences that are not allowed, or for conflicts if the project refuses them.
     """
     sources = _by_license(manifests, catalog)
     if project is not None:
-        for license in sorted(sources):
-            check_allowed(license, project, _names(sources[license]))
-    for one, other in combinations(sorted(set(sources) - {UNKNOWN_LICENSE}), 2):
-        if (found := find_conflict(one, other)) is None:
+        check_allowed(sources, project)
+    messages: list[tuple[str, str]] = []
+    conflicts: list[LicenseConflict] = []
+    for pair in combinations(sorted(set(sources) - {UNKNOWN_LICENSE}), 2):
+        if (found := find_conflict(*pair)) is None:
             continue
         *_, rule = found
-        sides = " and ".join(f"{license} ({_names(sources[license])})" for license in (one, other))
-        what, why = f"licences of {use} exclude each other: {sides}", f"{rule.why}: {rule.source}"
-        if project is not None and project.license_conflicts == "refuse":
-            hint = "leave out the sources of one of them; aifx data add --license corrects a wrong licence"
-            raise DataError(what, why, hint)
+        sides = " and ".join(f"{license} ({_names(sources[license])})" for license in pair)
+        messages.append((f"licences of {use} exclude each other: {sides}", f"{rule.why}: {rule.source}"))
+        licensed = tuple(_licensed(license, sources) for license in pair)
+        conflicts.append(LicenseConflict(licensed, rule.why, rule.source))
+    if messages and project is not None and project.license_conflicts == "refuse":
+        what, why = messages[0]
+        more = f"; {counted(len(messages) - 1, 'more conflict')}" if messages[1:] else ""
+        hint = "leave out the sources of one of them; aifx data add --license corrects a wrong licence"
+        raise LicenseError(f"{what}{more}", why, hint, tuple(conflicts))
+    for what, why in messages:
         log.warning("%s: %s", what, why)
+    return tuple(conflicts)
+
+
+def _licensed(license: str, sources: Mapping[str, Sequence[str]]) -> LicensedSources:
+    found = sources[license]
+    return LicensedSources(license, len(found), tuple(found[:MOST_SOURCES]))
 
 
 def _by_license(manifests: Iterable[Manifest], catalog: Catalog) -> Mapping[str, Sequence[str]]:
