@@ -57,6 +57,8 @@ TEST_GROUPS = [
     "--extra",
     "serve-otel",
     "--extra",
+    "signing",
+    "--extra",
     "sweep",
     "--extra",
     "s3",

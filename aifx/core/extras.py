@@ -14,6 +14,7 @@ EXTRAS = {
     "cleanlab": ("cleanlab>=2.9",),
     "ray": ("ray[data]>=2.50",),
     "pii-names": ("presidio-analyzer>=2.2.360",),
+    "signing": ("cryptography>=44",),
     "serve-otel": ("opentelemetry-sdk>=1.27", "opentelemetry-exporter-otlp-proto-http>=1.27"),
     "plan-tpu": ("libtpu>=0.0.40",),
 }

@@ -1,0 +1,75 @@
+"""Attestations: what somebody found out, or decided, about a version. Each is an object named by its own digest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import TypeAdapter
+
+from aifx.core.errors import DataError
+from aifx.core.json_values import plain
+from aifx.registry.roots import OBJECTS, Root
+from aifx.registry.signing import Envelope, parse_envelope, sign
+from aifx.registry.state import ModelState
+
+Kind = Literal["eval", "comparison", "contamination", "bench", "drill", "approval", "signature", "file"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Attestation:
+    """Evidence about a version.
+
+    Attributes:
+        subject: digest of the version.
+        made_by: whoever attested it.
+        time: in UTC.
+        content: by the kind: the document of the command that made it; of a file its name, size and SHA-256.
+        envelope: with the signatures.
+        digest: of the envelope.
+    """
+
+    kind: Kind
+    subject: str
+    made_by: str
+    time: str
+    content: Mapping[str, Any]
+    envelope: Envelope
+    digest: str
+
+    @property
+    def when(self) -> datetime:
+        return datetime.fromisoformat(self.time)
+
+
+_ATTESTATION = TypeAdapter(Attestation)
+
+
+def attest(
+    root: Root, kind: Kind, subject: str, made_by: str, content: Mapping[str, Any], key: Path | None = None
+) -> Attestation:
+    """Keep an attestation in the root, signed if a key is given. An entry of the ledger must name it then."""
+    time = datetime.now(UTC).isoformat(timespec="microseconds")
+    values = {"kind": kind, "subject": subject, "made_by": made_by, "time": time, "content": plain(content)}
+    return read_attestation(root, root.put(sign(values, key).encode()))
+
+
+def read_attestation(root: Root, digest: str) -> Attestation:
+    """An attestation by its digest. Raises DataError if it is missing or damaged."""
+    place = f"{root.store.url}/{OBJECTS}/{digest}"
+    envelope = parse_envelope(root.get(digest), place)
+    try:
+        return _ATTESTATION.validate_python({**envelope.content, "envelope": envelope, "digest": digest})
+    except (ValueError, TypeError) as e:
+        raise DataError(f"{place} is no attestation", str(e).splitlines()[0], "aifx registry verify") from e
+
+
+def attestations_of(root: Root, state: ModelState, subject: str) -> tuple[Attestation, ...]:
+    """The attestations about a version that entries of its model name, in their order."""
+    entries = state.about(subject, "attest", "approve")
+    digests = dict.fromkeys(digest for entry in entries for digest in entry.evidence)
+    return tuple(read_attestation(root, digest) for digest in digests)

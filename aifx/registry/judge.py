@@ -1,0 +1,280 @@
+"""The verdict of a policy on a version: one finding for each rule, from evidence that is there. Nothing is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from aifx.config.gates import parse_gate
+from aifx.core.json_values import number
+from aifx.core.plurals import counted
+from aifx.registry.evidence import Attestation, Kind
+from aifx.registry.policy import (
+    AliasRules,
+    ApprovalRule,
+    BetterRule,
+    ContaminationRule,
+    DrillRule,
+    EvalRule,
+    FileRule,
+    GatesRule,
+    LicencesRule,
+    Policy,
+    SignatureRule,
+    SlicesRule,
+)
+from aifx.registry.state import ModelState, NumberedVersion
+
+GOOD_VERDICTS = ("better", "not worse")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule found.
+
+    Attributes:
+        rule: its key in the policy.
+        found: the values that decided.
+        hint: the command that makes the evidence; empty if the rule passed.
+        evidence: digests of the attestations that decided.
+    """
+
+    rule: str
+    passed: bool
+    found: str
+    hint: str = ""
+    evidence: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is judged.
+
+    Attributes:
+        alias: that the version is to get.
+        attestations: about the version, in the order of the ledger.
+        incumbent: the version that the alias means; None if it means none.
+        policy_digest: of the policy's text.
+        now: in UTC.
+    """
+
+    state: ModelState
+    version: NumberedVersion
+    alias: str
+    attestations: Sequence[Attestation]
+    incumbent: NumberedVersion | None
+    policy: Policy
+    policy_digest: str
+    now: datetime
+
+    @property
+    def reference(self) -> str:
+        return f"{self.state.name}@{self.version.label}"
+
+    @cached_property
+    def evidence(self) -> tuple[str, ...]:
+        """Digests of what an approval is about: all attestations but approvals."""
+        return tuple(sorted(one.digest for one in self.attestations if one.kind != "approval"))
+
+    def newest(self, kind: Kind, fits: Callable[[Attestation], bool] = lambda _: True) -> Attestation | None:
+        return next((one for one in reversed(self.attestations) if one.kind == kind and fits(one)), None)
+
+    def approval(self) -> dict[str, Any]:
+        """The content of an approval now: what it binds."""
+        incumbent = self.incumbent.digest if self.incumbent else ""
+        facts = {"alias": self.alias, "evidence": list(self.evidence), "incumbent": incumbent}
+        return {**facts, "policy": self.policy_digest}
+
+
+def judge(case: Case) -> tuple[Finding, ...]:
+    """A finding for each rule of the alias, in the order of the policy's documentation."""
+    rules: AliasRules = case.policy.rules_of(case.alias)
+    given = ((name, getattr(rules, name)) for name in AliasRules.model_fields)
+    return tuple(_JUDGES[name](case, rule) for name, rule in given if rule is not None)
+
+
+def _eval(case: Case, rule: EvalRule) -> Finding:
+    hint = f"aifx registry attest {case.reference} --eval"
+    report = case.newest("eval", lambda one: _is_of_data(one, rule.data))
+    if report is None:
+        where = f" on {rule.data}" if rule.data else ""
+        return Finding("eval", False, f"no evaluation{where} is attested", hint)
+    own = [(gate["expr"], bool(gate["passed"])) for gate in report.content.get("gates", ())]
+    results = [*own, *_gates(rule.gates, report.content.get("metrics", {}))]
+    failed = [expr for expr, passed in results if not passed]
+    if failed or not results:
+        found = f"{', '.join(failed)}: not met" if failed else "the evaluation has no gate, and the rule has none"
+        return Finding("eval", False, found, hint, (report.digest,))
+    return Finding("eval", True, ", ".join(expr for expr, _ in results), evidence=(report.digest,))
+
+
+def _better(case: Case, rule: BetterRule) -> Finding:
+    incumbent = case.incumbent
+    if incumbent is None or incumbent.digest == case.version.digest:
+        return Finding("better", True, f"{case.alias} means no other version yet")
+    against = f"{case.state.name}@{incumbent.label}"
+    hint = f"aifx eval --model {case.reference} --against {against} --attest"
+    if rule.margin is not None:
+        hint += f" --margin {rule.margin:g}"
+    looks = [one for one in case.attestations if one.kind == "comparison" and _is_of_data(one, rule.data)]
+    compared = next((one for one in reversed(looks) if one.content.get("against") == incumbent.digest), None)
+    if compared is None:
+        return Finding("better", False, f"no comparison with {against} is attested", hint)
+    content = compared.content
+    verdict, wanted = str(content.get("verdict")), GOOD_VERDICTS if rule.margin is not None else GOOD_VERDICTS[:1]
+    found = f"{content.get('metric')}: {verdict}, compared with {against}"
+    if verdict == "not worse" and (number(content.get("margin")) or 0) > (rule.margin or 0):
+        return Finding("better", False, f"not worse by a margin of {content.get('margin')}", hint, (compared.digest,))
+    if verdict not in wanted:
+        return Finding(
+            "better", False, f"{found}; {content.get('explanation', '')}".rstrip("; "), hint, (compared.digest,)
+        )
+    return Finding("better", True, found, evidence=(compared.digest,))
+
+
+def _contamination(case: Case, rule: ContaminationRule) -> Finding:
+    needed = {reference for version in (case.version, case.incumbent) if version for reference in data_of(version)}
+    hint = f"aifx data decontaminate TRAINING --against EVALUATION --json, and: aifx registry attest {case.reference}"
+    reports = [
+        one for one in case.attestations if one.kind == "contamination" and _is_of_data(one, rule.data, "evaluation")
+    ]
+    clean = {str(one.content.get("reference")): one.digest for one in reports if one.content.get("overlapping") == 0}
+    dirty = [one for one in reports if one.content.get("overlapping") != 0 and one.content.get("reference") in needed]
+    if dirty:
+        rows = counted(int(dirty[0].content.get("overlapping", 0)), "row")
+        found = f"{rows} of {dirty[0].content.get('reference')} overlap with the evaluation"
+        return Finding("contamination", False, found, hint, (dirty[0].digest,))
+    if missing := sorted(needed - clean.keys()):
+        return Finding("contamination", False, f"not compared: {', '.join(missing)}", hint)
+    used = tuple(clean[reference] for reference in sorted(needed))
+    return Finding("contamination", True, f"no overlap with {counted(len(needed), 'version')} of data", evidence=used)
+
+
+def _licences(case: Case, rule: LicencesRule) -> Finding:
+    found = tuple(case.version.pushed.facts.get("licenses", ("unknown",)))
+    if others := sorted(set(found) - set(rule.allow)):
+        hint = f"aifx data lineage {next(iter(data_of(case.version)), 'NAME')}"
+        return Finding("licences", False, f"{', '.join(others)}: allowed are {', '.join(rule.allow)}", hint)
+    return Finding("licences", True, ", ".join(found) or "no data set is known")
+
+
+def _slices(case: Case, rule: SlicesRule) -> Finding:
+    columns = ", ".join(rule.columns)
+    listed = ", ".join(f'"{column}"' for column in rule.columns)
+    hint = f"aifx eval --set 'eval.slices=[{listed}]', and: aifx registry attest {case.reference} --eval"
+    report = case.newest("eval", lambda one: set(rule.columns) <= set(one.content.get("slices") or {}))
+    if report is None:
+        return Finding("slices", False, f"no evaluation with slices of {columns} is attested", hint)
+    metrics = {**report.content.get("metrics", {}), "slices": report.content["slices"]}
+    results = _gates(rule.gates, metrics)
+    if failed := [expr for expr, passed in results if not passed]:
+        return Finding("slices", False, f"{', '.join(failed)}: not met", hint, (report.digest,))
+    return Finding("slices", True, ", ".join([columns, *rule.gates]), evidence=(report.digest,))
+
+
+def _approval(case: Case, rule: ApprovalRule) -> Finding:
+    hint = f"aifx registry approve {case.reference} {case.alias}"
+    role = f" with the role {rule.role!r}" if rule.role else ""
+    wanted, valid, stale = case.approval(), dict[str, str](), list[str]()
+    keys = case.policy.keys_of(rule.role) if rule.role else case.policy.keys
+    for one in case.attestations:
+        if one.kind != "approval" or one.content.get("alias") != case.alias:
+            continue
+        if case.policy.keys:  # names are claims; keys are proofs
+            people = one.envelope.signers(keys)
+        else:
+            people = [one.made_by] if not rule.role or one.made_by in case.policy.roles.get(rule.role, ()) else []
+        for person in people:
+            if person == case.version.pushed.actor:
+                continue  # of one's own work
+            if one.content != wanted:
+                stale.append(person)
+            else:
+                valid[person] = one.digest
+    found = f"{counted(len(valid), 'approval')}{role} of {rule.people}"
+    if old := sorted(set(stale) - set(valid)):
+        found += f"; {', '.join(old)} approved before the evidence, the policy or {case.alias} changed"
+    if len(valid) < rule.people:
+        return Finding("approval", False, found, hint)
+    return Finding("approval", True, f"{found}: {', '.join(sorted(valid))}", evidence=tuple(valid.values()))
+
+
+def _signature(case: Case, rule: SignatureRule) -> Finding:
+    keys = case.policy.keys_of(rule.role)
+    for one in case.attestations:
+        if one.kind == "signature" and (people := one.envelope.signers(keys)):
+            return Finding("signature", True, f"signed by {', '.join(people)}", evidence=(one.digest,))
+    hint = f"aifx registry attest {case.reference} --sign --key KEY.pem"
+    return Finding("signature", False, f"no signature by a key of the role {rule.role!r}", hint)
+
+
+def _bench(case: Case, rule: GatesRule) -> Finding:
+    hint = f"aifx bench serve --json > bench.json, and: aifx registry attest {case.reference} bench.json --bench"
+    report = case.newest("bench")
+    if report is None:
+        return Finding("bench", False, "no benchmark is attested", hint)
+    results = _gates(rule.gates, report.content)
+    if failed := [expr for expr, passed in results if not passed]:
+        return Finding("bench", False, f"{', '.join(failed)}: not met", hint, (report.digest,))
+    return Finding("bench", True, ", ".join(rule.gates) or "attested", evidence=(report.digest,))
+
+
+def _drill(case: Case, rule: DrillRule) -> Finding:
+    hint = f"aifx drill --json > drill.json, and: aifx registry attest {case.reference} drill.json --drill"
+    report = case.newest("drill")
+    if report is None:
+        return Finding("drill", False, "no drill is attested", hint)
+    days = (case.now - report.when).total_seconds() / 86400
+    if not report.content.get("passed"):
+        return Finding("drill", False, "the last drill did not pass", hint, (report.digest,))
+    found = f"passed {days:.1f} days ago; at most {rule.days:g} are allowed"
+    return Finding("drill", days <= rule.days, found, "" if days <= rule.days else hint, (report.digest,))
+
+
+def _file(case: Case, rule: FileRule) -> Finding:
+    files = {str(one.content.get("name")): one.digest for one in case.attestations if one.kind == "file"}
+    if missing := [name for name in rule.names if name not in files]:
+        hint = f"aifx registry attest {case.reference} {missing[0]}"
+        return Finding("file", False, f"not attested: {', '.join(missing)}", hint)
+    return Finding("file", True, ", ".join(rule.names), evidence=tuple(files[name] for name in rule.names))
+
+
+_JUDGES: Mapping[str, Callable[[Case, Any], Finding]] = {
+    "eval": _eval,
+    "better": _better,
+    "contamination": _contamination,
+    "licences": _licences,
+    "slices": _slices,
+    "approval": _approval,
+    "signature": _signature,
+    "bench": _bench,
+    "drill": _drill,
+    "file": _file,
+}
+
+
+def data_of(version: NumberedVersion) -> tuple[str, ...]:
+    """The versions of data sets that a version was trained on, and what it was tuned from, "name@<64 digits>"."""
+    return tuple(version.pushed.facts.get("data", ()))
+
+
+def _is_of_data(attested: Attestation, reference: str, key: str = "data") -> bool:
+    """Whether evidence is about a version of a data set, "NAME@DIGITS", or about any if that is empty."""
+    found = str(attested.content.get(key) or "")
+    return not reference or found.startswith(reference)
+
+
+def _gates(gates: Sequence[str], values: Mapping[str, Any]) -> list[tuple[str, bool]]:
+    """Each gate, and whether the number at its path passes; a number that is not there does not."""
+    results = []
+    for expr in gates:
+        gate = parse_gate(expr)
+        value: Any = values
+        for part in gate.name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        found = number(value)
+        results.append((expr, found is not None and gate.passes(found)))
+    return results

@@ -1,0 +1,291 @@
+"""The policy of a root: which evidence a version needs before an alias may mean it, and who may do what."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from aifx.config.gates import parse_gate
+from aifx.core.errors import AifxError, ConfigError, DataError, UsageError, did_you_mean
+from aifx.core.json_files import encode
+from aifx.core.parsing import fault_in, parse_toml
+from aifx.registry.ledger import Entry, find_request, new_request
+from aifx.registry.roots import Root, check_alias
+from aifx.registry.signing import parse_envelope, read_public_key, sign
+
+logger = logging.getLogger(__name__)
+
+ANY = "*"
+"""The alias whose rules hold for those that have none of their own."""
+
+ADMIN = "admin"
+"""The role that may change the policy."""
+
+Gate = Annotated[str, Field(max_length=200)]
+
+
+class _Rule(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class GatesRule(_Rule):
+    """Attributes:
+    gates: conditions on the numbers of the report, such as "accuracy >= 0.9".
+    """
+
+    gates: tuple[Gate, ...] = ()
+
+    @field_validator("gates")
+    @classmethod
+    def _are_gates(cls, gates: tuple[str, ...]) -> tuple[str, ...]:
+        for gate in gates:
+            try:
+                parse_gate(gate)
+            except AifxError as e:
+                raise ValueError(f"{e.what}: {e.why}") from e
+        return gates
+
+
+class EvalRule(GatesRule):
+    """An evaluation whose own gates, and these, pass.
+
+    Attributes:
+        data: version of the data set that it must be measured on, "NAME@DIGITS"; any if empty.
+    """
+
+    data: str = ""
+
+
+class BetterRule(_Rule):
+    """A comparison with the version that the alias means.
+
+    Attributes:
+        margin: by which the version may be worse; without it, it must be better.
+        data: as of `EvalRule`.
+    """
+
+    margin: float | None = Field(None, ge=0)
+    data: str = ""
+
+
+class SlicesRule(GatesRule):
+    """An evaluation with slices.
+
+    Attributes:
+        columns: that it must be sliced by.
+    """
+
+    columns: tuple[str, ...] = Field(min_length=1)
+
+
+class LicencesRule(_Rule):
+    """The licences that the data of the version, and of what it was tuned from, may have (SPDX)."""
+
+    allow: tuple[str, ...] = Field(min_length=1)
+
+
+class ContaminationRule(_Rule):
+    """No row of the evaluation in the training data of the version, nor of the one that the alias means."""
+
+    data: str = ""
+
+
+class ApprovalRule(_Rule):
+    """Approvals of people other than the one who pushed the version.
+
+    Attributes:
+        role: that they must have; any if empty.
+    """
+
+    people: int = Field(1, ge=1)
+    role: str = ""
+
+
+class SignatureRule(_Rule):
+    """A signature of the version by a key of a role."""
+
+    role: str
+
+
+class DrillRule(_Rule):
+    """Drills that passed, at most so many days ago."""
+
+    days: float = Field(30, gt=0)
+
+
+class FileRule(_Rule):
+    """Attested files, by their names."""
+
+    names: tuple[str, ...] = Field(min_length=1)
+
+
+class AliasRules(_Rule):
+    """The rules of an alias. One that is not given is not asked for."""
+
+    eval: EvalRule | None = None
+    better: BetterRule | None = None
+    contamination: ContaminationRule | None = None
+    licences: LicencesRule | None = None
+    slices: SlicesRule | None = None
+    approval: ApprovalRule | None = None
+    signature: SignatureRule | None = None
+    bench: GatesRule | None = None
+    drill: DrillRule | None = None
+    file: FileRule | None = None
+
+
+class Policy(_Rule):
+    """The content of policy.toml.
+
+    Attributes:
+        keys: PEM of each person's public key.
+        roles: the people of each role.
+        aliases: rules by alias, or by "*".
+    """
+
+    keys: Mapping[str, str] = {}
+    roles: Mapping[str, tuple[str, ...]] = {}
+    aliases: Mapping[str, AliasRules] = {}
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Policy:
+        for name, pem in self.keys.items():
+            try:
+                read_public_key(pem, name)
+            except AifxError as e:
+                raise ValueError(f"{e.what}: {e.why}") from e
+        for alias, rules in self.aliases.items():
+            if alias != ANY:
+                check_alias(alias)
+            for role in (rules.approval and rules.approval.role, rules.signature and rules.signature.role):
+                if role and role not in self.roles:
+                    raise ValueError(f"aliases.{alias}: no role {role!r}: {did_you_mean(role, self.roles)}")
+        for role, people in self.roles.items():
+            for person in people:
+                if self.keys and person not in self.keys:
+                    raise ValueError(f"roles.{role}: no key of {person!r}: {did_you_mean(person, self.keys)}")
+        return self
+
+    def rules_of(self, alias: str) -> AliasRules:
+        return self.aliases.get(alias) or self.aliases.get(ANY) or AliasRules()
+
+    def keys_of(self, role: str) -> dict[str, str]:
+        """The public keys of the people of a role."""
+        return {name: self.keys[name] for name in self.roles.get(role, ()) if name in self.keys}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether everyone may change it."""
+        return not self.keys_of(ADMIN)
+
+
+FIRST = """\
+# Which evidence a version needs before an alias may mean it: docs/registry.md.
+# Nobody has a key yet, so everyone may do everything, also change this.
+
+[aliases.production]
+eval = { gates = [] }
+
+[aliases."*"]
+"""
+
+
+@dataclass(frozen=True)
+class CurrentPolicy:
+    """The policy of a root.
+
+    Attributes:
+        digest: of its text; empty without one.
+        text: as its author wrote it.
+        entries: of the root's ledger.
+    """
+
+    policy: Policy
+    digest: str = ""
+    text: str = ""
+    entries: tuple[Entry, ...] = ()
+
+
+def parse_policy(text: str, place: str) -> Policy:
+    """The policy that a text in TOML has. Raises ConfigError naming the place and the key."""
+    try:
+        return Policy.model_validate(parse_toml(text))
+    except ValidationError as e:
+        first = e.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = did_you_mean(str(first["loc"][-1]), _keys_beside(first["loc"]))
+        why = f"{key}: {message}".removeprefix(": ")
+        raise ConfigError(f"{place} is no policy", why, "docs/registry.md has the rules") from e
+    except (ValueError, AifxError) as e:
+        why = e.what if isinstance(e, AifxError) else fault_in(e)
+        raise ConfigError(f"{place} is no policy", why, "docs/registry.md has the rules") from e
+
+
+def _keys_beside(place: tuple[int | str, ...]) -> list[str]:
+    """The keys that a table may have in which an unknown key stands."""
+    kind: type[BaseModel] = Policy
+    if len(place) >= 3 and place[0] == "aliases":
+        kind = AliasRules
+        if len(place) >= 4:
+            rules = {name: field.annotation for name, field in AliasRules.model_fields.items()}
+            kind = next(one for one in _parts(rules[str(place[2])]) if isinstance(one, type))
+    return list(kind.model_fields)
+
+
+def _parts(annotation: Any) -> tuple[Any, ...]:
+    return tuple(one for one in getattr(annotation, "__args__", (annotation,)) if one is not type(None))
+
+
+def read_policy(root: Root) -> CurrentPolicy:
+    """The policy that the root's ledger names last; an empty one if there is none. Raises DamagedLedger, DataError."""
+    current = CurrentPolicy(Policy())
+    for entry in root.policy.entries():
+        digest = str(entry.facts.get("policy"))
+        if not current.policy.is_open:
+            signed = parse_envelope(root.get(entry.evidence[-1]), f"the signature of entry {entry.number}")
+            if signed.content != _change(digest, entry.previous) or not signed.signers(current.policy.keys_of(ADMIN)):
+                what = f"the policy of {root.store.url} was changed without a signature"
+                why = f"entry {entry.number}, by {entry.actor}, is not signed by the role {ADMIN!r}"
+                raise DataError(what, why, f"ask {entry.actor}, or: aifx registry verify")
+        text = root.get(digest).decode()
+        policy = parse_policy(text, f"the policy of entry {entry.number}")
+        current = CurrentPolicy(policy, digest, text, (*current.entries, entry))
+    return current
+
+
+def change_policy(root: Root, text: str, place: str, actor: str, key: Path | None, request: str | None) -> Entry:
+    """Let a text be the policy of a root. Returns the entry, or that of the same text or request.
+
+    Raises ConfigError for a text that is no policy, UsageError unless the key is one of the role ADMIN of the policy
+    that holds, LostRace.
+    """
+    new, current = parse_policy(text, place), read_policy(root)
+    if (made := find_request(current.entries, request or "")) is not None:
+        return made
+    digest = root.put(encode(text))
+    if digest == current.digest:
+        return current.entries[-1]
+    previous = current.entries[-1].digest if current.entries else ""
+    signed = sign(_change(digest, previous), key)
+    if not current.policy.is_open and not signed.signers(current.policy.keys_of(ADMIN)):
+        people = ", ".join(current.policy.keys_of(ADMIN))
+        why = "the key is of nobody with that role" if key else "its change must be signed"
+        what = f"the policy can only be changed by the role {ADMIN!r}: {people}"
+        raise UsageError(what, why, f"aifx registry policy {place} --key KEY.pem")
+    if new.keys and new.is_open:
+        logger.warning(f"nobody has the role {ADMIN!r} with a key, so everyone may change the policy")
+    evidence = (digest, root.put(signed.encode())) if key else (digest,)
+    entry = Entry("policy", actor, request or new_request(), evidence=evidence, facts={"policy": digest})
+    return root.policy.append(current.entries, entry)
+
+
+def _change(digest: str, previous: str) -> dict[str, str]:
+    """The statement that is signed: the policy, and the entry that it follows, so that it cannot be used again."""
+    return {"policy": digest, "previous": previous}

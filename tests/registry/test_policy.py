@@ -1,0 +1,252 @@
+"""What a policy asks for, who may change it, and what its rules say of evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aifx.core.errors import ConfigError, DataError, UsageError
+from aifx.core.stores import open_store
+from aifx.registry.evidence import Attestation, Kind, attest, attestations_of, read_attestation
+from aifx.registry.judge import Case, Finding, judge
+from aifx.registry.ledger import Entry
+from aifx.registry.policy import FIRST, change_policy, parse_policy, read_policy
+from aifx.registry.roots import Root
+from aifx.registry.signing import CURVES, Envelope, parse_envelope, sign, write_key
+
+V1, V2 = "1" * 64, "2" * 64
+DATA, TEST = f"reviews@{'a' * 64}", f"held-out@{'b' * 64}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model with the versions v1, which "production" means, and v2, which ann pushed."""
+
+    root: Root
+
+    def attest(self, kind: Kind, content: Mapping[str, Any], who: str = "ann", key: Path | None = None) -> str:
+        made = attest(self.root, kind, V2, who, content, key)
+        entry = Entry("approve" if kind == "approval" else "attest", who, version=V2, evidence=(made.digest,))
+        self.root.act("fraud", None, lambda _: entry, again=True)
+        return made.digest
+
+    def case(self, policy: str, now: datetime | None = None) -> Case:
+        state = self.root.state("fraud")
+        alias = state.aliases["production"].version
+        attestations = attestations_of(self.root, state, V2)
+        parsed = parse_policy(policy, "policy.toml")
+        versions = state.versions
+        return Case(
+            state, versions[V2], "production", attestations, versions[alias], parsed, "p", now or datetime.now(UTC)
+        )
+
+    def judge(self, rule: str, now: datetime | None = None) -> Finding:
+        """The finding of one rule of production."""
+        (finding,) = judge(self.case(f"[aliases.production]\n{rule}", now))
+        assert bool(finding.hint) is not finding.passed
+        return finding
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    root = Root(open_store(str(tmp_path / "registry")))
+    facts = {"data": [DATA], "licenses": ["CC0-1.0", "MIT"]}
+    for entry in (
+        Entry("push", "eve", version=V1, facts=facts),
+        Entry("promote", "eve", version=V1, alias="production"),
+        Entry("push", "ann", version=V2, facts=facts),
+    ):
+        root.act("fraud", None, lambda _, entry=entry: entry, again=True)  # type: ignore[misc]
+    return Model(root)
+
+
+def report(passed: bool = True, **more: Any) -> dict[str, Any]:
+    gates = [{"expr": "accuracy >= 0.8", "value": 0.9, "passed": passed}]
+    return {"data": TEST, "metrics": {"accuracy": 0.9, "per_class": {"a": {"recall": 0.5}}}, "gates": gates, **more}
+
+
+def test_an_evaluation_must_pass_on_the_data_that_is_named(model: Model) -> None:
+    rule = 'eval = { data = "held-out@bbbb", gates = ["per_class.a.recall >= 0.5"] }'
+    assert not model.judge(rule).passed
+    model.attest("eval", report(data=DATA))
+    assert not model.judge(rule).passed
+    digest = model.attest("eval", report())
+    assert model.judge(rule) == Finding("eval", True, "accuracy >= 0.8, per_class.a.recall >= 0.5", "", (digest,))
+    assert not model.judge('eval = { gates = ["per_class.a.recall >= 0.51"] }').passed
+    assert not model.judge('eval = { gates = ["recall >= 0.1"] }').passed
+    model.attest("eval", report(passed=False))  # the newest counts
+    assert "accuracy >= 0.8" in model.judge(rule).found
+    model.attest("eval", report(gates=[]))
+    assert not model.judge("eval = {}").passed
+
+
+@pytest.mark.parametrize(
+    ("verdict", "margin", "rule", "passes"),
+    [
+        ("better", 0.0, "{}", True),
+        ("not worse", 0.01, "{}", False),
+        ("not worse", 0.01, "{ margin = 0.01 }", True),
+        ("not worse", 0.02, "{ margin = 0.01 }", False),
+        ("inconclusive", 0.01, "{ margin = 0.01 }", False),
+        ("worse", 0.01, "{ margin = 0.01 }", False),
+    ],
+)
+def test_a_version_must_be_better_than_what_the_alias_means(
+    model: Model, verdict: str, margin: float, rule: str, passes: bool
+) -> None:
+    content = {"metric": "accuracy", "verdict": verdict, "margin": margin, "data": TEST}
+    model.attest("comparison", {**content, "verdict": "better", "against": "3" * 64})
+    assert not model.judge(f"better = {rule}").passed
+    model.attest("comparison", {**content, "against": V1})
+    assert model.judge(f"better = {rule}").passed is passes
+
+
+def test_the_training_data_of_both_versions_is_compared(model: Model) -> None:
+    rule = "contamination = {}"
+    assert DATA in model.judge(rule).found
+    model.attest("contamination", {"evaluation": TEST, "reference": DATA, "overlapping": 0})
+    assert model.judge(rule).passed
+    model.attest("contamination", {"evaluation": TEST, "reference": DATA, "overlapping": 2})
+    assert "2 rows" in model.judge(rule).found
+
+
+def test_each_licence_must_be_allowed(model: Model) -> None:
+    assert model.judge('licences = { allow = ["CC0-1.0", "MIT"] }').passed
+    assert model.judge('licences = { allow = ["MIT"] }').found.startswith("CC0-1.0:")
+
+
+def test_slices_benchmarks_drills_and_files(model: Model) -> None:
+    now = datetime.now(UTC)
+    slices = 'slices = { columns = ["country"], gates = ["slices.country.worst >= 0.8"] }'
+    bench, drill, card = (
+        'bench = { gates = ["tokens_per_s >= 100"] }',
+        "drill = { days = 7 }",
+        'file = { names = ["CARD.md"] }',
+    )
+    assert not any(model.judge(rule).passed for rule in (slices, bench, drill, card))
+    model.attest("eval", report(slices={"country": {"worst": 0.79}}))
+    model.attest("bench", {"tokens_per_s": 99})
+    model.attest("drill", {"passed": False})
+    assert not any(model.judge(rule).passed for rule in (slices, bench, drill, card))
+    model.attest("eval", report(slices={"country": {"worst": 0.8}}))
+    model.attest("bench", {"tokens_per_s": 100})
+    model.attest("drill", {"passed": True})
+    model.attest("file", {"name": "CARD.md", "sha256": "c" * 64})
+    assert all(model.judge(rule).passed for rule in (slices, bench, drill, card))
+    assert not model.judge(drill, now + timedelta(days=8)).passed
+
+
+def test_an_approval_is_of_others_and_ends_when_what_it_binds_changes(model: Model) -> None:
+    rule = "approval = { people = 2 }"
+    policy = f"[aliases.production]\n{rule}"
+    for who in ("ann", "bob", "bob", "cid"):  # ann pushed it, and bob counts once
+        assert not model.judge(rule).passed
+        model.attest("approval", model.case(policy).approval(), who)
+    assert model.judge(rule).passed
+    model.attest("eval", report())
+    assert "bob, cid approved before" in model.judge(rule).found
+    for who in ("bob", "cid"):
+        model.attest("approval", model.case(policy).approval(), who)
+    assert model.judge(rule).passed
+    model.root.act("fraud", None, lambda _: Entry("promote", "eve", version=V2, alias="production"), again=True)
+    assert not model.judge(rule).passed
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> dict[str, Path]:
+    paths = {name: tmp_path / f"{name}.pem" for name in ("ann", "bob", "cid")}
+    for path, curve in zip(paths.values(), CURVES, strict=True):
+        write_key(path, curve)
+    return paths
+
+
+def policy_with(keys: Mapping[str, Path], rules: str = "", admin: str = "ann") -> str:
+    lines = [f'{name} = """{path.with_name(path.name + ".pub").read_text()}"""' for name, path in keys.items()]
+    roles = f'[roles]\nadmin = ["{admin}"]\nreviewer = ["bob", "cid"]\n'
+    return "\n".join(["[keys]", *lines, roles, "[aliases.production]", rules])
+
+
+def test_approvals_and_signatures_are_proved_by_keys(model: Model, keys: dict[str, Path]) -> None:
+    policy = policy_with(keys, 'approval = { role = "reviewer" }\nsignature = { role = "admin" }')
+
+    def passed() -> dict[str, bool]:
+        return {finding.rule: finding.passed for finding in judge(model.case(policy))}
+
+    model.attest("approval", model.case(policy).approval(), "bob")  # anybody can write a name
+    model.attest("approval", model.case(policy).approval(), "bob", keys["ann"])  # ann is no reviewer
+    assert passed() == {"approval": False, "signature": False}
+    model.attest("signature", {}, "x", keys["bob"])
+    assert passed() == {"approval": False, "signature": False}
+    model.attest("signature", {}, "x", keys["ann"])
+    model.attest("approval", model.case(policy).approval(), "x", keys["cid"])
+    assert passed() == {"approval": True, "signature": True}
+
+
+def test_an_envelope_shows_who_signed_its_bytes(keys: dict[str, Path]) -> None:
+    public = {name: path.with_name(f"{name}.pem.pub").read_text() for name, path in keys.items()}
+    for name, path in keys.items():
+        envelope = sign({"a": 1}, path)
+        assert parse_envelope(envelope.encode(), "it") == envelope
+        assert envelope.signers(public) == [name]
+        assert replace(envelope, content={"a": 2}).signers(public) == []
+    assert Envelope({"a": 1}).signers(public) == []
+    with pytest.raises(UsageError):
+        write_key(keys["ann"], "P-256")
+    assert keys["ann"].stat().st_mode & 0o077 == 0
+
+
+def test_only_an_admin_changes_the_policy(model: Model, keys: dict[str, Path]) -> None:
+    root = model.root
+    change_policy(root, FIRST, "policy.toml", "ann", None, None)
+    closed = policy_with(keys)
+    first = change_policy(root, closed, "policy.toml", "ann", None, "r1")
+    assert change_policy(root, FIRST, "policy.toml", "ann", None, "r1") == first
+    other = policy_with(keys, "eval = {}")
+    for key in (None, keys["bob"]):
+        with pytest.raises(UsageError, match="role 'admin': ann"):
+            change_policy(root, other, "policy.toml", "bob", key, None)
+    change_policy(root, other, "policy.toml", "ann", keys["ann"], None)
+    assert read_policy(root).text == other
+    # A writer that leaves the checks out, with the signature of the change before.
+    entries = root.policy.entries()
+    forged = Entry("policy", "bob", evidence=entries[-1].evidence, facts={"policy": root.put(FIRST.encode())})
+    root.policy.append(entries, forged)
+    with pytest.raises(DataError, match="without a signature"):
+        read_policy(root)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[aliases.production]\nevl = {}", "aliases.production.evl: did you mean 'eval'?"),
+        ('[aliases.production]\neval = { gate = ["a > 1"] }', "aliases.production.eval.gate: did you mean 'gates'?"),
+        ('[aliases.production]\neval = { gates = ["a"] }', "aliases.production.eval.gates: 'a' is not a gate"),
+        ("[aliases.production]\nbetter = { margin = -1 }", "aliases.production.better.margin: "),
+        ('[aliases.production]\nsignature = { role = "x" }', "aliases.production: no role 'x'"),
+        ('[keys]\nann = "x"', "the key of ann is no public key"),
+        ("[aliases.3]\neval = {}", "'3' cannot be an alias"),
+        ("aliases = 3", "aliases: "),
+        ("[", ""),
+    ],
+)
+def test_a_text_that_is_no_policy_is_refused(text: str, why: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_policy(text, "policy.toml")
+    assert error.value.what == "policy.toml is no policy"
+    assert error.value.why.startswith(why)
+
+
+def test_damaged_evidence_is_found(model: Model) -> None:
+    digest = model.attest("file", {"name": "x"})
+    assert model.root.store.folder is not None
+    path = model.root.store.folder / "objects" / digest
+    made: Attestation = read_attestation(model.root, digest)
+    assert (made.kind, made.subject) == ("file", V2)
+    path.write_bytes(path.read_bytes().replace(b"payload", b"Payload"))
+    with pytest.raises(DataError, match="is damaged"):
+        read_attestation(model.root, digest)
