@@ -117,6 +117,19 @@ def _file_of(module: str) -> Path:
     return Path(found).absolute()
 
 
+def modules_below(module: str, root: Path) -> list[Path]:
+    """The files of a module in the folder `root`, and of all modules in there that it imports, transitively.
+
+    Raises UsageError if it has no file there.
+    """
+    place = root.joinpath(*module.split("."))
+    start = next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
+    if start is None:
+        raise UsageError(f"the module {module} has no file in {root}", "its code cannot be copied", f"ls {root}")
+    states = _Search(module, start, tuple(f"{package}." for package in PACKAGES)).states
+    return sorted(path for path in states if path.suffix == ".py" and path.is_relative_to(root))
+
+
 class _Search:
     """Finds all that a module imports, transitively.
 
