@@ -153,7 +153,6 @@ def open_model(folder: Path, step: StepChoice | None, label: str | None, version
 
     Raises UsageError for a run of other data, or whose predictions have no score; CheckpointError.
     """
-    from aifx.checkpoint.manifest import read_manifest
     from aifx.data.spec import need_spec
     from aifx.kinds import read_config
     from aifx.loading.restore import choose_step
@@ -175,8 +174,15 @@ def open_model(folder: Path, step: StepChoice | None, label: str | None, version
     if spec.target_size > 1 and not spec.classes:
         what = f"run {run.name} predicts {spec.target_size} numbers"
         raise UsageError(what, "a score is one", "train a run with one target")
-    manifest = read_manifest(run.checkpoints / str(at))
-    return Model(run.path, at, sha256_of_json(plain([manifest.state_digest, manifest.run])), label)
+    return Model(run.path, at, checkpoint_digest(run, at), label)
+
+
+def checkpoint_digest(run: RunDirectory, step: int) -> str:
+    """SHA-256 of a checkpoint's arrays, and of all else that it names. Raises CheckpointError, also for none."""
+    from aifx.checkpoint.manifest import read_manifest
+
+    manifest = read_manifest(run.checkpoints / str(step))
+    return sha256_of_json(plain([manifest.state_digest, manifest.run]))
 
 
 def _check_columns(run: RunDirectory, reads: str, wanted: list[str], version: Version) -> None:

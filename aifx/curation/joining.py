@@ -112,11 +112,17 @@ class Join(DecidedStep):
         return self.parents[1]
 
     @property
-    def is_own_result(self) -> bool:
-        """Whether the events are what this join made: a command that is repeated."""
-        made = self.events.manifest
-        is_same = made.step.name == JOIN and plain(made.step.settings) == plain(self.settings)
-        return is_same and made.parents[1:] == (self.features.manifest.whole_reference,)
+    def own_features(self) -> str | None:
+        """The features of which this join made the events, if it did: a command that is repeated.
+
+        A repeated join of a data set with itself also reads its own result as the features.
+        """
+        made, read = self.events.manifest, self.features.manifest.whole_reference
+        if made.step.name != JOIN or plain(made.step.settings) != plain(self.settings):
+            return None
+        parent, features = made.row_parents
+        is_same = read == features or (read == made.whole_reference and parent == features)
+        return features if is_same else None
 
     @cached_property
     def joined(self) -> dict[str, str]:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
 
@@ -453,10 +453,12 @@ def data_join(
         check_own_rows(parent.manifest, "aifx data join")
     chosen = None if columns is None else tuple(columns)
     step = Join(parents, tuple(key), *parse_asof(asof, *parents), chosen, tolerance, strictly_before, prefix)
-    if not step.is_own_result:
+    if (own := step.own_features) is None:
         step.check()
+    else:
+        step = replace(step, parents=(parents[0], place.catalog.open(own)))
     project = licensing_project(place.project, options.get("project", "."))
-    manifests = [parent.manifest for parent in parents]
+    manifests = [parent.manifest for parent in step.parents]
     use = f"{manifests[0].reference} with {manifests[1].reference}"
     conflicts = check_licenses(manifests, place.catalog, project, use)
     made = made_version(place.execute(step, manifests[0].name))

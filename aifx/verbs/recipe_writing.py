@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aifx.core.errors import ConfigError, UsageError
+from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.json_values import plain
 from aifx.core.results import Result
 from aifx.verbs.arguments import StrPath
@@ -16,6 +16,7 @@ from aifx.verbs.catalogs import find_catalog, project_around
 from aifx.verbs.recipe_files import parse_step
 
 if TYPE_CHECKING:
+    from aifx.core.project import Project
     from aifx.data.versions.catalog import Catalog
     from aifx.data.versions.manifest import Manifest
 
@@ -62,7 +63,7 @@ def data_recipe(
     around = found or project_around(project)
     base = around.root if around is not None else Path.cwd()
     path = None if output is None else Path(output).absolute()
-    writer = _Writer(catalog, base, path.parent if path is not None else base)
+    writer = _Writer(catalog, base, path.parent if path is not None else base, around)
     manifest = catalog.manifest(name)
     writer.add(manifest)
     text = writer.text()
@@ -79,10 +80,11 @@ class _Writer:
     Args:
         base: folder that the names of sources are relative to.
         folder: of the recipe.
+        project: with the runs that classified rows.
     """
 
-    def __init__(self, catalog: Catalog, base: Path, folder: Path) -> None:
-        self._catalog, self._base, self._folder = catalog, base, folder
+    def __init__(self, catalog: Catalog, base: Path, folder: Path, project: Project | None) -> None:
+        self._catalog, self._base, self._folder, self._project = catalog, base, folder, project
         self._tables: dict[str, list[tuple[str, Settings]]] = {}
         self._versions: dict[str, str] = {}
 
@@ -116,6 +118,9 @@ class _Writer:
     def read(self, reference: str) -> str:
         """The name of a data set that a step reads, whose table is added; a version if it has another one already."""
         manifest = self._catalog.manifest(reference)
+        if manifest.name in self._versions and manifest.name not in self._tables:
+            why = f"its recipe reads {manifest.reference}, and a recipe cannot read what it makes"
+            raise UsageError(f"no recipe says what made {manifest.name}", why, f"aifx data lineage {manifest.name}")
         if self._versions.get(manifest.name, manifest.whole_reference) != manifest.whole_reference:
             return manifest.reference
         if manifest.name not in self._versions:
@@ -226,8 +231,24 @@ class _Writer:
         given = dict(one.step.settings)
         times = [given.pop("event_time"), given.pop("feature_time")]
         asof = times[0] if times[0] == times[1] else ":".join(times)
-        rest = {key: value for key, value in given.items() if value not in (None, False)}
+        rest = {key: value for key, value in given.items() if value is not None and value is not False}
         return {"features": self.read(one.parents[1]), "asof": asof, **rest}
+
+    def classified(self, one: Manifest) -> Settings:
+        from aifx.curation.classify import checkpoint_digest
+
+        run, _, step = one.step.settings["run"].rpartition("@")
+        try:
+            if self._project is None:
+                raise UsageError(f"no run {run!r}", "a run is in a project, and there is none here")
+            digest = checkpoint_digest(self._project.existing_run(run), int(step))
+        except AifxError as e:
+            raise UsageError(_no_recipe(one), f"{e.what}: {e.why}", e.hint) from e
+        if digest != one.step.settings["sha256"]:
+            why = f"the checkpoint of step {step} of run {run} is another one now"
+            raise UsageError(_no_recipe(one), why, f"aifx ckpt ls --run {run}")
+        settings = {key: value for key, value in self.same(one).items() if key != "sha256"}
+        return {**settings, "run": run, "step": int(step)}
 
     def judged(self, one: Manifest) -> Settings:
         """The rules themselves: the version does not name the file that had them."""
@@ -235,7 +256,7 @@ class _Writer:
 
     def same(self, one: Manifest) -> Settings:
         """The settings of a step as its verb takes them."""
-        return {key: value for key, value in one.step.settings.items() if value not in (None, False)}
+        return {key: value for key, value in one.step.settings.items() if value is not None and value is not False}
 
     def _is_version(self, name: str) -> bool:
         from aifx.curation.history import find_manifest
@@ -247,6 +268,7 @@ _SETTINGS: Mapping[str, tuple[str, Callable[[_Writer, Manifest], Settings]]] = {
     "add": ("add", _Writer.added),
     "mix": ("mix", _Writer.mixed),
     "clean": ("clean", _Writer.cleaned),
+    "classify": ("classify", _Writer.classified),
     "dedupe": ("dedupe", _Writer.same),
     "pii": ("pii", _Writer.masked),
     "label": ("label_apply", _Writer.labelled),

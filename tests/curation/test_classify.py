@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -151,6 +152,27 @@ def test_a_language_model_in_a_recipe_keeps_texts_like_its_own(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="has no class"):
         aifx.data_classify("corpus", run="main", keep=0.5, label="up", column="other")
+
+
+def test_a_recipe_names_the_checkpoint(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Path(shutil.copytree(table, tmp_path / "copy"))
+    monkeypatch.chdir(project)
+    args = ("--run", "quality", "--label", "down", "--at-least", "0", "--step", "3")
+    for more in (args, (*args, "--column", "second", "--at-least", "0.4")):
+        done = command(project, "data", "classify", "rows", *more)
+        assert done.returncode == 0, done.stderr
+    written = aifx.data_recipe("rows", output="again.toml")
+    assert '{classify = {run = "quality", label = "down", at_least = 0.0, ' in written.recipe
+    assert written.recipe.count("step = 3") == 2
+    made = aifx.data_make("rows", recipe="again.toml", root=str(tmp_path / "root"))
+    assert made.data_sets[0].reference == written.reference
+    shutil.rmtree(project / "runs/quality")
+    with pytest.raises(UsageError, match=r"no recipe says what made rows@\w+ \(step classify\)"):
+        aifx.data_recipe("rows")
+    done = command(project, "train", "--run", "quality", "--set", "optimizer.learning_rate=0.02")
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(UsageError, match="the checkpoint of step 3 of run quality is another one now"):
+        aifx.data_recipe("rows")
 
 
 def test_scores() -> None:

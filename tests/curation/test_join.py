@@ -204,6 +204,18 @@ def test_the_columns_keep_their_types_and_a_join_again_is_the_same_version(proje
     assert {"two_row", "two_known", "two_f"} <= set(rows_of(project, other.reference)[0])
 
 
+def test_a_join_with_itself_again_is_the_same_version(project: Project) -> None:
+    make_version(project, "orders", {"k": ["a", "a"], "time": [1, 2], "price": [5, 6]}, "table")
+    settings: dict[str, Any] = {"key": ["k"], "asof": "time", "strictly_before": True, "prefix": "last_"}
+    made = aifx.data_join("orders", "orders", **settings)
+    assert [row["last_price"] for row in rows_of(project, made.reference)] == [None, 5]
+    for events, features in (("orders", "orders"), ("orders", made.parents[1]), (made.parents[0], made.parents[1])):
+        again = aifx.data_join(events, features, **settings)
+        assert (again.reference, again.is_new, again.parents) == (made.reference, False, made.parents)
+    with pytest.raises(UsageError, match="two columns would be named 'last_row'"):
+        aifx.data_join("orders", "orders", **settings | {"tolerance": "1"})
+
+
 def test_lineage_and_why_know_both_parents_and_the_row(project: Project) -> None:
     joined(project, {"k": ["a"], "time": [DAY]}, {"k": ["a"], "time": [DAY], "v": [1]})
     versions = aifx.data_lineage("events").versions

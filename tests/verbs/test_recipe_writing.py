@@ -81,6 +81,32 @@ def test_the_rules_of_a_contract_are_in_the_recipe(project: Path) -> None:
     assert aifx.data_show_version("letters", root="again").reference == judged
 
 
+@pytest.mark.slow
+@pytest.mark.representative("a written recipe")
+def test_a_join_in_a_recipe_makes_the_same_rows(project: Path) -> None:
+    (project / "orders.csv").write_text("k,at\na,2024-05-02 09:00:00\nb,2024-05-02 09:00:00\na,2024-05-09 09:00:00\n")
+    (project / "prices.csv").write_text("k,known,price\na,2024-05-01 09:00:00,2\nb,2024-05-03 09:00:00,3\n")
+    for name in ("orders", "prices"):
+        aifx.data_add(name, f"{name}.csv", kind="table", license="MIT")
+    aifx.data_split("prices", validation=0, test=0.0, seed=1)
+    joins: tuple[dict[str, object], ...] = (
+        {"key": ["k"], "asof": "at:known", "tolerance": "5d"},
+        {"asof": "at:known", "columns": ["price"], "prefix": "any_", "strictly_before": True, "key": []},
+    )
+    for settings in joins:
+        aifx.data_join("orders", "prices", **settings)
+    recipe = make_again(project, "orders")
+    assert [line for line in recipe.splitlines() if line.startswith("[")] == ["[prices]", "[orders]"]
+    assert recipe.count("{join =") == 2
+    prices = [row[-1] for row in rows("prices", "again")]
+    assert prices == ["train", "train"]
+    assert rows("prices", "again") == rows("prices", "datasets")
+
+    aifx.data_join("prices", "prices", key=["k"], asof="known", prefix="own_")
+    with pytest.raises(UsageError, match=r"no recipe says what made prices(.|\n)*its recipe reads prices@"):
+        aifx.data_recipe("prices")
+
+
 def test_what_a_recipe_cannot_say_is_named(project: Path) -> None:
     aifx.data_add("corpus", "texts", license="CC0-1.0")
     (project / "own.toml").write_text('rule = [{ id = "w", measure = "words", at_least = 1, source = "this test" }]')
