@@ -71,6 +71,10 @@ def test_600_sentences(seed: int) -> None:
         ("6304 9000 1774 0292 441", "credit_card", "6304 9000 1774 0292 441", "checksum: Luhn"),
         ("5018 0000 0009, exp. 11/28", "credit_card", "5018 0000 0009", "checksum: Luhn"),
         ("my Maestro: 501800000009", "credit_card", "501800000009", "checksum: Luhn"),
+        ("call 9704577214", "phone", "9704577214", "numbering plan"),
+        ("ISBN 0752531654, call 8353374064", "phone", "8353374064", "numbering plan"),
+        ("call 8353374064 (not the ISBN)", "phone", "8353374064", "numbering plan"),
+        ("8353374064, tel. not ISBN", "phone", "8353374064", "numbering plan"),
         ("(212) 555-0199 ext. 123.", "phone", "(212) 555-0199 ext. 123", "numbering plan"),
         ("212-555-0199x123", "phone", "212-555-0199x123", "numbering plan"),
         ("212.555.0199, extension 45", "phone", "212.555.0199, extension 45", "numbering plan"),
@@ -106,6 +110,8 @@ def test_found(text: str, kind: str, value: str, check: str) -> None:
         "tel 57.470378° N, 131.034419° E\nphone: lat 57.470370 lon 131.034410\ncall N 52 22.1234 E 004 53.4567",
         "phone 24-33-17.89N 068-41-51.80W",
         "tel 978-3-16-148410-0\nfax ISBN-13: 0390444936\ncall ISBN (pbk.) 0752531654\ncall 3 86010 512 4",
+        "call for ISBNs 8353374064, 8124158681\ntel. orders of ISBN-10=7812865703\nno 8303883682 (ISBN). Call me",
+        "call 9787561902080, fax 978\u20113\u201116\u2011148410\u20110, tel 0-8044-2957-X",
     ],
 )
 def test_not_found(text: str) -> None:

@@ -52,11 +52,14 @@ def word_pattern(words: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words.split(', ')))})(?!\w)", re.IGNORECASE)
 
 
+def beside(text: str, start: int, end: int) -> tuple[str, str]:
+    """The text before and after a place, as far as a word in it may say what is there: on the same line."""
+    return text[max(0, start - BEFORE) : start].rpartition("\n")[2], text[end : end + AFTER].partition("\n")[0]
+
+
 def has_beside(text: str, start: int, end: int, words: re.Pattern[str]) -> bool:
     """Whether one of the words is near a place of a text, on the same line."""
-    before = text[max(0, start - BEFORE) : start].rpartition("\n")[2]
-    after = text[end : end + AFTER].partition("\n")[0]
-    return words.search(before) is not None or words.search(after) is not None
+    return any(words.search(side) is not None for side in beside(text, start, end))
 
 
 def shape_of(value: str, longest: int = 32) -> str:
@@ -87,7 +90,9 @@ _OTHER_NUMBER = re.compile(
     r"part|serial|version|build|ref|reference|rfc|id|case|model|issue|pages?|lines?|rows?|nhs|ssn|account|article|item|batch|lot|lat|latitude|"
     r"lon|lng|longitude|coordinates?|gps)\W{0,3}(?:no|nr|number|num)?\W{0,4}$"
 )
-_ISBN = re.compile(r"(?<![\d+-])(?:97[89](?:[ -]?\d){10}|\d(?:[ -]?\d){9})(?![ -]?\d)")
+_DASH = r"[ \u00a0\-\u2010-\u2015]"
+_ISBN = re.compile(rf"(?<![\d+-])(?:97[89](?:{_DASH}?\d){{10}}|\d(?:{_DASH}?\d){{8}}{_DASH}?[\dXx])(?!{_DASH}?\d)")
+_ISBN_WORD = re.compile(r"(?i)(?<!\w)isbns?(?:[ -]?1[03])?(?!\w)")
 _DEGREES = r"(?<![\d.])(?:\d|[1-9]\d|1[0-7]\d|180)\.\d{3,}"
 _COORDINATES = re.compile(
     rf"{_DEGREES}(?:°? ?[NSEWO]\b|°)?(?:[\s,;/|]{{1,3}}|, ?lon\w*\W{{1,2}})-?{_DEGREES}(?![.-]?\d)"  # a pair
@@ -171,10 +176,22 @@ def _other_numbers(text: str, start: int, end: int) -> Iterator[tuple[int, int]]
     area = max(0, start - BEFORE), end + AFTER
     yield from (match.span() for match in _COORDINATES.finditer(text, *area))
     for match in _ISBN.finditer(text, *area):
-        groups = re.split("[ -]", match[0])
+        if not isbn.is_valid(match[0]):
+            continue
+        groups = re.split(_DASH, match[0])
         is_grouped = len(groups) == 4 and len(groups[-1]) == 1
-        if (is_grouped or match[0].startswith("97")) and isbn.is_valid(match[0]):
+        if is_grouped or len("".join(groups)) == 13 or _is_called_isbn(text, *match.span()):
             yield match.span()
+
+
+def _is_called_isbn(text: str, start: int, end: int) -> bool:
+    """Whether the last word before a number, otherwise the first after it, is "ISBN" and not of telephones."""
+    before, after = beside(text, start, end)
+    last = [max((match.end() for match in words.finditer(before)), default=0) for words in (_ISBN_WORD, _PHONE_WORDS)]
+    if any(last):
+        return last[0] > last[1]
+    isbn, phone = _ISBN_WORD.search(after), _PHONE_WORDS.search(after)
+    return isbn is not None and (phone is None or isbn.start() < phone.start())
 
 
 def ip_addresses(text: str) -> Iterator[Finding]:
