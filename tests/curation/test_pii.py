@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -157,7 +158,7 @@ texts = st.lists(words, max_size=6).map("".join) | st.text()
 @given(texts)
 def test_nothing_is_found_in_a_masked_text(text: str) -> None:
     first = DETECTOR.find(text)
-    masked = DETECTOR.mask(text, first)
+    masked = DETECTOR.mask([(0, text, first)])[0]
     assert DETECTOR.find(masked) == []
     for one in first:
         assert 0 <= one.start < one.end <= len(text)
@@ -172,6 +173,30 @@ def test_the_fast_way_misses_nothing(values: list[str | None]) -> None:
     """Texts are skipped by patterns of another engine."""
     expected = [(n, text, DETECTOR.find(text)) for n, text in enumerate(values) if text and DETECTOR.find(text)]
     assert list(DETECTOR.find_in(pa.array(values, pa.string()))) == expected
+
+
+secrets = st.builds(
+    "".join,
+    st.lists(
+        st.sampled_from(["paſſword", "API_KEY", "client-secret", "toKen", "bearer", "access key", "x"])
+        | st.sampled_from(["\u00a0", "\x0b", "\x1c", " ", '"', "'", "=", ":", "\u2003"])
+        | st.sampled_from(["hJ7-kL9_pQ2~", "sk-ant-0123456789abcdefghij", "AKIAABCDEFGHIJKLMNOP", "٣a٤b٥c٦d٧e٨f"]),
+        max_size=8,
+    ),
+)
+numbers = st.text("0123456789abcdefA:.-+/ ()\u00a0\u2010", max_size=40) | st.builds(
+    str.join,
+    st.sampled_from(["", " ", "-", "::", ":", ". ", "\u2011"]),
+    st.lists(st.from_regex("[0-9a-f]{1,4}", fullmatch=True), max_size=9),
+)
+
+
+@given(secrets | numbers | texts)
+def test_each_pattern_is_in_all_texts_of_its_kind(text: str) -> None:
+    values = pa.array([text])
+    for search in DETECTOR._searches:
+        if any(search.find(text)):
+            assert pc.match_substring_regex(values, search.may_have)[0].as_py(), search.kind
 
 
 def test_shapes_hold_no_value() -> None:

@@ -20,7 +20,9 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from aifx.core.errors import EnvironmentFault, UsageError, did_you_mean
 from aifx.core.extras import install_command
@@ -345,8 +347,17 @@ class NationalId:
 @cache
 def known_ids() -> tuple[NationalId, ...]:
     """The national ids that are looked for."""
-    text = resources.files("aifx.curation.pii").joinpath("national_ids.toml").read_text("utf-8")
-    return tuple(map(NationalId.of, parse_toml(text)["id"]))
+    return tuple(map(NationalId.of, _id_tables()))
+
+
+@cache
+def _id_tables() -> list[dict[str, Any]]:
+    tables: list[dict[str, Any]] = _read_table("national_ids")["id"]
+    return tables
+
+
+def _read_table(name: str) -> dict[str, Any]:
+    return parse_toml(resources.files("aifx.curation.pii").joinpath(f"{name}.toml").read_text("utf-8"))
 
 
 # Secrets: private keys, keys of services, tokens, wallets
@@ -411,10 +422,15 @@ def wallets(text: str) -> Iterator[Finding]:
 @cache
 def _issued() -> tuple[re.Pattern[str], dict[str, int]]:
     """A pattern with a group per issuer, and the least length of each one's keys."""
-    text = resources.files("aifx.curation.pii").joinpath("api_keys.toml").read_text("utf-8")
-    tables = parse_toml(text)["key"]
+    tables = _key_tables()
     groups = "|".join(f"(?P<{table['id'].replace('-', '_')}>{table['pattern']})" for table in tables)
     return re.compile(rf"(?<![\w.-])(?:{groups})(?![\w])", re.ASCII), {t["id"]: t.get("least", 0) for t in tables}
+
+
+@cache
+def _key_tables() -> list[dict[str, Any]]:
+    tables: list[dict[str, Any]] = _read_table("api_keys")["key"]
+    return tables
 
 
 def _entropy(value: str) -> float:
@@ -464,7 +480,8 @@ class Search(NamedTuple):
     """The search for one kind.
 
     Attributes:
-        may_have: RE2 pattern that occurs in each text in which `find` finds something: it skips most texts fast.
+        may_have: RE2 pattern that occurs in each text in which `find` finds something: it skips most texts fast. That
+            of a kind with a table is of the table.
     """
 
     kind: str
@@ -472,18 +489,29 @@ class Search(NamedTuple):
     may_have: str
 
 
+_SPACE = r"[\x{09}-\x{0d}\x{1c}-\x{20}\x{85}\pZ]"  # as Python's \s
+_VALUE = r"""[^\s"'(){}<>,;]{12}"""
+ASSIGNED = (
+    rf"""(?i:(?:key|token|secret|passw(?:or)?d)["']?{_SPACE}*[:=]{_SPACE}*["']?{_VALUE}|bearer{_SPACE}+{_VALUE})"""
+)
+_GAP = r"[ ().\-/\x{a0}\x{2010}-\x{2015}]*"  # between the digits of a telephone number
+
 SEARCHES = (
     Search("private_key", private_keys, "PRIVATE KEY"),
     Search("jwt", tokens, r"eyJ[\w-]{8}"),
-    Search("api_key", api_keys, r"[\w.:/=+-]{20}|(?i)(?:key|token|secret|passw(?:or)?d)[\"']?\s*[:=]|bearer\s"),
+    Search("api_key", api_keys, ""),
     Search("email", emails, "@"),
-    Search("iban", ibans, r"[A-Z]{2}[0-9]{2}[ -]?[A-Z0-9]"),
-    Search("crypto_wallet", wallets, "[0-9A-Za-z]{14}"),
+    Search("iban", ibans, r"[A-Z]{2}[0-9]{2}(?:[ -]?[A-Z0-9]){11}"),
+    Search("crypto_wallet", wallets, "[13][1-9A-HJ-NP-Za-km-z]{25}|bc1[02-9ac-hj-np-z]{11}|0x[0-9A-Fa-f]{40}"),
     Search("credit_card", credit_cards, "[0-9](?:[ -]?[0-9]){11}"),
-    Search("national_id", national_ids, "[0-9][A-Z0-9 ./+-]{6}"),
-    Search("mac_address", mac_addresses, "[0-9A-Fa-f]{2}[:-][0-9A-Fa-f]{2}[:-]"),
-    Search("ip_address", ip_addresses, r"[0-9]\.[0-9]{1,3}\.[0-9]|:[0-9A-Fa-f]{0,4}:"),
-    Search("phone", phones, r"[0-9][0-9 ().\-/\x{a0}\x{2010}-\x{2015}]{5}"),
+    Search("national_id", national_ids, ""),
+    Search("mac_address", mac_addresses, "[0-9A-Fa-f]{2}(?:[:-][0-9A-Fa-f]{2}){5}"),
+    Search(
+        "ip_address",
+        ip_addresses,
+        r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]|[0-9A-Fa-f]{1,4}::?[0-9A-Fa-f]{1,4}::?[0-9A-Fa-f]",
+    ),
+    Search("phone", phones, f"[0-9](?:{_GAP}[0-9]){{6}}"),
     Search(NAME, names, ""),
 )
 """If two kinds overlap, the earlier one counts: it is the more certain."""
@@ -513,27 +541,35 @@ class Detector:
         Args:
             values: Arrow array of strings; nulls have nothing.
         """
-        may = [pc.fill_null(pc.match_substring_regex(values, search.may_have), False) for search in self._searches]
-        possible = np.array([mask.to_numpy(zero_copy_only=False) for mask in may])
-        for place in np.flatnonzero(possible.any(axis=0)):
+        searches = self._searches
+        # Most texts have nothing, which one pattern with all others in it says as fast as one of these.
+        some = np.flatnonzero(_has(values, _any_of(search.may_have for search in searches)))
+        values = values.take(pa.array(some))
+        possible = np.array([_has(values, search.may_have) for search in searches])
+        for place, number in enumerate(some.tolist()):
             text = values[place].as_py()
-            searches = [search for search, has in zip(self._searches, possible[:, place], strict=True) if has]
-            if found := self._find(text, searches):
-                yield int(place), text, found
+            chosen = [search for search, has in zip(searches, possible[:, place], strict=True) if has]
+            if found := self._find(text, chosen):
+                yield number, text, found
 
-    def mask(self, text: str, found: Iterable[Finding]) -> str:
-        """The text with "[EMAIL]" and so on instead of personal data.
+    def mask(self, found: Iterable[tuple[int, str, Sequence[Finding]]]) -> dict[int, str]:
+        """Texts with "[EMAIL]" and so on instead of personal data, by their number.
 
         Nothing is found in the result: what only comes to light beside a mask is masked too.
+
+        Args:
+            found: as `find_in` gives it.
         """
-        found = list(found)
+        texts: dict[int, str] = {}
         for _ in range(MOST_ROUNDS):
+            masked = {number: _masked(text, findings) for number, text, findings in found}
+            texts |= masked
+            numbers = list(masked)
+            again = self.find_in(pa.array(list(masked.values()), pa.string()))
+            found = [(numbers[place], text, findings) for place, text, findings in again]
             if not found:
                 break
-            for one in reversed(found):
-                text = f"{text[: one.start]}[{one.kind.upper()}]{text[one.end :]}"
-            found = self.find(text)
-        return text
+        return texts
 
     def _find(self, text: str, searches: Sequence[Search]) -> list[Finding]:
         found: list[Finding] = []
@@ -546,10 +582,30 @@ class Detector:
     def _searches(self) -> list[Search]:
         """Those of the kinds, and of the kinds that count before one of them."""
         last = max(number for number, search in enumerate(SEARCHES) if search.kind in self.kinds)
-        in_regions = partial(phones, regions=self.regions)
-        return [
-            search._replace(find=in_regions) if search.kind == "phone" else search for search in SEARCHES[: last + 1]
-        ]
+        keys = [table["pattern"] for table in _key_tables()]
+        ids = [table[name] for table in _id_tables() for name in ("pattern", "near") if name in table]
+        own: dict[str, dict[str, Any]] = {
+            "phone": {"find": partial(phones, regions=self.regions)},
+            "api_key": {"may_have": _any_of([*keys, ASSIGNED])},
+            "national_id": {"may_have": _any_of(ids)},
+        }
+        return [search._replace(**own.get(search.kind, {})) for search in SEARCHES[: last + 1]]
+
+
+def _has(values: Any, pattern: str) -> NDArray[np.bool_]:
+    """Whether each text has a match of an RE2 pattern; nulls have none."""
+    has = pc.fill_null(pc.match_substring_regex(values, pattern), False)
+    return has.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+
+def _any_of(patterns: Iterable[str]) -> str:
+    return "|".join(f"(?:{pattern})" for pattern in patterns)
+
+
+def _masked(text: str, found: Sequence[Finding]) -> str:
+    for one in reversed(found):
+        text = f"{text[: one.start]}[{one.kind.upper()}]{text[one.end :]}"
+    return text
 
 
 def make_detector(kinds: Sequence[str], regions: Sequence[str]) -> Detector:

@@ -162,7 +162,7 @@ class RemovePii(FindPii):
         found = self._found(rows)
         if self.action == "mask":
             for texts, own in groupby(found, attrgetter("texts")):
-                masked = {each.number: self.detector.mask(each.text, each.findings) for each in own}
+                masked = self.detector.mask((each.number, each.text, each.findings) for each in own)
                 rows = set_column(rows, texts.column, texts.replaced(masked))
             return Outcome(rows, facts=_counts(found))
         kinds = dict(sorted(_kinds_by_row(found).items()))
