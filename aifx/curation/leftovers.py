@@ -30,10 +30,10 @@ from aifx.core.artifact import is_unfinished
 from aifx.core.files import LOCK, REMOVED, FolderBusy, held_temporary, holding, is_temporary, remove_folder
 from aifx.core.project import cache_path
 from aifx.core.results import Result
-from aifx.curation.leases import LEASES
 from aifx.curation.work_folders import READ, ROWS_FOLDER, WORK, steps_root
 from aifx.data.file_index import prune_indexes
 from aifx.data.versions.catalog import DATASET_NAME, TOKENS, Catalog
+from aifx.data.versions.leases import LEASES
 from aifx.data.versions.manifest import INDEXES, LATEST, LINEAGE
 
 logger = logging.getLogger(__name__)

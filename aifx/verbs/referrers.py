@@ -14,8 +14,8 @@ from aifx.core.os_errors import in_brief
 from aifx.core.project import Project
 from aifx.curation.history import trained_runs
 from aifx.curation.labels.store import FOLDER, read_entries
-from aifx.curation.leases import Use, is_shared, leased_uses, renew_lease
 from aifx.data.versions.catalog import DATASET_NAME
+from aifx.data.versions.leases import Use, is_shared, leased_uses, renew_lease
 from aifx.verbs.catalogs import project_around
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ def _resolved(catalog: Catalog, uses: Iterable[Use]) -> list[Use]:
 
 def renew(catalog: Catalog, project: Project | None, *more: Use) -> None:
     """Renew the lease of a project on the root that its data sets share with others."""
-    if project is not None and is_shared(catalog, project):
+    if project is not None and is_shared(catalog.store, project):
         try:
-            renew_lease(catalog, project, [*uses_of(catalog, project), *_resolved(catalog, more)])
+            renew_lease(catalog.store, project, [*uses_of(catalog, project), *_resolved(catalog, more)])
         except AifxError as e:  # such as a recipe that cannot be read: the command does without
             log.warning("the lease on %s is not renewed: %s", catalog.store.url, in_brief(e))
 
@@ -88,7 +88,7 @@ def all_uses(catalog: Catalog, project: Project | None) -> list[Use]:
     around = [project, project_around(catalog.local) if catalog.local is not None and catalog.local.is_dir() else None]
     projects = {one.root: one for one in around if one is not None}
     found = [use for one in projects.values() for use in uses_of(catalog, one)]
-    return [*found, *_labelled(catalog), *leased_uses(catalog)]
+    return [*found, *_labelled(catalog), *leased_uses(catalog.store)]
 
 
 def _labelled(catalog: Catalog) -> Iterator[Use]:

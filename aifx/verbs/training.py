@@ -119,11 +119,11 @@ def _renew_lease(project: Project, reference: str | None, run: str) -> None:
     """Say on the root of the data sets, if other projects share it, which version the run is about to read."""
     if reference is None:
         return
-    from aifx.curation.leases import Use, is_shared
     from aifx.data.versions.catalog import open_catalog
+    from aifx.data.versions.leases import Use, is_shared
 
     catalog = open_catalog(project.datasets, project)
-    if is_shared(catalog, project):
+    if is_shared(catalog.store, project):
         from aifx.verbs.referrers import renew
 
         renew(catalog, project, Use(reference, f"run {run}"))

@@ -31,10 +31,13 @@ from aifx.curation.duplicates import Dedupe, Split
 from aifx.curation.erasure import erase, plan_erasure
 from aifx.curation.execution import execute
 from aifx.curation.leftovers import collect_garbage
+from aifx.curation.mix import Mix
 from aifx.curation.step import Limits
+from aifx.curation.unused import with_unused
 from aifx.data.sections import TextSection
 from aifx.data.text import TextFormat
 from aifx.data.versions.catalog import Catalog, check_files, open_catalog
+from aifx.data.versions.leases import Use
 from aifx.data.versions.manifest import CONTINUES, LINEAGE
 from aifx.search.building import build_index
 from aifx.search.embedders import HashedNgrams
@@ -104,6 +107,15 @@ def purge(root: Path) -> None:
         erase(catalog_of(root), plan, step, LIMITS)
 
 
+def collect_unused(root: Path) -> None:
+    """Delete versions that nothing refers to and that have files of each other, beside some that stay."""
+    catalog = catalog_of(root)
+    without_x = [one for one in map(catalog.manifest, references(catalog)) if one.step.settings.get("letter") == "x"]
+    newest = max(without_x, key=lambda one: one.rows)
+    found = collect_garbage(catalog, dry_run=False)
+    with_unused(found, catalog, [Use(newest.whole_reference, "run main")], days=0)
+
+
 WRITERS: dict[str, Callable[[Path], None]] = {
     writer.__name__: writer
     for writer in (
@@ -117,6 +129,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
         tokenize,
         purge,
         purge_shared,
+        collect_unused,
     )
 }
 
@@ -147,9 +160,27 @@ def prepare(root: Path) -> None:
             execute(Rows((), texts), "pets", catalog_of(root), LIMITS)
             if sys.argv[1] == "purge_shared":
                 clean(root)
+    if sys.argv[1] == "collect_unused":
+        grow(root)
     if sys.argv[1] == "purge":
         index(root)
         tokenize(root)
+
+
+def grow(root: Path) -> None:
+    """Versions of more and more rows, without a letter each; one has an index and tokens, and is in a mix."""
+    for count in range(3):
+        texts = (*TEXTS, *((f"new {number}",) for number in range(count)))
+        rows = execute(Rows((), texts), "pets", catalog_of(root), LIMITS).version
+        for letter in "qzx":
+            made = execute(WithoutLetter((rows,), letter), "pets", catalog_of(root), LIMITS).version
+            assert bool(made.manifest.holders) == bool(count)
+            if (count, letter) == (1, "q"):
+                index(root)
+                tokenize(root)
+                execute(Mix((made, rows), (1.0, 2.0), (None, None)), "mixed", catalog_of(root), LIMITS)
+    execute(Rows((), TEXTS[:1]), "pets", catalog_of(root), LIMITS)
+    execute(Rows((), TEXTS[:1]), "mixed", catalog_of(root), LIMITS)
 
 
 def content(root: Path) -> dict[str, str]:
@@ -162,9 +193,13 @@ def content(root: Path) -> dict[str, str]:
     }
 
 
+def references(catalog: Catalog) -> list[str]:
+    return [f"{name}@{version}" for name in catalog.names() for version in catalog.versions(name)]
+
+
 def check_versions(catalog: Catalog) -> list[str]:
     """The versions, each of which is whole."""
-    found = [f"{name}@{version}" for name in catalog.names() for version in catalog.versions(name)]
+    found = references(catalog)
     for name, _, version in (reference.partition("@") for reference in found):
         damages = check_files(open_store(f"{catalog.local}/{name}/{version}"), name, version).damages
         assert not damages, damages

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -42,6 +42,7 @@ from aifx.core.stores import Store, open_store
 from aifx.data.names import CLUSTER, FILE_KEYS, SPLIT, Kind
 from aifx.data.readers.parquet import read_batches
 from aifx.data.splits import SPLITS, Split
+from aifx.data.versions.leases import hold_for_reading
 from aifx.data.versions.manifest import (
     COMING,
     DROPPED,
@@ -83,9 +84,11 @@ class Catalog:
 
     Attributes:
         store: the root, which need not exist.
+        project: whose commands read the data sets; None if they do that without one.
     """
 
     store: Store
+    project: Project | None = field(default=None, compare=False, kw_only=True)
 
     @property
     def local(self) -> Path | None:
@@ -172,12 +175,14 @@ class Catalog:
     def open(self, reference: str) -> Version:
         """The version that `reference` means, copied into the cache if the root is remote.
 
+        On a root that projects share, `aifx data gc` keeps it for some days from then on.
         Of the versions that hold some of its files, only these are copied. A copied file is compared with its SHA-256;
         `check_files` compares those of a local root.
         Raises UsageError, DataError if it is damaged, EnvironmentFault if the store fails.
         """
         name, version, digits = self._find_folder(reference)
         artifact, manifest = self._read(name, version, digits)
+        hold_for_reading(self.store, self.project, manifest.whole_reference)
         folders = self.folders_of(manifest)
         if self.local is not None:
             return Version(self.local / name / version, manifest, folders)
@@ -261,9 +266,9 @@ def fetch(store: Store, artifact: Artifact, folder: Path, *, is_whole: bool = Tr
 def open_catalog(root: str, project: Project | None = None) -> Catalog:
     """The data sets at a URL or folder, relative to the project. Raises UsageError for a URL that cannot be opened."""
     if "://" in root:
-        return Catalog(open_store(root))
+        return Catalog(open_store(root), project=project)
     folder = (project.root if project else Path.cwd()) / Path(root).expanduser()
-    return Catalog(open_store(str(folder)))
+    return Catalog(open_store(str(folder)), project=project)
 
 
 @contextmanager
