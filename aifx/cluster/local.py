@@ -143,7 +143,7 @@ def run_once(started: Sequence[Process], came: Sequence[int], write: Write) -> A
     ended = tuple(child.wait() for child in children)
     order += [index for index in range(len(ended)) if index not in order]
     first = first_failure(order, ended)
-    code = ExitCode.OK if first is None else code_of(ended[first])
+    code = ExitCode.OK if first is None else ended_exit_code(ended[first])
     return Attempt(int(code), first, ended, ended[0].output)
 
 
@@ -160,7 +160,7 @@ def first_failure(order: Sequence[int], ended: Sequence[Ended]) -> int | None:
     return next(iter([*killed, *reversed(failed), *hung, *preempted]), None)
 
 
-def code_of(ended: Ended) -> int:
+def ended_exit_code(ended: Ended) -> int:
     """The exit code that the end of a process means. One that a signal killed can be started again."""
     return ExitCode.PREEMPTED if ended.code is None else ended.code
 

@@ -54,7 +54,7 @@ def identify(texts: Sequence[str], asked: Collection[str] = ()) -> tuple[list[st
     return languages, probabilities
 
 
-def code_of(name: str) -> str | None:
+def language_code(name: str) -> str | None:
     """The code of a language's English name, for the languages that Python's aliases of locales name."""
     known = locale.locale_alias.get(name.casefold(), "")
     return known.partition("_")[0] if name.isalpha() and "_" in known else None

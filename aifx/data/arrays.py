@@ -61,8 +61,8 @@ class ExampleSource:
     def num_batches(self) -> int | None:
         return -(-self.num_examples // self.batch_size) if self.seed is None else None
 
-    def read(self, step: int, rows: slice) -> Batch:
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+    def read(self, number: int, rows: slice) -> Batch:
+        places = range(number * self.batch_size, (number + 1) * self.batch_size)[rows]
         count, seed = self.num_examples, self.seed
         if seed is None:
             which = np.array(places, np.int64)

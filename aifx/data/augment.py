@@ -55,12 +55,12 @@ class AugmentedSource:
     def num_batches(self) -> int | None:
         return self._source.num_batches
 
-    def read(self, step: int, rows: slice) -> Batch:
+    def read(self, number: int, rows: slice) -> Batch:
         places = range(self.batch_size)[rows]
         bounds = [len(places) * part // self._threads for part in range(self._threads + 1)]
         parts = [places[start:stop] for start, stop in pairwise(bounds) if start < stop] or [places]
         before, self._ahead = self._ahead, {}
-        batches = list(self._pool.map(lambda part: self._read(step, part, before), parts))
+        batches = list(self._pool.map(lambda part: self._read(number, part, before), parts))
         return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
     def _read(self, step: int, rows: range, before: dict[range, Batch]) -> Batch:

@@ -1,4 +1,4 @@
-"""Data sets, and the batches that programs read: a function of (seed, step, rows). Imports no jax."""
+"""Data sets, and the batches that programs read: a function of (seed, number, rows). Imports no jax."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def not_finite_input(batch: Batch) -> str | None:
 class BatchSource(Protocol):
     """One split of a data set.
 
-    With a seed, `num_batches` is None and any step may be read. Without one, batches 0..num_batches-1 hold each
+    With a seed, `num_batches` is None and any batch may be read. Without one, batches 0..num_batches-1 hold each
     example once; the last is filled with rows whose `weights` are 0.
     """
 
@@ -55,8 +55,8 @@ class BatchSource(Protocol):
     @property
     def num_batches(self) -> int | None: ...
 
-    def read(self, step: int, rows: slice) -> Batch:
-        """Rows `rows` of the global batch with number `step`, from 0. The same bytes whenever it is called.
+    def read(self, number: int, rows: slice) -> Batch:
+        """Rows `rows` of global batch `number`, counted from 0. The same bytes whenever it is called.
 
         Step n of a run, from 1, takes batch n - 1, unless guards have left out earlier ones (`batch_number`).
         """

@@ -244,8 +244,8 @@ class TextSource:
     def num_batches(self) -> int | None:
         return -(-len(self.sequences) // self.batch_size) if self.seed is None else None
 
-    def read(self, step: int, rows: slice) -> Batch:
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+    def read(self, number: int, rows: slice) -> Batch:
+        places = range(number * self.batch_size, (number + 1) * self.batch_size)[rows]
         batch = self.empty_batch(len(places))
         for row, place in enumerate(places):
             self.write(place, batch, row)
@@ -286,14 +286,14 @@ class MixedSource:
     def most_rows(self) -> int | None:
         return self.turns.num_places
 
-    def read(self, step: int, rows: slice) -> Batch:
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+    def read(self, number: int, rows: slice) -> Batch:
+        places = range(number * self.batch_size, (number + 1) * self.batch_size)[rows]
         batch = self.sources[0].empty_batch(len(places))
         for row, place in enumerate(places):
             try:
                 part, turn = self.turns(place)
             except IndexError:
-                what = f"{self.name} has no row left for training batch {step}"
+                what = f"{self.name} has no row left for training batch {number}"
                 why = f"its epochs allow {self.most_rows:,} rows"
                 raise DataError(what, why, "aifx data mix with more --epochs") from None
             self.sources[part].write(turn, batch, row)

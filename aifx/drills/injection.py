@@ -138,20 +138,20 @@ class _Disturbed:
     def num_batches(self) -> int | None:
         return self._source.num_batches
 
-    def read(self, step: int, rows: slice) -> Batch:
+    def read(self, number: int, rows: slice) -> Batch:
         if self._fault.action == "drop":
-            return self._source.read(step + (step >= self._fault.at), rows)
-        batch = self._source.read(step, rows)
+            return self._source.read(number + (number >= self._fault.at), rows)
+        batch = self._source.read(number, rows)
         if self._split == "train":
             self._keep_pace()
         if self._fault.action in ("none", "nan", "noise"):
-            changed = _changed(batch, self._fault.action, step) if step == self._fault.at else batch
+            changed = _changed(batch, self._fault.action, number) if number == self._fault.at else batch
             if any(changed[name] is not array for name, array in batch.items()):
                 reached(self._path).touch()
             return changed
-        if self._is_due(step) and _first_time(reached(self._path)):
+        if self._is_due(number) and _first_time(reached(self._path)):
             if self._fault.action == "raise":
-                raise DataError(f"batch {step} cannot be read", "a drill has the reader of the data fail here")
+                raise DataError(f"batch {number} cannot be read", "a drill has the reader of the data fail here")
             while not released(self._path).exists():
                 time.sleep(LOOK_S)
         return batch

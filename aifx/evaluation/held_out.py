@@ -421,11 +421,11 @@ class OutputsSource:
     def num_batches(self) -> int | None:
         return self.source.num_batches
 
-    def read(self, step: int, rows: slice) -> Batch:
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+    def read(self, number: int, rows: slice) -> Batch:
+        places = np.arange(number * self.batch_size, (number + 1) * self.batch_size)[rows]
         is_real = places < len(self.outputs)
         outputs = self.outputs[np.where(is_real, places, 0)] * is_real[:, None]
-        return {**self.source.read(step, rows), OUTPUTS: outputs}
+        return {**self.source.read(number, rows), OUTPUTS: outputs}
 
 
 def identity(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:

@@ -16,7 +16,7 @@ from aifx.serving.worker import RequestState
 CONTEXT_TOKENS = 8
 """A token's text may depend on so many before it (a space that begins a word)."""
 
-MAX_PENDING = 16
+MAX_PENDING_TOKENS = 16
 """Tokens that may wait for the last byte of a character: more have bytes among them that no other completes."""
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
@@ -202,7 +202,7 @@ class TextStream:
         self._window.append(token)
         text = self._tokenizer.decode(self._window)
         is_pending = len(text) <= len(self._written) or text.endswith(UNKNOWN)
-        if is_pending and len(self._window) <= CONTEXT_TOKENS + MAX_PENDING:
+        if is_pending and len(self._window) <= CONTEXT_TOKENS + MAX_PENDING_TOKENS:
             return ""
         end = max(len(text) - _open_characters(text), len(self._written))
         new = text[len(self._written) : end]

@@ -23,7 +23,7 @@ from aifx.parallel.layout import Layout
 from aifx.runs.records import Span, TimeAccount
 from aifx.training.records import Record, RunInfo
 
-Sums: TypeAlias = "np.ndarray[Any, Any] | jax.Array"
+SummedCounts: TypeAlias = "np.ndarray[Any, Any] | jax.Array"
 """Integers summed over the processes, int32. With one process they are a NumPy array, known at once."""
 
 
@@ -35,7 +35,7 @@ class SumReducer:
         self._devices = None if isinstance(layout.mesh, AbstractMesh) else layout.mesh
         self._is_one_process = self._devices is None or not self._devices.is_multi_process
 
-    def __call__(self, values: Sequence[int]) -> Sums:
+    def __call__(self, values: Sequence[int]) -> SummedCounts:
         """The sum of each of the `count` values, which is not waited for."""
         own = np.array(values, np.int32)
         if self._is_one_process:
@@ -68,7 +68,7 @@ class _Pending:
     step: int
     numbers: jax.Array
     batch: Batch
-    sums: Sums  # units of the batch, and how many processes ask to stop
+    sums: SummedCounts  # units of the batch, and how many processes ask to stop
     data_wait_s: float
     done_at: float | None = None  # if that is known before the step is drained
 
@@ -91,7 +91,7 @@ class Meter:
         self._steady_units = 0
         self.has_votes = False  # whether a process asked to stop in a step that is known
 
-    def dispatched(self, step: int, numbers: jax.Array, sums: Sums, batch: Batch, data_wait_s: float) -> None:
+    def dispatched(self, step: int, numbers: jax.Array, sums: SummedCounts, batch: Batch, data_wait_s: float) -> None:
         """Keep a dispatched step: its STEP_METRICS, and the sums over the processes of units and of votes to stop."""
         self._pending.append(_Pending(step, numbers, batch, sums, data_wait_s))
         if isinstance(sums, np.ndarray):  # of one process, known now

@@ -131,7 +131,7 @@ class KeptChoices:
         return self._digests.binding()
 
 
-class Prepared(NamedTuple):
+class PreparedRun(NamedTuple):
     """The programs of a run; in process 0 also the run's digests, and its choices of kernels."""
 
     programs: Programs
@@ -186,7 +186,7 @@ class Job:
             write()
 
 
-def prepare(job: Job) -> Prepared:
+def prepare(job: Job) -> PreparedRun:
     """The programs of the run, its data open. Raises ConfigError, DataError."""
     _check_local(job)
     latest = job.group.broadcast(job.fork.step if job.fork else job.checkpoints.latest())
@@ -222,7 +222,7 @@ def prepare(job: Job) -> Prepared:
     _check_fields(programs)
     _check_metric(job, programs)
     _check_sample(programs)
-    return Prepared(programs, digests, choices)
+    return PreparedRun(programs, digests, choices)
 
 
 def _own_run(job: Job, task: Task, layout: Layout, is_fresh: bool) -> RunDigests:

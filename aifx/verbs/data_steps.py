@@ -83,12 +83,12 @@ def _known_languages(codes: Sequence[str]) -> tuple[str, ...]:
     """Check codes of languages. Raises UsageError for an unknown one."""
     if not codes:
         return ()
-    from aifx.curation.languages import code_of, known_languages
+    from aifx.curation.languages import known_languages, language_code
 
     known = known_languages()
     for code in codes:
         if code not in known:
-            meant = code_of(code)
+            meant = language_code(code)
             why = f"did you mean {meant!r}?" if meant in known else "languages have codes of ISO 639, such as en, de"
             raise UsageError(f"--languages: no language {code!r}", why, "--languages en,de")
     return tuple(dict.fromkeys(codes))

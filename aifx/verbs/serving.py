@@ -53,7 +53,7 @@ class Listening(Result):
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedServer:
     """A server whose model has answered once."""
 
     server: HttpServer
@@ -109,7 +109,9 @@ def serve(
     return RunningServer(prepared.server, prepared.listening, ExitStack(), check)
 
 
-def prepare(directory: RunDirectory, project: Project, step: StepChoice | None, overrides: Sequence[str]) -> Prepared:
+def prepare(
+    directory: RunDirectory, project: Project, step: StepChoice | None, overrides: Sequence[str]
+) -> PreparedServer:
     """Load a run and start its engine. Raises AifxError for what cannot be served."""
     from aifx.core.web.server import bind, url_of
     from aifx.core.web.traffic import AccessLog
@@ -142,7 +144,7 @@ def prepare(directory: RunDirectory, project: Project, step: StepChoice | None, 
         is_reproducible=state.engine.is_reproducible,
         **service.fits,
     )
-    return Prepared(open_server(state, bound), listening, service)
+    return PreparedServer(open_server(state, bound), listening, service)
 
 
 def serve_replay(file: StrPath, run: StrPath, *, step: Step = None, settings: Settings = None) -> ReplayReport:

@@ -16,7 +16,7 @@ import pytest
 from process_status import is_stopped
 
 from aifx.checkpoint.manifest import STATE, Manifest
-from aifx.cluster.local import Attempt, Process, check_progress, code_of, newest_step, processes, run_once
+from aifx.cluster.local import Attempt, Process, check_progress, ended_exit_code, newest_step, processes, run_once
 from aifx.core.artifact import seal, seal_files
 from aifx.core.errors import AifxError, ExitCode, UsageError
 from aifx.core.lifecycle import collect_signals
@@ -137,7 +137,7 @@ def test_those_that_do_not_end_are_ended(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     assert (attempt.code, attempt.first) == (3, 1)
     assert attempt.ended[0].signal == signal.SIGKILL
-    assert code_of(attempt.ended[0]) == 75
+    assert ended_exit_code(attempt.ended[0]) == 75
 
 
 def test_a_process_that_the_others_gave_up_is_named(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,7 +176,7 @@ def test_languages() -> None:
 
 @pytest.mark.parametrize(("name", "code"), [("English", "en"), ("german", "de"), ("Klingon", None), ("en_GB", None)])
 def test_the_code_of_a_language(name: str, code: str | None) -> None:
-    assert languages.code_of(name) == code
+    assert languages.language_code(name) == code
     assert code is None or code in languages.known_languages()
 
 

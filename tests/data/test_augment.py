@@ -89,7 +89,7 @@ def test_the_data_is_not_changed() -> None:
 
         batch_size, num_batches = 8, None
 
-        def read(self, step: int, rows: slice) -> Batch:
+        def read(self, number: int, rows: slice) -> Batch:
             return {"inputs": held[rows], "targets": LABELS[:8][rows], "weights": np.ones(8, np.float32)[rows]}
 
     held = IMAGES[:8].copy()

@@ -350,10 +350,10 @@ def test_a_failure_while_reading_ahead_is_raised() -> None:
     class Failing:
         num_batches: int | None = None
 
-        def read(self, step: int, rows: slice) -> Any:
-            if step == 3:
+        def read(self, number: int, rows: slice) -> Any:
+            if number == 3:
                 raise OSError("the disk is gone")
-            return {"step": np.array([step])}
+            return {"step": np.array([number])}
 
     ahead = prefetch(Failing(), range(1, 10), ALL)
     assert [next(ahead)["step"][0] for _ in range(2)] == [1, 2]

@@ -25,10 +25,10 @@ class Source:
 
     batch_size, num_batches = 2, None
 
-    def read(self, step: int, rows: slice) -> dict[str, Any]:
+    def read(self, number: int, rows: slice) -> dict[str, Any]:
         return {
-            "x": np.full((2, 3), step, np.float32)[rows],
-            "tokens": np.arange(step, step + 8).reshape(2, 4)[rows],
+            "x": np.full((2, 3), number, np.float32)[rows],
+            "tokens": np.arange(number, number + 8).reshape(2, 4)[rows],
             "weights": np.ones(2, np.float32)[rows],
         }
 

@@ -175,7 +175,7 @@ def is_hanging(progress):
 @pytest.fixture(autouse=True)
 def _stuck_once(tiny) -> None:
     """The data of the project is read at once if it has been stuck before."""
-    place, wait = tiny.root / "tiny.py", "step == self.section.stuck_step:"
+    place, wait = tiny.root / "tiny.py", "number == self.section.stuck_step:"
     source = place.read_text()
     assert wait in source
     place.write_text(source.replace(wait, wait.replace(":", ' and not Path("stuck").exists():')))
@@ -253,10 +253,10 @@ def test_a_reader_that_dies_is_an_error(error: type[BaseException]) -> None:
     class Source:
         batch_size, num_batches = 4, None
 
-        def read(self, step: int, rows: slice) -> Any:
-            if step == 3:
+        def read(self, number: int, rows: slice) -> Any:
+            if number == 3:
                 raise error("the reader is gone")
-            return {"x": step}
+            return {"x": number}
 
     found = []
     with pytest.raises((DataError, OSError)) as raised:

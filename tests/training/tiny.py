@@ -62,26 +62,26 @@ class TinySource:
         self.section, self.split, self.width, self.batch_size, self.seed = section, split, width, batch_size, seed
         self.num_batches = None if split == "train" else 2
 
-    def read(self, step: int, rows: slice) -> dict[str, np.ndarray]:
+    def read(self, number: int, rows: slice) -> dict[str, np.ndarray]:
         if self.split == "train" and self.section.read_s:
             time.sleep(self.section.read_s)
-        while self.split == "train" and is_held(step):
+        while self.split == "train" and is_held(number):
             time.sleep(0.01)
-        if self.split == "train" and step == self.section.stuck_step:
+        if self.split == "train" and number == self.section.stuck_step:
             Path("stuck").touch()
             time.sleep(600)
         salt = {"train": 1, "validation": 2, "test": 3}[self.split]
-        rng = np.random.default_rng([self.seed, self.section.salt, salt, step])
+        rng = np.random.default_rng([self.seed, self.section.salt, salt, number])
         x = rng.standard_normal((self.batch_size, self.width), np.float32)
         y = np.tanh(x @ np.random.default_rng(7).standard_normal((self.width, self.width)).astype(np.float32))
         if self.section.no_signal:
             y = rng.standard_normal(y.shape, np.float32)
         weights = rng.integers(0, 5, self.batch_size).astype(np.float32)
-        poisoned = step in self.section.poison_steps if self.split == "train" else self.section.poison_validation
+        poisoned = number in self.section.poison_steps if self.split == "train" else self.section.poison_validation
         if poisoned:
             x[0, 0] = np.nan
             weights[0] = 1.0
-        if self.split == "train" and step in self.section.spike_steps:
+        if self.split == "train" and number in self.section.spike_steps:
             y += 100.0
         batch = {"x": x, "y": y, "weights": weights}
         return {k: v[rows] for k, v in batch.items()}

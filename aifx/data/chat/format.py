@@ -169,8 +169,8 @@ class ChatSource:
     def num_batches(self) -> int | None:
         return -(-sum(self.mix.sizes) // self.batch_size) if self.seed is None else None
 
-    def read(self, step: int, rows: slice) -> Batch:
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+    def read(self, number: int, rows: slice) -> Batch:
+        places = range(number * self.batch_size, (number + 1) * self.batch_size)[rows]
         batch = empty_chats(len(places), self.seq_len, self.eos_id)
         for row, found in enumerate(map(self.find, places)):
             if found is not None:
@@ -384,9 +384,9 @@ class PreferenceSource(ChatSource):
 
     references: References | None = None
 
-    def read(self, step: int, rows: slice) -> Batch:
-        batch = super().read(step, rows)
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+    def read(self, number: int, rows: slice) -> Batch:
+        batch = super().read(number, rows)
+        places = range(number * self.batch_size, (number + 1) * self.batch_size)[rows]
         batch["reference"] = np.zeros((len(places), 2), np.float32)
         for row, pair in enumerate(map(self.pair, places)):
             if pair is not None:  # NaN, so that a loss without references cannot look like one with them

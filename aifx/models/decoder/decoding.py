@@ -35,7 +35,7 @@ class Cached:
 
 
 @dataclass(frozen=True)
-class Sequences:
+class SequenceContext:
     """Positions, windows, documents and cached tokens: all that layers read in addition to the tokens' vectors.
 
     Row r of a layer's input `[batch * seq, embed]` is token r % seq of sequence r // seq.
@@ -49,7 +49,7 @@ class Sequences:
     segment_ids: jax.Array | None = None  # [batch, seq], the document of each token; attention stays within it
     cached: Cached | None = None  # None in training, which has no cache
 
-    def of_layer(self, section: DecoderSection, index: int) -> Sequences:
+    def of_layer(self, section: DecoderSection, index: int) -> SequenceContext:
         """The sequences as the layer of this index, from 0, reads them."""
         window = window_of(section, index)
         angles = self.angles if window is None or self.window_angles is None else self.window_angles
@@ -99,7 +99,7 @@ class PagedDecoding(Decodes, Protocol):
     head_dim: int
 
     def forward(
-        self, params: Params, inputs: jax.Array, sequences: Sequences, cache: Params | None, ctx: ForwardContext
+        self, params: Params, inputs: jax.Array, sequences: SequenceContext, cache: Params | None, ctx: ForwardContext
     ) -> tuple[jax.Array, Params | None]: ...
 
     def cache_specs(self, batch: int, length: int, dtype: Any = jnp.float32) -> Specs:
@@ -114,7 +114,7 @@ class PagedDecoding(Decodes, Protocol):
         """
         lengths = cache["lengths"]
         positions = lengths[:, None] + jnp.arange(inputs.shape[1])
-        sequences = Sequences(inputs.shape, positions, cached=Cached(cache["page_table"], lengths, "many"))
+        sequences = SequenceContext(inputs.shape, positions, cached=Cached(cache["page_table"], lengths, "many"))
         x, pages = self.forward(params, inputs, sequences, cache[LAYERS], ctx)
         extended = {**cache, "lengths": lengths + inputs.shape[1], LAYERS: pages}
         # On a mesh, a device has the vectors of its own tokens, and the head here reads those of all.
@@ -123,6 +123,8 @@ class PagedDecoding(Decodes, Protocol):
     def decode(self, params: Params, tokens: jax.Array, cache: Cache, ctx: ForwardContext) -> tuple[jax.Array, Cache]:
         """The head's input `[batch, embed]` for one more token per row, `[batch]`, and the cache with it."""
         lengths = cache["lengths"]
-        sequences = Sequences((tokens.size, 1), lengths[:, None], cached=Cached(cache["page_table"], lengths, "one"))
+        sequences = SequenceContext(
+            (tokens.size, 1), lengths[:, None], cached=Cached(cache["page_table"], lengths, "one")
+        )
         x, pages = self.forward(params, tokens[:, None], sequences, cache[LAYERS], ctx)
         return ctx.layout.gather_tokens(x), {**cache, "lengths": lengths + 1, LAYERS: pages}

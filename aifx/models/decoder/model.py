@@ -25,7 +25,7 @@ from aifx.models.decoder.blocks import (
     query_key_value,
     with_own_kv_head,
 )
-from aifx.models.decoder.decoding import PagedDecoding, Sequences, write_keys_values
+from aifx.models.decoder.decoding import PagedDecoding, SequenceContext, write_keys_values
 from aifx.models.decoder.section import DecoderSection, head_dim, num_kv_heads, window_of
 from aifx.models.decoder.specs import decoder_specs, rotary_of, window_rotary_of
 from aifx.nn import layers
@@ -87,7 +87,7 @@ class Decoder(PagedDecoding):
         each.
         """
         inputs = batch["inputs"]
-        sequences = Sequences(inputs.shape, batch.get("positions"), segment_ids=batch.get("segment_ids"))
+        sequences = SequenceContext(inputs.shape, batch.get("positions"), segment_ids=batch.get("segment_ids"))
         return self.forward(params, inputs, sequences, None, ctx)[0]
 
     def head(self, params: Params, ctx: ForwardContext) -> Head:
@@ -102,7 +102,7 @@ class Decoder(PagedDecoding):
         return fuse_projections(params, self.section)
 
     def forward(
-        self, params: Params, inputs: jax.Array, sequences: Sequences, cache: Params | None, ctx: ForwardContext
+        self, params: Params, inputs: jax.Array, sequences: SequenceContext, cache: Params | None, ctx: ForwardContext
     ) -> tuple[jax.Array, Params | None]:
         """The head's input `[tokens, embed]` for inputs `[batch, seq]`, and the layers' caches with them."""
         check_layout(self.section, ctx, is_packed=sequences.segment_ids is not None)
@@ -133,8 +133,8 @@ class Decoder(PagedDecoding):
         return norm(self.section, params["final_norm"], x), cache
 
     def embed(
-        self, params: Params, inputs: jax.Array, sequences: Sequences, layout: Layout, dtype: DTypeLike
-    ) -> tuple[jax.Array, Sequences]:
+        self, params: Params, inputs: jax.Array, sequences: SequenceContext, layout: Layout, dtype: DTypeLike
+    ) -> tuple[jax.Array, SequenceContext]:
         """The vectors `[tokens, embed]` of inputs `[batch, seq]`; learned positions are added, rotary ones computed."""
         (batch, seq), positions = inputs.shape, sequences.positions
         if positions is None and layout.axes("seq"):
@@ -163,7 +163,7 @@ class Decoder(PagedDecoding):
         return x.reshape(-1, x.shape[-1]), sequences
 
     def layer(
-        self, params: Params, x: jax.Array, sequences: Sequences, cache: Params | None, ctx: ForwardContext
+        self, params: Params, x: jax.Array, sequences: SequenceContext, cache: Params | None, ctx: ForwardContext
     ) -> tuple[jax.Array, Params | None]:
         """One transformer block over x `[tokens, embed]`, and its part of the cache with these tokens in it.
 
@@ -177,7 +177,7 @@ class Decoder(PagedDecoding):
         return x + self.dropout(y, sequences, ctx, MLP), cache
 
     def attention(
-        self, params: Params, x: jax.Array, sequences: Sequences, cache: Params | None, ctx: ForwardContext
+        self, params: Params, x: jax.Array, sequences: SequenceContext, cache: Params | None, ctx: ForwardContext
     ) -> tuple[jax.Array, Params | None]:
         """Causal attention of x `[tokens, embed]` within each sequence."""
         layout, window = ctx.layout, sequences.window
@@ -218,7 +218,7 @@ class Decoder(PagedDecoding):
         output = layers.as_matrix(params["output"], out.shape[1])
         return output_product(out, output, params.get("output_bias"), layout), cache
 
-    def dropout(self, x: jax.Array, sequences: Sequences, ctx: ForwardContext, place: int) -> jax.Array:
+    def dropout(self, x: jax.Array, sequences: SequenceContext, ctx: ForwardContext, place: int) -> jax.Array:
         """x `[tokens, embed]` with dropout by sequence, in training: each token's is the same on every mesh."""
         if not ctx.training or not self.section.dropout:
             return x

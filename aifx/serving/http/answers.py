@@ -29,7 +29,7 @@ from aifx.serving.requests import (
     Usage,
 )
 
-MAX_PENDING = 8192
+MAX_PENDING_DELTAS = 8192
 """Most deltas that wait for a reader who has stalled; then its answers are cancelled."""
 
 
@@ -154,7 +154,7 @@ class Answers:
             self._fail(from_delta(delta))
         elif reason == "cancelled":
             self._fail(ApiError(503, "the server stopped before the answer was complete", code="stopping"))
-        elif len(self._pending) >= MAX_PENDING:
+        elif len(self._pending) >= MAX_PENDING_DELTAS:
             self._fail(ClientGone("the reader stalled"))
         else:
             self._pending.append((index, delta))

@@ -14,7 +14,7 @@ from aifx.programs.build import Programs
 from aifx.programs.state import TrainState
 from aifx.tasks.base import dataset_of
 from aifx.training.hook import Hook
-from aifx.training.meter import SumReducer, Sums
+from aifx.training.meter import SummedCounts, SumReducer
 from aifx.training.records import Record
 
 
@@ -40,7 +40,7 @@ class StopVote(Hook):
         self._signals = signals
         self._sum = SumReducer(programs.layout, count=3)
 
-    def count(self, batch: Batch) -> Sums:
+    def count(self, batch: Batch) -> SummedCounts:
         """Units ("tokens") of a batch, SIGINTs and other signals, over all processes. They are not waited for."""
         parts = ({name: values[rows] for name, values in batch.items()} for rows in self._own_rows)
         return self._votes(sum(self._count(part)[self._unit] for part in parts))
@@ -65,7 +65,7 @@ class StopVote(Hook):
 
         Several processes learn it one batch late, since they do not wait for the sum.
         """
-        before: Sums | None = None
+        before: SummedCounts | None = None
 
         def vote() -> None:
             nonlocal before
@@ -77,12 +77,12 @@ class StopVote(Hook):
 
         return vote
 
-    def _votes(self, units: int = 0) -> Sums:
+    def _votes(self, units: int = 0) -> SummedCounts:
         requested = self._signals.requested
         return self._sum((units, requested == signal.SIGINT, requested in (signal.SIGTERM, signal.SIGHUP)))
 
 
-def requested_by(sums: Sums) -> signal.Signals | None:
+def requested_by(sums: SummedCounts) -> signal.Signals | None:
     """The signal that stops a job, from the sums of `StopVote`; None if no process got one. A person's comes first."""
     _, interrupts, terminations = np.asarray(sums)
     if interrupts:

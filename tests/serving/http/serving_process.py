@@ -25,7 +25,7 @@ from aifx.serving.http.text import TextState
 from aifx.verbs import serving
 
 
-def prepare(*_: Any) -> serving.Prepared:
+def prepare(*_: Any) -> serving.PreparedServer:
     engine = ToyEngine(step_s=float(os.environ["AIFX_TEST_STEP_S"]))
     settings = ServeSection(drain_s=float(os.environ["AIFX_TEST_DRAIN_S"]))
     bound = bind("127.0.0.1", 0, port_hint="")
@@ -37,7 +37,7 @@ def prepare(*_: Any) -> serving.Prepared:
         url=url_of(bound), run="main", step=3, model="toy", routes=[], adapters=[], system_fingerprint="toy",
         slots=[8], pool_tokens=1, max_model_len=4096, is_reproducible=True,
     )  # fmt: skip
-    return serving.Prepared(open_server(state, bound), listening, None)
+    return serving.PreparedServer(open_server(state, bound), listening, None)
 
 
 async def be_busy(_: HttpServer) -> int:
