@@ -100,6 +100,26 @@ if TYPE_CHECKING:
     from aifx.verbs.projects import init, init_templates
     from aifx.verbs.recipe_writing import data_recipe
     from aifx.verbs.recipes import data_make, data_make_plan
+    from aifx.verbs.registry import (
+        registry_approve,
+        registry_at,
+        registry_attest,
+        registry_head,
+        registry_history,
+        registry_init,
+        registry_keygen,
+        registry_ls,
+        registry_policy,
+        registry_promote,
+        registry_push,
+        registry_rm,
+        registry_rollback,
+        registry_search,
+        registry_show,
+        registry_show_version,
+        registry_tag,
+        registry_verify,
+    )
     from aifx.verbs.runs import (
         runs_compare,
         runs_ls,
@@ -131,6 +151,9 @@ _NAMES = {
     "data_label_apply",
     "configuration": "config_show config_toml config_check config_keys config_schema",
     "training": "train",
+    "registry": "registry_push registry_promote registry_tag registry_init registry_policy registry_keygen "
+    "registry_ls registry_show registry_show_version registry_search registry_attest registry_approve "
+    "registry_rollback registry_history registry_at registry_head registry_verify registry_rm",
     "runs": "runs_ls runs_show runs_metrics runs_compare runs_watch runs_report runs_tag runs_rename runs_rm",
     "checkpoints": "ckpt_ls ckpt_show ckpt_show_orbax ckpt_verify ckpt_verify_all ckpt_diff ckpt_cp ckpt_average "
     "ckpt_prune",

@@ -36,6 +36,9 @@ COMMANDS: dict[str, Entry] = {
     "export": Entry("export.command", "export", "Write a run's model for Hugging Face's ecosystem.", TRAIN),
     "runs": Entry("runs.group", "app", "List, show, compare, watch, tag, rename and delete runs.", LOOK),
     "ckpt": Entry("ckpt.group", "app", "List, verify, compare, delete and average checkpoints.", LOOK),
+    "registry": Entry(
+        "registry.group", "app", "Name models, and decide on evidence which version an alias means.", LOOK
+    ),
     "doctor": Entry(
         "doctor.group", "app", "Check the health of machines, and say what to do next.", HEALTH, default="node"
     ),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 from aifx.config.gates import parse_gate
+from aifx.core.artifact import short_reference
 from aifx.core.json_values import number
 from aifx.core.plurals import counted
 from aifx.registry.evidence import Attestation, Kind
@@ -137,20 +138,28 @@ def _better(case: Case, rule: BetterRule) -> Finding:
 
 def _contamination(case: Case, rule: ContaminationRule) -> Finding:
     needed = {reference for version in (case.version, case.incumbent) if version for reference in data_of(version)}
-    hint = f"aifx data decontaminate TRAINING --against EVALUATION --json, and: aifx registry attest {case.reference}"
-    reports = [
-        one for one in case.attestations if one.kind == "contamination" and _is_of_data(one, rule.data, "evaluation")
-    ]
-    clean = {str(one.content.get("reference")): one.digest for one in reports if one.content.get("overlapping") == 0}
-    dirty = [one for one in reports if one.content.get("overlapping") != 0 and one.content.get("reference") in needed]
-    if dirty:
-        rows = counted(int(dirty[0].content.get("overlapping", 0)), "row")
-        found = f"{rows} of {dirty[0].content.get('reference')} overlap with the evaluation"
-        return Finding("contamination", False, found, hint, (dirty[0].digest,))
-    if missing := sorted(needed - clean.keys()):
+    report = f"aifx registry attest {case.reference} report.json --contamination"
+    clean: dict[str, str] = {}
+    for one in case.attestations:
+        against = [str(texts.get("name")) for texts in one.content.get("against", ())]
+        if one.kind != "contamination" or not any(name.startswith(rule.data) for name in against):
+            continue
+        for reference in _named_by(str(one.content["reference"]), needed):
+            if rows := one.content["overlapping"]:
+                found = f"{counted(int(rows), 'row')} of {short_reference(reference)} overlap with {', '.join(against)}"
+                hint = f"aifx data decontaminate {short_reference(reference)} --drop, and train again"
+                return Finding("contamination", False, found, hint, (one.digest,))
+            clean[reference] = one.digest
+    if missing := sorted(map(short_reference, needed - clean.keys())):
+        hint = f"aifx data decontaminate {missing[0]} --against EVALUATION --json > report.json, and: {report}"
         return Finding("contamination", False, f"not compared: {', '.join(missing)}", hint)
     used = tuple(clean[reference] for reference in sorted(needed))
     return Finding("contamination", True, f"no overlap with {counted(len(needed), 'version')} of data", evidence=used)
+
+
+def _named_by(reference: str, known: Iterable[str]) -> list[str]:
+    """Whole references among those known that a shorter one, "name@<12 digits>", names."""
+    return [one for one in sorted(known) if "@" in reference and one.startswith(reference)]
 
 
 def _licences(case: Case, rule: LicencesRule) -> Finding:
@@ -261,10 +270,9 @@ def data_of(version: NumberedVersion) -> tuple[str, ...]:
     return tuple(version.pushed.facts.get("data", ()))
 
 
-def _is_of_data(attested: Attestation, reference: str, key: str = "data") -> bool:
+def _is_of_data(attested: Attestation, reference: str) -> bool:
     """Whether evidence is about a version of a data set, "NAME@DIGITS", or about any if that is empty."""
-    found = str(attested.content.get(key) or "")
-    return not reference or found.startswith(reference)
+    return str(attested.content.get("data") or "").startswith(reference)
 
 
 def _gates(gates: Sequence[str], values: Mapping[str, Any]) -> list[tuple[str, bool]]:

@@ -21,13 +21,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from aifx.core.artifact import short
+from aifx.core.artifact import Artifact, short
+from aifx.core.artifact_copies import stored_artifact
 from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError, UsageError, did_you_mean
 from aifx.core.project import RUN_NAME, Project
 from aifx.core.stores import Store, open_store
 from aifx.registry.ledger import Entry, Ledger, LostRace, find_request, new_request
 from aifx.registry.state import ModelState, NumberedVersion
+
+KIND, VERSION = "model", 1
+"""Of the artefacts of versions."""
 
 MODELS, OBJECTS, POLICY = "models", "objects", "policy"
 
@@ -80,9 +84,20 @@ class Root:
     def servers(self, name: str) -> list[str]:
         return sorted(self.store.folders(f"{MODELS}/{check_model_name(name)}/servers"))
 
+    def versions(self, name: str) -> Store:
+        """The folder with the artefacts of a model, each in a folder that its digest names."""
+        return self.store.below(f"{MODELS}/{name}/versions")
+
     def version_store(self, name: str, digest: str) -> Store:
         """The folder of a version's artefact."""
-        return self.store.below(f"{MODELS}/{name}/versions/{short(digest)}")
+        return self.versions(name).below(short(digest))
+
+    def artifact(self, name: str, digest: str) -> Artifact | None:
+        """The artefact of a version, of which only the manifest is read; None if it is not there.
+
+        Raises DamagedArtifact, AifxError for another kind or version of artefact, EnvironmentFault if the store fails.
+        """
+        return stored_artifact(self.version_store(name, digest), KIND, VERSION)
 
     def names(self) -> list[str]:
         """The models that have an entry."""

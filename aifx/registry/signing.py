@@ -24,12 +24,27 @@ from aifx.core.json_files import cannot_write, encode
 from aifx.core.json_values import encode_json
 from aifx.core.os_errors import naming
 from aifx.core.parsing import parse_json
+from aifx.core.results import Result
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 
 CURVES = ("P-256", "P-384", "P-521")
 TYPE = "application/vnd.aifx.registry+json"
+
+
+@dataclass(frozen=True)
+class NewKey(Result):
+    """The document of `aifx registry keygen`.
+
+    Attributes:
+        id: of the public key, which signatures have.
+    """
+
+    private: str
+    public: str
+    curve: str
+    id: str
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ from aifx.config import Config
 from aifx.config.config import number_settings
 from aifx.config.toml import to_toml
 from aifx.core.artifact import Artifact, DamagedArtifact, files_below, seal, seal_files
-from aifx.core.artifact_copies import stored_artifact
 from aifx.core.code_digest import modules_below
 from aifx.core.errors import CheckpointError
 from aifx.core.files import check_tree, make_folders, open_file
@@ -35,17 +34,14 @@ from aifx.core.json_files import write_text
 from aifx.core.json_values import plain
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
-from aifx.core.stores import Store
 from aifx.data.sections import OWN_TOKENIZERS
 from aifx.data.spec import Column, DataSpec, need_spec
 from aifx.kernels.choices_file import read_kernel_choices, write_kernel_choices
 from aifx.kinds import read_config
+from aifx.registry.roots import KIND, VERSION
 from aifx.registry.weight_file import StoredArray, write_weights
 from aifx.runs.binding import BaseRun, base_manifest, binding_errors, read_digests, weights_of
 from aifx.runs.provenance import read_provenance
-
-KIND = "model"
-VERSION = 1
 
 WEIGHTS = "weights.safetensors"
 CODE = "code"
@@ -131,14 +127,6 @@ class ModelContent:
 
 
 _CONTENT = TypeAdapter(ModelContent)
-
-
-def read_version(store: Store) -> Artifact | None:
-    """The model version in a store, of which only the manifest is read; None if there is none.
-
-    Raises DamagedArtifact, AifxError for another kind or version of artefact, EnvironmentFault if the store fails.
-    """
-    return stored_artifact(store, KIND, VERSION)
 
 
 def content_of(artifact: Artifact, place: object) -> ModelContent:

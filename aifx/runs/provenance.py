@@ -16,7 +16,7 @@ from aifx.core.environment import find_program
 from aifx.core.files import read_file
 from aifx.core.parsing import parse_json
 from aifx.core.processes import run
-from aifx.core.project import RunDirectory
+from aifx.core.project import Project, RunDirectory
 from aifx.core.redaction import is_secret_variable, redact, redact_arguments
 from aifx.machine.host import Device, hardware, versions
 
@@ -193,3 +193,21 @@ def _both(old: Mapping[str, Any], new: Mapping[str, Any], part: str, key: str) -
 def _formatted(value: Any) -> str:
     text = "unset" if value is None else str(value)
     return text[:12] if re.fullmatch(r"[0-9a-f]{40,}", text) else text
+
+
+def data_behind(run: RunDirectory, project: Project) -> list[str]:
+    """The versions of data sets that a run, and the runs that it was fine-tuned or forked from, trained on.
+
+    Each is "name@<64 digits>".
+    """
+    references: dict[str, None] = {}
+    seen: set[str] = set()
+    waiting = [run]
+    while waiting:
+        provenance = read_provenance(one := waiting.pop())
+        seen.add(one.name)
+        if reference := (provenance.get("dataset") or {}).get("reference"):
+            references[reference] = None
+        before = [(provenance.get("finetuned_from") or {}).get("run"), provenance.get("forked_from")]
+        waiting += [project.run(name) for name in before if isinstance(name, str) and name not in seen]
+    return list(references)

@@ -114,18 +114,9 @@ def _check_licenses(run: RunDirectory, project: Project) -> tuple[LicenseConflic
     from aifx.data.versions.licenses import check_licenses
     from aifx.data.versions.manifest import Manifest
     from aifx.kinds import load_config
-    from aifx.runs.provenance import read_provenance
+    from aifx.runs.provenance import data_behind
 
-    references: dict[str, None] = {}
-    seen: set[str] = set()
-    waiting = [run]
-    while waiting:
-        provenance = read_provenance(one := waiting.pop())
-        seen.add(one.name)
-        if reference := (provenance.get("dataset") or {}).get("reference"):
-            references[reference] = None
-        before = [(provenance.get("finetuned_from") or {}).get("run"), provenance.get("forked_from")]
-        waiting += [project.run(name) for name in before if isinstance(name, str) and name not in seen]
+    references = data_behind(run, project)
     if not references or not project.config_path.is_file():
         return ()
     project = load_config(project).apply_to(project)

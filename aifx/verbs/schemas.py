@@ -75,6 +75,9 @@ def command_types() -> dict[str, Any]:
     from aifx.kernels import report as kernels
     from aifx.planning.hardware import HardwareList
     from aifx.planning.planner import PlanList
+    from aifx.registry import reports as registry
+    from aifx.registry.acts import Act
+    from aifx.registry.signing import NewKey
     from aifx.runs import comparison, status
     from aifx.runs.averaging import AveragedRun
     from aifx.runs.checkpoints import PrunedCheckpoints
@@ -158,6 +161,17 @@ def command_types() -> dict[str, Any]:
         "data-label-agreement": Agreement,
         "data-label-apply": MadeVersion,
         "data-report": DatasetReport,
+        "registry-ls": registry.ModelList,
+        "registry-show": registry.ModelPage | registry.VersionPage,
+        "registry-search": registry.FoundVersions,
+        "registry-history": registry.ModelHistory,
+        "registry-at": registry.AliasMeaning,
+        "registry-head": registry.Heads,
+        "registry-verify": registry.VerifiedRegistry,
+        "registry-init": registry.PolicyPage,
+        "registry-policy": registry.PolicyPage,
+        "registry-keygen": NewKey,
+        **{f"registry-{name}": Act for name in ("push", "tag", "attest", "approve", "promote", "rollback", "rm")},
         "config-show": configuration.ShownConfig,
         "config-check": configuration.CheckedConfig,
         "config-keys": SettingList,

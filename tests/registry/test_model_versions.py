@@ -18,11 +18,13 @@ from aifx.checkpoint.manifest import ArrayEntry, Damaged, read_manifest
 from aifx.checkpoint.storage import StoredArrays
 from aifx.checkpoint.writing import write_checkpoint
 from aifx.core.artifact import Artifact, DamagedArtifact, damaged_files
+from aifx.core.artifact_copies import stored_artifact
 from aifx.core.errors import CheckpointError, DataError
 from aifx.core.progress import report_progress
 from aifx.core.project import Project
 from aifx.core.stores import open_store
-from aifx.registry.versions import WEIGHTS, content_of, read_version, write_version
+from aifx.registry.roots import KIND, VERSION
+from aifx.registry.versions import WEIGHTS, content_of, write_version
 from aifx.registry.weight_file import StoredArray, WeightFile, write_weights
 
 Projects = Callable[[str], Project]
@@ -59,8 +61,8 @@ def test_the_same_checkpoint_is_the_same_version_everywhere(name: str, projects:
     text = (tmp_path / "first/manifest.json").read_text() + (tmp_path / "first/config.toml").read_text()
     assert str(tmp_path) not in text
     assert "data/table.csv" not in text
-    assert read_version(open_store(str(tmp_path / "first"))) == first
-    assert read_version(open_store(str(tmp_path / "third"))) is None
+    assert stored_artifact(open_store(str(tmp_path / "first")), KIND, VERSION) == first
+    assert stored_artifact(open_store(str(tmp_path / "third")), KIND, VERSION) is None
     assert not damaged_files(tmp_path / "first", first)
 
 
@@ -128,7 +130,7 @@ def test_a_damaged_checkpoint_is_no_version(projects: Projects, tmp_path: Path) 
     data.write_bytes(content)
     with pytest.raises(Damaged):
         write(project, tmp_path / "first")
-    assert read_version(open_store(str(tmp_path / "first"))) is None
+    assert stored_artifact(open_store(str(tmp_path / "first")), KIND, VERSION) is None
 
 
 @pytest.mark.slow

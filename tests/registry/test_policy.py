@@ -107,11 +107,18 @@ def test_a_version_must_be_better_than_what_the_alias_means(
 
 
 def test_the_training_data_of_both_versions_is_compared(model: Model) -> None:
-    rule = "contamination = {}"
-    assert DATA in model.judge(rule).found
-    model.attest("contamination", {"evaluation": TEST, "reference": DATA, "overlapping": 0})
+    rule = 'contamination = { data = "held-out" }'
+
+    def compare(against: str, overlapping: int) -> None:
+        content = {"reference": DATA[:20], "against": [{"name": against}], "overlapping": overlapping}
+        model.attest("contamination", content)
+
+    assert DATA[:20] in model.judge(rule).found
+    compare("others", 0)
+    assert not model.judge(rule).passed
+    compare("held-out", 0)
     assert model.judge(rule).passed
-    model.attest("contamination", {"evaluation": TEST, "reference": DATA, "overlapping": 2})
+    compare("held-out", 2)
     assert "2 rows" in model.judge(rule).found
 
 

@@ -30,9 +30,9 @@ validation_batches = 1
 FLAGS = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 NAMES = [name for name in aifx.__all__ if name != "__version__"]
 LAST = ("runs_rename", "runs_rm")
-ORDER = [*sorted(NAMES, key=lambda name: name.startswith(("runs_", "ckpt_")))]
+ORDER = [*sorted(NAMES, key=lambda name: name.startswith(("registry_", "runs_", "ckpt_")))]
 ORDER = [*(name for name in ORDER if name not in LAST), *LAST]
-"""Runs are trained first, and deleted last."""
+"""Runs are trained first, pushed next, and deleted last."""
 
 
 @pytest.fixture

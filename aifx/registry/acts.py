@@ -1,0 +1,347 @@
+"""What changes a registry. Each act is one entry of a ledger, under a request id, and is finished if asked again."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from aifx.core.artifact import Artifact, publish, short, unfinished
+from aifx.core.artifact_copies import copy_artifact
+from aifx.core.digests import sha256_of
+from aifx.core.errors import AifxError, ExitCode, UsageError
+from aifx.core.files import read_input
+from aifx.core.project import cache_path
+from aifx.core.results import Result
+from aifx.core.stores import open_store
+from aifx.registry.evidence import Kind, attest, attestations_of
+from aifx.registry.judge import Case, Finding, judge
+from aifx.registry.ledger import Entry, find_request
+from aifx.registry.policy import FIRST, change_policy, read_policy
+from aifx.registry.reports import PolicyPage, show_policy
+from aifx.registry.roots import Outcome, Root, check_alias, current_actor, find_version
+from aifx.registry.state import ModelState, NumberedVersion
+
+logger = logging.getLogger(__name__)
+
+Write = Callable[[Path], Artifact]
+"""Writes a model version into an empty folder, and seals it."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, and how it can be asked again.
+
+    Attributes:
+        request: an id: a call with one that has made an entry reports that entry.
+        reason: for the ledger.
+        is_trial: judge and report, and change nothing.
+    """
+
+    actor: str = ""
+    request: str | None = None
+    reason: str = ""
+    is_trial: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.actor or current_actor()
+
+
+@dataclass(frozen=True)
+class Act(Result):
+    """The document of the commands of `aifx registry` that change something.
+
+    Attributes:
+        action: "promote", or "refuse" if a rule of the policy did.
+        reference: "fraud@v3".
+        digest: of the version.
+        entry: its number in the model's ledger; null with --dry-run, and if all was so already.
+        previous: what the alias meant before.
+        findings: of the policy's rules.
+        is_repeated: whether an earlier call with the same request id did it.
+        is_planned: whether this is what --dry-run found.
+    """
+
+    action: str
+    name: str
+    reference: str
+    digest: str
+    alias: str | None = None
+    entry: int | None = None
+    head: str | None = None
+    request: str | None = None
+    previous: str | None = None
+    evidence: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    is_repeated: bool = False
+    is_planned: bool = False
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.VERDICT if self.action == "refuse" else ExitCode.OK
+
+
+def _act(outcome: Outcome) -> Act:
+    """The document of an entry. What was judged is in the entry, so that asking again reports the same."""
+    entry, state = outcome.entry, outcome.state
+    findings = tuple(Finding(**{**one, "evidence": tuple(one["evidence"])}) for one in entry.facts.get("findings", ()))
+    return Act(
+        entry.action,
+        state.name,
+        f"{state.name}@{state.label(entry.version)}",
+        entry.version,
+        entry.alias or None,
+        entry.number,
+        entry.digest,
+        entry.request,
+        entry.facts.get("previous"),
+        entry.evidence,
+        findings,
+        outcome.is_repeated,
+    )
+
+
+def _trial(state: ModelState, entry: Entry) -> Act:
+    """The document of an entry that is not written."""
+    return replace(_act(Outcome(state, entry)), entry=None, head=None, request=None, is_planned=True)
+
+
+def _done_before(root: Root, name: str, caller: Caller) -> Act | None:
+    """What the caller's request did before, if it did."""
+    if caller.request is None:
+        return None
+    entries = root.ledger(name).entries()
+    made = find_request(entries, caller.request)
+    return None if made is None else _act(Outcome(ModelState(name, entries), made, is_repeated=True))
+
+
+def push(root: Root, name: str, write: Write, facts: Mapping[str, Any], caller: Caller) -> Act:
+    """Make a version of a model. One that was pushed before stays as it is, under its number.
+
+    The artefact is in its place before the entry names it, so that a kill in between leaves no entry without files.
+    """
+    if (done := _done_before(root, name, caller)) is not None:
+        return done
+    digest = _store(root, name, write, is_trial=caller.is_trial)
+    state = ModelState(name, root.ledger(name).entries())
+    entry = Entry("push", caller.name, version=digest, reason=caller.reason, facts=facts)
+    if (known := state.versions.get(digest)) is not None and not known.is_withdrawn:
+        return Act("push", name, f"{name}@{known.label}", digest)
+    if caller.is_trial:
+        return _trial(ModelState(name, (*state.entries, entry)), entry)
+    return _act(root.act(name, caller.request, lambda _: entry, again=True))
+
+
+def _store(root: Root, name: str, write: Write, *, is_trial: bool) -> str:
+    """Write a version, and put it in its place below the root, unless it is a trial. Returns its digest."""
+    local = root.versions(name).folder
+    folder = local if local and not is_trial else cache_path("pushes")
+    with unfinished(folder / "push") as written:
+        artifact = write(written)
+        store = root.version_store(name, artifact.digest)
+        if is_trial or _is_stored(root, name, artifact):
+            return artifact.digest
+        if store.folder is not None and not os.path.lexists(store.folder):
+            publish(written, store.folder)
+        else:  # also in place of a damaged one
+            copy_artifact(open_store(str(written)), artifact, store)
+    return artifact.digest
+
+
+def _is_stored(root: Root, name: str, artifact: Artifact) -> bool:
+    with suppress(AifxError):  # a damaged one is written again
+        there = root.artifact(name, artifact.digest)
+        return there is not None and there.digest == artifact.digest
+    return False
+
+
+def tag(root: Root, reference: str, given: Mapping[str, str], removed: tuple[str, ...], caller: Caller) -> Act:
+    """Set and remove tags of a version."""
+    state, version = root.find(reference)
+    facts = {"set": dict(given), "removed": list(removed)}
+    entry = Entry("tag", caller.name, version=version.digest, reason=caller.reason, facts=facts)
+    return _add(root, state, entry, caller)
+
+
+def attest_version(
+    root: Root, reference: str, kind: Kind, content: Mapping[str, Any], key: Path | None, caller: Caller
+) -> Act:
+    """Add evidence about a version."""
+    state, version = root.find(reference)
+    if (done := _done_before(root, state.name, caller)) is not None:
+        return done
+    entry = Entry("attest", caller.name, version=version.digest, reason=caller.reason, facts={"kind": kind})
+    if caller.is_trial:
+        return _trial(state, entry)
+    made = attest(root, kind, version.digest, caller.name, content, key)
+    return _add(root, state, replace(entry, evidence=(made.digest,)), caller)
+
+
+def attest_file(root: Root, reference: str, name: str, data: bytes, key: Path | None, caller: Caller) -> Act:
+    """Add a file as evidence, with its bytes."""
+    content = {"name": name, "bytes": len(data), "sha256": sha256_of(data)}
+    if not caller.is_trial:
+        root.put(data)
+    return attest_version(root, reference, "file", content, key, caller)
+
+
+def case_of(root: Root, state: ModelState, version: NumberedVersion, alias: str) -> Case:
+    """What is judged if a version is to get an alias."""
+    current = read_policy(root)
+    held = state.aliases.get(alias)
+    incumbent = state.versions[held.version] if held else None
+    attested = attestations_of(root, state, version.digest)
+    return Case(state, version, alias, attested, incumbent, current.policy, current.digest, datetime.now(UTC))
+
+
+def approve(root: Root, reference: str, alias: str, key: Path | None, caller: Caller) -> Act:
+    """Approve that an alias may mean a version, with the evidence that there is now.
+
+    Raises UsageError if the policy would not count it: by the version's author, or without a key that it knows.
+    """
+    state, version = root.find(reference)
+    check_alias(alias)
+    if (done := _done_before(root, state.name, caller)) is not None:
+        return done
+    case = case_of(root, state, version, alias)
+    rule = case.policy.rules_of(alias).approval
+    if caller.name == version.pushed.actor:
+        why = f"{caller.name} pushed it, and an approval is of somebody else"
+        raise UsageError(f"{caller.name} cannot approve {case.reference}", why, "AIFX_ACTOR=NAME, as another person")
+    if rule is not None and case.policy.keys and key is None:
+        what, why = "an approval must be signed", "the policy has the keys of those who may approve"
+        raise UsageError(what, why, f"aifx registry approve {reference} {alias} --key KEY.pem")
+    facts = {"kind": "approval"}
+    entry = Entry("approve", caller.name, version=version.digest, alias=alias, reason=caller.reason, facts=facts)
+    if caller.is_trial:
+        return _trial(state, entry)
+    made = attest(root, "approval", version.digest, caller.name, case.approval(), key)
+    return _act(root.act(state.name, caller.request, lambda _: replace(entry, evidence=(made.digest,)), again=True))
+
+
+def promote(root: Root, reference: str, alias: str, caller: Caller) -> Act:
+    """Let an alias mean a version, if the policy finds the evidence. The verdict is bad, and written, if it does not.
+
+    Raises LostRace if another entry came first: evidence and incumbent may have changed.
+    """
+    name = reference.partition("@")[0]
+    check_alias(alias)
+    root.find(reference)
+
+    def decide(state: ModelState) -> Entry:
+        version = _available(state, reference)
+        case = case_of(root, state, version, alias)
+        _warn_if_open(case, root)
+        findings = judge(case)
+        action = "promote" if all(finding.passed for finding in findings) else "refuse"
+        evidence = tuple(dict.fromkeys(digest for finding in findings for digest in finding.evidence))
+        previous = case.incumbent.label if case.incumbent else None
+        judged = [{**vars(finding), "evidence": list(finding.evidence)} for finding in findings]
+        facts = {"previous": previous, "policy": case.policy_digest, "findings": judged}
+        return Entry(action, caller.name, "", version.digest, alias, evidence, caller.reason, facts)
+
+    if caller.is_trial:
+        state = root.state(name)
+        return _trial(state, decide(state))
+    return _act(root.act(name, caller.request, decide, again=False))
+
+
+def rollback(root: Root, name: str, alias: str, to: str | None, caller: Caller) -> Act:
+    """Let an alias mean a version that it meant before; by default the one before the present one.
+
+    The policy is not asked: it is an emergency, and that version was live. Raises UsageError, LostRace.
+    """
+    check_alias(alias)
+
+    def decide(state: ModelState) -> Entry:
+        held = state.aliases.get(alias)
+        if held is None:
+            what = f"{name} has no alias {alias!r}"
+            raise UsageError(what, "nothing was promoted to it", f"aifx registry show {name}")
+        meant = {entry.version for entry in state.entries if entry.alias == alias and entry.action != "refuse"}
+        if to is None:
+            before = state.before(alias)
+            if before is None:
+                why = f"it has meant {state.label(held.version)} alone"
+                raise UsageError(f"{name}@{alias} has no version before", why, f"aifx registry history {name}")
+            reference = f"{name}@{before.version}"
+        else:
+            reference = f"{name}@{to.partition('@')[2] or to}"
+        version = _available(state, reference)
+        if version.digest not in meant:
+            why = f"{name}@{alias} has never meant {version.label}; only promote judges its evidence"
+            raise UsageError(f"--to {to} is no way back", why, f"aifx registry promote {name}@{version.label} {alias}")
+        facts = {"previous": state.label(held.version)}
+        return Entry("rollback", caller.name, "", version.digest, alias, (), caller.reason, facts)
+
+    if caller.is_trial:
+        state = root.state(name)
+        return _trial(state, decide(state))
+    root.state(name)
+    return _act(root.act(name, caller.request, decide, again=False))
+
+
+def remove(
+    root: Root, reference: str, users: Callable[[ModelState, NumberedVersion], list[str]], caller: Caller
+) -> Act:
+    """Withdraw a version, and delete its files. Its entries and evidence stay.
+
+    Raises UsageError naming what refers to it: an alias, a version that is tuned from it, a line.
+    """
+    state, version = root.find(reference)
+    if (done := _done_before(root, state.name, caller)) is not None:
+        return done
+
+    def decide(state: ModelState) -> Entry:
+        found = find_version(state, f"{state.name}@{version.digest}")
+        if named := [*(f"{state.name}@{alias}" for alias in state.aliases_of(found.digest)), *users(state, found)]:
+            what = f"{state.name}@{found.label} is in use"
+            raise UsageError(what, f"{', '.join(named)} refers to it", f"aifx registry show {state.name}")
+        return Entry("withdraw", caller.name, version=found.digest, reason=caller.reason)
+
+    if caller.is_trial:
+        return _trial(state, decide(state))
+    if version.is_withdrawn:
+        done = Act("withdraw", state.name, f"{state.name}@{version.label}", version.digest)
+    else:
+        done = _act(root.act(state.name, caller.request, decide, again=True))
+    root.versions(state.name).remove(short(version.digest))  # also what a killed call left of them
+    return done
+
+
+def _add(root: Root, state: ModelState, entry: Entry, caller: Caller) -> Act:
+    """Add an entry that rests on nothing which another could change."""
+    if caller.is_trial:
+        return _trial(state, entry)
+    return _act(root.act(state.name, caller.request, lambda _: entry, again=True))
+
+
+def _available(state: ModelState, reference: str) -> NumberedVersion:
+    """A version whose files are there. Raises UsageError."""
+    version = find_version(state, reference)
+    if version.is_withdrawn:
+        what = f"{state.name}@{version.label} was withdrawn"
+        raise UsageError(what, "its files may be gone", f"aifx registry push RUN {state.name}")
+    return version
+
+
+def _warn_if_open(case: Case, root: Root) -> None:
+    if not case.policy_digest:
+        logger.warning(f"{root.store.url} has no policy, so no evidence is asked for: aifx registry init")
+    elif case.policy.is_open:
+        logger.warning("the policy has no keys, so everyone may do everything: aifx registry keygen")
+
+
+def set_policy(root: Root, file: Path | None, key: Path | None, caller: Caller) -> PolicyPage:
+    """Let a file be the policy of a root. Without one, a root that has no policy gets `FIRST`."""
+    if file is None and not read_policy(root).digest:
+        change_policy(root, FIRST, "the first policy", caller.name, None, caller.request)
+    elif file is not None:
+        change_policy(root, read_input(file).decode(), str(file), caller.name, key, caller.request)
+    return show_policy(root)

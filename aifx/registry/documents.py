@@ -1,0 +1,73 @@
+"""Evidence from what other commands wrote: reports of a run, and documents of `--json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from aifx.checkpoint.manifest import read_manifest
+from aifx.core.errors import DataError, UsageError, did_you_mean
+from aifx.core.files import read_file
+from aifx.core.parsing import fault_in, parse_json
+from aifx.core.project import Project
+from aifx.registry.evidence import Kind
+from aifx.registry.roots import Root
+from aifx.runs.binding import weights_of
+
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "eval": ("metrics", "gates"),
+    "comparison": ("metric", "verdict", "against"),
+    "contamination": ("reference", "overlapping"),
+    "bench": (),
+    "drill": ("passed",),
+}
+"""The keys that the document of each kind must have: the policy's rules read them."""
+
+
+def parse_evidence(data: bytes, kind: str, place: str) -> tuple[Kind, dict[str, Any]]:
+    """The document of a command, as evidence of a kind. Raises DataError naming what it lacks, UsageError."""
+    if kind not in NEEDED:
+        raise UsageError(f"{kind!r} is no kind of evidence", did_you_mean(kind, NEEDED), "aifx registry attest --help")
+    try:
+        doc = parse_json(data)
+    except ValueError as e:
+        raise DataError(f"{place} is no JSON document", fault_in(e), "give what a command prints with --json") from e
+    lacking = [key for key in NEEDED[kind] if key not in doc] if isinstance(doc, dict) else ["an object"]
+    if lacking or "error" in doc:
+        why = "it reports a failure" if not lacking else f"it has no {', '.join(lacking)}"
+        hint = f"give what a command prints with --json whose evidence is {kind!r}"
+        raise DataError(f"{place} is no evidence of the kind {kind!r}", why, hint)
+    return cast(Kind, kind), doc
+
+
+def evaluation_of(root: Root, reference: str, project: Project | None) -> dict[str, Any]:
+    """The newest evaluation of the checkpoint that a version was pushed from, as its run keeps it.
+
+    Raises UsageError if the run or its report is not there, DataError if the checkpoint is not that of the version.
+    """
+    state, version = root.find(reference)
+    name, step = version.pushed.facts.get("run"), version.pushed.facts.get("step")
+    hint = f"aifx eval --run {name} --step {step}"
+    what = f"no evaluation of {state.name}@{version.label} is found"
+    if project is None or not name or not (run := project.run(str(name))).exists():
+        why = f"it was pushed from run {name}, which is not in this project"
+        raise UsageError(what, why, f"aifx registry attest {reference} REPORT.json --eval")
+    try:
+        doc = parse_json(read_file(run.eval / f"{step}.json"))
+    except FileNotFoundError:
+        raise UsageError(what, f"{run.eval} has no {step}.json", hint) from None
+    artifact = root.artifact(state.name, version.digest)
+    arrays = weights_of(read_manifest(run.checkpoints / str(step)))
+    own = {key: (one.dtype, one.shape, one.digest) for key, one in arrays.items()}
+    there = (artifact.content if artifact else {}).get("arrays", {})
+    if own != {key: (one["dtype"], tuple(one["shape"]), one["digest"]) for key, one in there.items()}:
+        why = f"the checkpoint of step {step} has other weights: the run was trained again"
+        raise DataError(
+            f"run {name} is not what {state.name}@{version.label} was pushed from", why, "aifx registry push"
+        )
+    splits = {split: report for split, report in doc["splits"].items() if "-" not in split}
+    if not splits:
+        raise UsageError(what, f"{run.eval / f'{step}.json'} has none of a split", hint)
+    split = max(splits, key=lambda one: splits[one]["measured_at"])
+    data = next(iter(version.pushed.facts.get("data", ())), f"sha256:{splits[split]['data_digest']}")
+    return {"run": name, "step": step, "split": split, "data": data, **splits[split]}

@@ -1,0 +1,432 @@
+"""What the commands of `aifx registry` that change nothing print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from aifx.core.artifact import short
+from aifx.core.artifact_copies import damaged_in_store
+from aifx.core.errors import AifxError, ExitCode, UsageError, did_you_mean
+from aifx.core.results import Result
+from aifx.registry.evidence import read_attestation
+from aifx.registry.ledger import Entry, Ledger
+from aifx.registry.policy import read_policy
+from aifx.registry.roots import Root, check_alias
+from aifx.registry.state import ModelState, NumberedVersion
+
+
+@dataclass(frozen=True)
+class ShownEntry:
+    """An entry of a ledger, for people.
+
+    Attributes:
+        version: "v3", or empty.
+        digest: of the entry.
+        version_digest: of the model version.
+    """
+
+    number: int
+    time: str
+    action: str
+    version: str
+    alias: str
+    actor: str
+    reason: str
+    evidence: tuple[str, ...]
+    request: str
+    facts: Mapping[str, Any]
+    version_digest: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class ShownVersion:
+    """A version of a model in lists.
+
+    Attributes:
+        reference: "fraud@v3".
+        run, step: that it was pushed from.
+    """
+
+    reference: str
+    digest: str
+    pushed_at: str
+    pushed_by: str
+    aliases: tuple[str, ...]
+    tags: Mapping[str, str]
+    run: str | None
+    step: int | None
+    is_withdrawn: bool
+
+
+@dataclass(frozen=True)
+class ShownAlias:
+    """An alias, and the entry that gave it its version."""
+
+    alias: str
+    version: str
+    since: str
+    by: str
+    entry: int
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    name: str
+    versions: int
+    latest: str | None
+    aliases: Mapping[str, str]
+    changed_at: str
+
+
+@dataclass(frozen=True)
+class ModelList(Result):
+    """The document of `aifx registry ls`."""
+
+    root: str
+    models: tuple[ModelSummary, ...]
+
+
+@dataclass(frozen=True)
+class FoundVersions(Result):
+    """The document of `aifx registry search`."""
+
+    root: str
+    words: tuple[str, ...]
+    versions: tuple[ShownVersion, ...]
+
+
+@dataclass(frozen=True)
+class ModelPage(Result):
+    """The document of `aifx registry show NAME`."""
+
+    name: str
+    root: str
+    versions: tuple[ShownVersion, ...]
+    aliases: tuple[ShownAlias, ...]
+
+
+@dataclass(frozen=True)
+class ShownEvidence:
+    """An attestation about a version.
+
+    Attributes:
+        signed: whether the envelope has a signature.
+    """
+
+    kind: str
+    digest: str
+    made_by: str
+    time: str
+    signed: bool
+    content: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class VersionPage(Result):
+    """The document of `aifx registry show NAME@VERSION`.
+
+    Attributes:
+        content: of the artefact's manifest; null if its files are gone.
+    """
+
+    version: ShownVersion
+    root: str
+    size_bytes: int
+    content: Mapping[str, Any] | None
+    evidence: tuple[ShownEvidence, ...]
+    entries: tuple[ShownEntry, ...]
+
+
+@dataclass(frozen=True)
+class ModelHistory(Result):
+    """The document of `aifx registry history`."""
+
+    name: str
+    root: str
+    entries: tuple[ShownEntry, ...]
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """What a server answered with."""
+
+    server: str
+    version: str
+    digest: str
+    since: str
+
+
+@dataclass(frozen=True)
+class AliasMeaning(Result):
+    """The document of `aifx registry at`.
+
+    Attributes:
+        time: that was asked for.
+        version: null if the alias meant none.
+        entry: the one that gave the alias its version.
+        servers: what each server had adopted of the model.
+    """
+
+    name: str
+    alias: str
+    time: str
+    version: str | None
+    digest: str | None
+    entry: ShownEntry | None
+    servers: tuple[Adopted, ...]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.OK if self.version else ExitCode.VERDICT
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last entry of a ledger. Who keeps the digest elsewhere notices if an entry is removed."""
+
+    name: str
+    number: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Heads(Result):
+    """The document of `aifx registry head`."""
+
+    root: str
+    heads: tuple[Head, ...]
+
+
+@dataclass(frozen=True)
+class PolicyPage(Result):
+    """The document of `aifx registry policy` and `aifx registry init`.
+
+    Attributes:
+        text: of policy.toml; empty without a policy.
+        is_open: whether everyone may change it.
+        entry: that made it the policy.
+    """
+
+    root: str
+    text: str
+    digest: str
+    is_open: bool
+    entry: ShownEntry | None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is not as it was written."""
+
+    place: str
+    why: str
+
+
+@dataclass(frozen=True)
+class VerifiedRegistry(Result):
+    """The document of `aifx registry verify`.
+
+    Attributes:
+        files: of versions, whose bytes were compared with their SHA-256.
+    """
+
+    root: str
+    models: int
+    entries: int
+    files: int
+    evidence: int
+    problems: tuple[Problem, ...]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.VERDICT if self.problems else ExitCode.OK
+
+
+def show_entry(state: ModelState, entry: Entry) -> ShownEntry:
+    return ShownEntry(
+        entry.number,
+        entry.time,
+        entry.action,
+        state.label(entry.version) if entry.version else "",
+        entry.alias,
+        entry.actor,
+        entry.reason,
+        entry.evidence,
+        entry.request,
+        entry.facts,
+        entry.version,
+        entry.digest,
+    )
+
+
+def show_version(state: ModelState, version: NumberedVersion) -> ShownVersion:
+    facts = version.pushed.facts
+    return ShownVersion(
+        f"{state.name}@{version.label}",
+        version.digest,
+        version.pushed.time,
+        version.pushed.actor,
+        tuple(state.aliases_of(version.digest)),
+        state.tags.get(version.digest, {}),
+        facts.get("run"),
+        facts.get("step"),
+        version.is_withdrawn,
+    )
+
+
+def list_models(root: Root) -> ModelList:
+    models = []
+    for name in root.names():
+        state = root.state(name)
+        aliases = {alias: state.label(entry.version) for alias, entry in state.aliases.items()}
+        latest = list(state.versions.values())[-1].label if state.versions else None
+        models.append(ModelSummary(name, len(state.versions), latest, aliases, state.entries[-1].time))
+    return ModelList(root.store.url, tuple(models))
+
+
+def show_model(root: Root, name: str) -> ModelPage:
+    state = root.state(name)
+    aliases = (
+        ShownAlias(alias, state.label(entry.version), entry.time, entry.actor, entry.number)
+        for alias, entry in state.aliases.items()
+    )
+    versions = tuple(show_version(state, version) for version in state.versions.values())
+    return ModelPage(name, root.store.url, versions, tuple(aliases))
+
+
+def show_version_page(root: Root, reference: str) -> VersionPage:
+    state, version = root.find(reference)
+    artifact = root.artifact(state.name, version.digest)
+    digests = dict.fromkeys(
+        digest for entry in state.about(version.digest, "attest", "approve") for digest in entry.evidence
+    )
+    attested = (read_attestation(root, digest) for digest in digests)
+    evidence = tuple(
+        ShownEvidence(one.kind, one.digest, one.made_by, one.time, bool(one.envelope.signatures), one.content)
+        for one in attested
+    )
+    entries = tuple(show_entry(state, entry) for entry in state.about(version.digest))
+    size, content = (artifact.size_bytes, artifact.content) if artifact else (0, None)
+    return VersionPage(show_version(state, version), root.store.url, size, content, evidence, entries)
+
+
+def search_versions(root: Root, words: tuple[str, ...]) -> FoundVersions:
+    """The versions that have each word, in any case: in their name, tags ("key=value"), aliases, people or facts."""
+    found = []
+    for name in root.names():
+        state = root.state(name)
+        for version in state.versions.values():
+            shown = show_version(state, version)
+            reasons = (entry.reason for entry in state.about(version.digest))
+            tags = (f"{key}={value}" for key, value in shown.tags.items())
+            data = (str(value) for value in version.pushed.facts.values())
+            texts = [shown.reference, version.digest, shown.pushed_by, *shown.aliases, *tags, *reasons, *data]
+            text = "\n".join(texts).casefold()
+            if all(word.casefold() in text for word in words):
+                found.append(shown)
+    return FoundVersions(root.store.url, words, tuple(found))
+
+
+def history_of(root: Root, name: str, alias: str | None = None) -> ModelHistory:
+    """The entries of a model, or those about one alias, in order."""
+    state = root.state(name)
+    entries = (entry for entry in state.entries if alias is None or entry.alias == alias)
+    return ModelHistory(name, root.store.url, tuple(show_entry(state, entry) for entry in entries))
+
+
+def meaning_at(root: Root, name: str, alias: str, time: datetime) -> AliasMeaning:
+    """What an alias meant at a time, and what servers had adopted. Raises UsageError for an alias that never was."""
+    whole = root.state(name)
+    known = {entry.alias for entry in whole.entries if entry.alias}
+    if check_alias(alias) not in known:
+        raise UsageError(f"{name} has no alias {alias!r}", did_you_mean(alias, known), f"aifx registry show {name}")
+    entry = whole.at(time).aliases.get(alias)
+    servers = []
+    for server in root.servers(name):
+        entries = root.server_ledger(name, server).entries()
+        if adopted := ModelState(name, entries).at(time).entries:
+            last = adopted[-1]
+            servers.append(Adopted(server, whole.label(last.version), last.version, last.time))
+    version, digest = (whole.label(entry.version), entry.version) if entry else (None, None)
+    shown = show_entry(whole, entry) if entry else None
+    return AliasMeaning(name, alias, time.isoformat(), version, digest, shown, tuple(servers))
+
+
+def heads_of(root: Root, names: tuple[str, ...]) -> Heads:
+    states = (root.state(name) for name in names or root.names())
+    return Heads(
+        root.store.url,
+        tuple(Head(state.name, len(state.entries), state.entries[-1].digest) for state in states),
+    )
+
+
+def show_policy(root: Root) -> PolicyPage:
+    current = read_policy(root)
+    entry = show_entry(ModelState("", ()), current.entries[-1]) if current.entries else None
+    return PolicyPage(root.store.url, current.text, current.digest, current.policy.is_open, entry)
+
+
+def verify_root(root: Root, names: tuple[str, ...], heads: tuple[str, ...]) -> VerifiedRegistry:
+    """Compare every entry, file and piece of evidence with its digest.
+
+    Args:
+        names: of models; by default all.
+        heads: digests of entries that must be there, as `heads_of` gave them before.
+    """
+    problems, entries, files, evidence = list[Problem](), 0, 0, dict[str, None]()
+    known: set[str] = set()
+
+    def inspect(ledger: Ledger) -> tuple[Entry, ...]:
+        nonlocal entries
+        found, why = ledger.inspect()
+        problems.extend(Problem(ledger.name, one) for one in why)
+        entries += len(found)
+        known.update(entry.digest for entry in found)
+        evidence.update(dict.fromkeys(digest for entry in found for digest in entry.evidence))
+        return found
+
+    inspect(root.policy)
+    try:
+        read_policy(root)
+    except AifxError as e:
+        problems.append(Problem(e.what, e.why))
+    checked = names or tuple(root.names())
+    for name in checked:
+        state = ModelState(name, inspect(root.ledger(name)))
+        if names and not state.entries:
+            root.state(name)  # raises for a name that nothing has
+        for server in root.servers(name):
+            inspect(root.server_ledger(name, server))
+        for version in state.versions.values():
+            if not version.is_withdrawn:
+                files += _verify_version(root, name, version, problems)
+    for digest in evidence:
+        try:
+            root.get(digest)
+        except AifxError as e:
+            problems.append(Problem(e.what, e.why))
+    for head in heads:
+        if not any(len(head) >= 8 and digest.startswith(head) for digest in known):
+            why = "no entry has this digest: entries were removed, or it is of another registry"
+            problems.append(Problem(f"head {head}", why))
+    return VerifiedRegistry(root.store.url, len(checked), entries, files, len(evidence), tuple(problems))
+
+
+def _verify_version(root: Root, name: str, version: NumberedVersion, problems: list[Problem]) -> int:
+    """Add what is damaged of a version's files. Returns how many were read."""
+    store = root.version_store(name, version.digest)
+    try:
+        artifact = root.artifact(name, version.digest)
+    except AifxError as e:
+        problems.append(Problem(e.what, e.why))
+        return 0
+    if artifact is None or artifact.digest != version.digest:
+        why = "its manifest is missing" if artifact is None else f"it is {short(artifact.digest)}"
+        problems.append(Problem(f"{store.url}", why))
+        return 0
+    problems.extend(Problem(store.url, why) for why in damaged_in_store(store, artifact.every_file))
+    return len(artifact.every_file)

@@ -1,0 +1,572 @@
+"""Models by name: their versions, and which of them an alias means."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aifx.core.errors import AifxError, UsageError
+from aifx.core.files import read_input
+from aifx.core.os_errors import in_brief
+from aifx.core.project import CONFIG_NAME, Project, RunDirectory, find_project
+from aifx.core.steps import parse_step
+from aifx.verbs.arguments import Step, StrPath
+from aifx.verbs.catalogs import project_around
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from aifx.registry.acts import Act, Caller
+    from aifx.registry.evidence import Kind
+    from aifx.registry.judge import Finding
+    from aifx.registry.reports import (
+        AliasMeaning,
+        FoundVersions,
+        Heads,
+        ModelHistory,
+        ModelList,
+        ModelPage,
+        PolicyPage,
+        ShownEntry,
+        ShownVersion,
+        VerifiedRegistry,
+        VersionPage,
+    )
+    from aifx.registry.roots import Root
+    from aifx.registry.signing import NewKey
+
+log = logging.getLogger(__name__)
+
+
+def find_root(root: str | None, project: StrPath = ".") -> tuple[Root, Project | None]:
+    """The registry at `root`, or that of the project around a folder, and that project.
+
+    Raises UsageError if neither is known.
+    """
+    from aifx.registry.roots import open_root
+
+    found = project_around(project)
+    if root is None and found is None:
+        why = f"no {CONFIG_NAME} in {Path(project).absolute()} or above it names its root"
+        raise UsageError("the registry is not known", why, "--root FOLDER, or aifx init my-project")
+    if found is not None:
+        from aifx.kinds import load_config
+
+        found = load_config(found).apply_to(found) if root is None else found
+    return open_root(root, found), found
+
+
+def _caller(request: str | None, reason: str, dry_run: bool = False) -> Caller:
+    from aifx.registry.acts import Caller
+
+    return Caller("", request, reason, dry_run)
+
+
+def registry_ls(*, root: str | None = None, project: StrPath = ".") -> ModelList:
+    """List models, with what their aliases mean.
+
+    Args:
+        root: folder or URL with the models; by default `registry.root` of the project.
+        project: a folder in the project whose models are meant.
+
+    Example:
+        >>> [model.name for model in aifx.registry_ls().models]
+        ['tiny']
+    """
+    from aifx.registry.reports import list_models
+
+    return list_models(find_root(root, project)[0])
+
+
+def registry_show(name: str, *, root: str | None = None, project: StrPath = ".") -> ModelPage:
+    """Describe a model: its versions, and what its aliases mean.
+
+    Args:
+        name: of the model.
+        root: folder or URL with the models; by default `registry.root` of the project.
+        project: a folder in the project whose models are meant.
+
+    Example:
+        >>> [alias.alias for alias in aifx.registry_show("tiny").aliases]
+        ['production']
+    """
+    from aifx.registry.reports import show_model
+
+    return show_model(find_root(root, project)[0], name)
+
+
+def registry_show_version(reference: str, *, root: str | None = None, project: StrPath = ".") -> VersionPage:
+    """Describe a version of a model, with its evidence.
+
+    Args:
+        reference: "NAME@v3", "NAME@ALIAS" or "NAME@DIGITS".
+        root: folder or URL with the models; by default `registry.root` of the project.
+        project: a folder in the project whose models are meant.
+
+    Example:
+        >>> aifx.registry_show_version("tiny@v1").version.aliases
+        ('production',)
+    """
+    from aifx.registry.reports import show_version_page
+
+    return show_version_page(find_root(root, project)[0], reference)
+
+
+def registry_search(*words: str, root: str | None = None, project: StrPath = ".") -> FoundVersions:
+    """List the versions that have each word in their name, tags, aliases, people, reasons or data.
+
+    Args:
+        words: such as "fraud" or "team=risk"; upper and lower case are the same.
+        root: folder or URL with the models; by default `registry.root` of the project.
+        project: a folder in the project whose models are meant.
+
+    Example:
+        >>> [version.reference for version in aifx.registry_search("team=risk").versions]
+        ['tiny@v1']
+    """
+    from aifx.registry.reports import search_versions
+
+    return search_versions(find_root(root, project)[0], words)
+
+
+def registry_history(
+    name: str, alias: str | None = None, *, root: str | None = None, project: StrPath = "."
+) -> ModelHistory:
+    """List the entries of a model's ledger: who did what, when, why and on what evidence.
+
+    Args:
+        name: of the model.
+        alias: list the entries about this alias alone.
+        root: folder or URL with the models; by default `registry.root` of the project.
+        project: a folder in the project whose models are meant.
+
+    Example:
+        >>> [entry.action for entry in aifx.registry_history("tiny", "production").entries][0]
+        'promote'
+    """
+    from aifx.registry.reports import history_of
+
+    return history_of(find_root(root, project)[0], name, alias)
+
+
+def registry_at(
+    name: str, alias: str, time: str | datetime | None = None, *, root: str | None = None, project: StrPath = "."
+) -> AliasMeaning:
+    """Say which version an alias meant at a time, and what servers had adopted. The verdict is bad if it meant none.
+
+    Args:
+        name: of the model.
+        alias: such as "production".
+        time: such as "2026-11-30T14:00:00+01:00", in UTC if it has no zone; by default now.
+        root: folder or URL with the models; by default `registry.root` of the project.
+        project: a folder in the project whose models are meant.
+
+    Example:
+        >>> aifx.registry_at("tiny", "production").version
+        'v1'
+    """
+    from aifx.registry.reports import meaning_at
+
+    return meaning_at(find_root(root, project)[0], name, alias, _time_of(time))
+
+
+def _time_of(time: str | datetime | None) -> datetime:
+    try:
+        found = datetime.fromisoformat(time) if isinstance(time, str) else time or datetime.now(UTC)
+    except ValueError as e:
+        raise UsageError(f"--time {time} is no time", str(e), "--time 2026-11-30T14:00:00+01:00") from e
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def registry_head(*names: str, root: str | None = None, project: StrPath = ".") -> Heads:
+    """Return the last entry of each ledger. Keep the digests elsewhere: `registry_verify` compares them.
+
+    Args:
+        names: of models; by default all.
+        root: folder or URL with the models; by default `registry.root` of the project.
+        project: a folder in the project whose models are meant.
+
+    Example:
+        >>> [head.name for head in aifx.registry_head("tiny").heads]
+        ['tiny']
+    """
+    from aifx.registry.reports import heads_of
+
+    return heads_of(find_root(root, project)[0], names)
+
+
+def registry_verify(
+    *names: str, heads: Sequence[str] = (), root: str | None = None, project: StrPath = "."
+) -> VerifiedRegistry:
+    """Compare every entry, file and piece of evidence with its digest. The verdict is bad if one differs.
+
+    Args:
+        names: of models; by default all.
+        heads: digests of entries that must be there: a removed last entry shows in no other way.
+        root: folder or URL with the models; by default `registry.root` of the project.
+        project: a folder in the project whose models are meant.
+
+    Example:
+        >>> aifx.registry_verify().problems
+        ()
+    """
+    from aifx.registry.reports import verify_root
+
+    return verify_root(find_root(root, project)[0], names, tuple(heads))
+
+
+def registry_push(
+    run: str,
+    name: str,
+    *,
+    step: Step = None,
+    reason: str = "",
+    request: str | None = None,
+    dry_run: bool = False,
+    root: str | None = None,
+    project: StrPath = ".",
+) -> Act:
+    """Make a version of a model from a checkpoint. The same checkpoint is the same version.
+
+    Args:
+        run: the name of a run of the project.
+        name: of the model.
+        step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint`.
+        reason: for the ledger.
+        request: an id: a second call with it reports what the first one did.
+        dry_run: report the version, and change nothing.
+        root: folder or URL with the models; by default `registry.root` of the project.
+        project: a folder in the project with the run.
+
+    Example:
+        >>> aifx.registry_push("main", "tiny").reference
+        'tiny@v1'
+    """
+    from aifx.kinds import read_config
+    from aifx.loading.restore import choose_step
+    from aifx.registry.acts import push
+    from aifx.registry.versions import write_version
+
+    found, _ = find_root(root, project)
+    home = find_project(Path(project))
+    directory = home.existing_run(run)
+    at = choose_step(directory, read_config(directory.config, home), parse_step(step))
+    facts = {"run": directory.name, "step": at, **_data_facts(directory, home)}
+    caller = _caller(request, reason, dry_run)
+    return push(found, name, lambda folder: write_version(directory, home, at, folder), facts, caller)
+
+
+def _data_facts(run: RunDirectory, project: Project) -> dict[str, list[str]]:
+    """The versions of data sets behind a run, those of runs that it began with too, and their licences."""
+    from aifx.data.versions.catalog import open_catalog
+    from aifx.kinds import load_config
+    from aifx.runs.provenance import data_behind
+
+    references = data_behind(run, project)
+    project = load_config(project).apply_to(project)
+    catalog, licenses = open_catalog(project.datasets, project), set[str]()
+    for reference in references:
+        try:
+            licenses.update(source.license for source in catalog.manifest(reference).sources)
+        except AifxError as e:  # it was deleted, or its store does not answer
+            log.warning("the licences of %s are not known: %s", reference, in_brief(e))
+            licenses.add("unknown")
+    return {"data": list(references), "licenses": sorted(licenses)}
+
+
+def registry_tag(
+    reference: str,
+    tags: Mapping[str, str] | None = None,
+    *,
+    remove: Sequence[str] = (),
+    reason: str = "",
+    request: str | None = None,
+    dry_run: bool = False,
+    root: str | None = None,
+    project: StrPath = ".",
+) -> Act:
+    """Set or remove tags of a version.
+
+    Args:
+        reference: "NAME@v3", "NAME@ALIAS" or "NAME@DIGITS".
+        tags: to set.
+        remove: keys of tags to remove.
+        reason: for the ledger.
+        request: an id: a second call with it reports what the first one did.
+        dry_run: report the entry, and write none.
+        root: folder or URL with the models; by default `registry.root` of the project.
+        project: a folder in the project whose models are meant.
+
+    Example:
+        >>> aifx.registry_tag("tiny@v1", {"team": "risk"}).action
+        'tag'
+    """
+    from aifx.registry.acts import tag
+
+    if not tags and not remove:
+        raise UsageError("no tag is given", "KEY=VALUE sets one, --remove KEY removes one", f"{reference} team=risk")
+    return tag(find_root(root, project)[0], reference, tags or {}, tuple(remove), _caller(request, reason, dry_run))
+
+
+def registry_attest(
+    reference: str,
+    file: StrPath | None = None,
+    kind: str = "file",
+    *,
+    key: StrPath | None = None,
+    reason: str = "",
+    request: str | None = None,
+    dry_run: bool = False,
+    root: str | None = None,
+    project: StrPath = ".",
+) -> Act:
+    """Add evidence about a version.
+
+    Args:
+        reference: "NAME@v3", "NAME@ALIAS" or "NAME@DIGITS".
+        file: the evidence; a document of `--json` unless the kind is "file".
+        kind: "eval", "comparison", "contamination", "bench", "drill", "signature" or "file". "eval" without a file
+            takes the report of the run and step that the version was pushed from; "signature" takes no file.
+        key: PEM file of the private key that signs it.
+        reason: for the ledger.
+        request: an id: a second call with it reports what the first one did.
+        dry_run: report the entry, and write none.
+        root: folder or URL with the models; by default `registry.root` of the project.
+        project: a folder in the project whose models are meant.
+
+    Example:
+        >>> aifx.registry_attest("tiny@v1", "aifx.toml").action
+        'attest'
+    """
+    from aifx.registry.acts import attest_file, attest_version
+    from aifx.registry.documents import evaluation_of, parse_evidence
+
+    found, home = find_root(root, project)
+    caller, signer = _caller(request, reason, dry_run), None if key is None else Path(key)
+    if kind == "signature":
+        if signer is None:
+            raise UsageError(
+                "--sign requires --key",
+                "a signature is of a key",
+                f"aifx registry attest {reference} --sign --key KEY.pem",
+            )
+        return attest_version(found, reference, "signature", {}, signer, caller)
+    if file is None:
+        if kind != "eval":
+            raise UsageError(
+                "no file is given", f"evidence of the kind {kind!r} is a file", f"aifx registry attest {reference} FILE"
+            )
+        content = evaluation_of(found, reference, home)
+        return attest_version(found, reference, "eval", content, signer, caller)
+    data = read_input(Path(file))
+    if kind == "file":
+        return attest_file(found, reference, Path(file).name, data, signer, caller)
+    return attest_version(found, reference, *parse_evidence(data, kind, str(file)), signer, caller)
+
+
+def registry_approve(
+    reference: str,
+    alias: str,
+    *,
+    key: StrPath | None = None,
+    reason: str = "",
+    request: str | None = None,
+    dry_run: bool = False,
+    root: str | None = None,
+    project: StrPath = ".",
+) -> Act:
+    """Approve that an alias may mean a version, on the evidence that there is now.
+
+    Args:
+        reference: "NAME@v3", "NAME@ALIAS" or "NAME@DIGITS".
+        alias: such as "production".
+        key: PEM file of the private key that signs it.
+        reason: for the ledger.
+        request: an id: a second call with it reports what the first one did.
+        dry_run: report the entry, and write none.
+        root: folder or URL with the models; by default `registry.root` of the project.
+        project: a folder in the project whose models are meant.
+
+    Example:
+        >>> aifx.registry_approve("tiny@v1", "production")
+        Traceback (most recent call last):
+        ...
+        aifx.core.errors.UsageError: ...
+    """
+    from aifx.registry.acts import approve
+
+    signer = None if key is None else Path(key)
+    return approve(find_root(root, project)[0], reference, alias, signer, _caller(request, reason, dry_run))
+
+
+def registry_promote(
+    reference: str,
+    alias: str,
+    *,
+    reason: str = "",
+    request: str | None = None,
+    dry_run: bool = False,
+    root: str | None = None,
+    project: StrPath = ".",
+) -> Act:
+    """Let an alias mean a version, if the policy finds the evidence. The verdict is bad if it does not.
+
+    Args:
+        reference: "NAME@v3", "NAME@ALIAS" or "NAME@DIGITS".
+        alias: such as "production".
+        reason: for the ledger.
+        request: an id: a second call with it reports what the first one did.
+        dry_run: judge, and change nothing.
+        root: folder or URL with the models; by default `registry.root` of the project.
+        project: a folder in the project whose models are meant.
+
+    Example:
+        >>> aifx.registry_promote("tiny@v1", "production").action
+        'promote'
+    """
+    from aifx.registry.acts import promote
+
+    return promote(find_root(root, project)[0], reference, alias, _caller(request, reason, dry_run))
+
+
+def registry_rollback(
+    name: str,
+    alias: str,
+    *,
+    to: str | None = None,
+    reason: str = "",
+    request: str | None = None,
+    dry_run: bool = False,
+    root: str | None = None,
+    project: StrPath = ".",
+) -> Act:
+    """Let an alias mean the version before, without asking the policy.
+
+    Args:
+        name: of the model.
+        alias: such as "production".
+        to: "v2": a version that the alias meant before.
+        reason: for the ledger.
+        request: an id: a second call with it reports what the first one did.
+        dry_run: report the entry, and write none.
+        root: folder or URL with the models; by default `registry.root` of the project.
+        project: a folder in the project whose models are meant.
+
+    Example:
+        >>> aifx.registry_rollback("tiny", "production")
+        Traceback (most recent call last):
+        ...
+        aifx.core.errors.UsageError: ...
+    """
+    from aifx.registry.acts import rollback
+
+    return rollback(find_root(root, project)[0], name, alias, to, _caller(request, reason, dry_run))
+
+
+def registry_rm(
+    reference: str,
+    *,
+    reason: str = "",
+    request: str | None = None,
+    dry_run: bool = False,
+    root: str | None = None,
+    project: StrPath = ".",
+) -> Act:
+    """Withdraw a version and delete its files. Its entries and evidence stay.
+
+    Args:
+        reference: "NAME@v3" or "NAME@DIGITS".
+        reason: for the ledger.
+        request: an id: a second call with it reports what the first one did.
+        dry_run: report the entry, and delete nothing.
+        root: folder or URL with the models; by default `registry.root` of the project.
+        project: a folder in the project whose models are meant.
+
+    Example:
+        >>> aifx.registry_rm("tiny@v1")
+        Traceback (most recent call last):
+        ...
+        aifx.core.errors.UsageError: ...
+    """
+    from aifx.registry.acts import remove
+
+    found, home = find_root(root, project)
+    return remove(
+        found,
+        reference,
+        lambda state, version: _users(state.name, version.digest, home),
+        _caller(request, reason, dry_run),
+    )
+
+
+def _users(name: str, digest: str, project: Project | None) -> list[str]:
+    """The runs of a project that were tuned from a version."""
+    from aifx.runs.provenance import read_provenance
+
+    runs = project.runs() if project is not None else []
+    named = [run.name for run in runs if (read_provenance(run).get("finetuned_from") or {}).get("version") == digest]
+    return [f"run {run}" for run in named]
+
+
+def registry_init(
+    policy: StrPath | None = None,
+    *,
+    key: StrPath | None = None,
+    request: str | None = None,
+    root: str | None = None,
+    project: StrPath = ".",
+) -> PolicyPage:
+    """Give a registry its first policy, or another one.
+
+    Args:
+        policy: policy.toml; by default one without keys, with which everyone may do everything.
+        key: PEM file of the private key of an admin, if the policy that holds has one.
+        request: an id: a second call with it reports what the first one did.
+        root: folder or URL with the models; by default `registry.root` of the project.
+        project: a folder in the project whose models are meant.
+
+    Example:
+        >>> aifx.registry_init().is_open
+        True
+    """
+    from aifx.registry.acts import set_policy
+
+    found, _ = find_root(root, project)
+    file, signer = (None if path is None else Path(path) for path in (policy, key))
+    return set_policy(found, file, signer, _caller(request, ""))
+
+
+def registry_policy(*, root: str | None = None, project: StrPath = ".") -> PolicyPage:
+    """Return the policy that holds, and who made it.
+
+    Args:
+        root: folder or URL with the models; by default `registry.root` of the project.
+        project: a folder in the project whose models are meant.
+
+    Example:
+        >>> "[aliases.production]" in aifx.registry_policy().text
+        True
+    """
+    from aifx.registry.reports import show_policy
+
+    return show_policy(find_root(root, project)[0])
+
+
+def registry_keygen(path: StrPath, *, curve: str = "P-256") -> NewKey:
+    """Write a new private key, and the public one for a policy beside it.
+
+    Args:
+        path: of the private key; the public one gets ".pub" after it.
+        curve: "P-256", "P-384" or "P-521".
+
+    Example:
+        >>> aifx.registry_keygen("ann.pem").public
+        'ann.pem.pub'
+    """
+    from aifx.registry.signing import NewKey, write_key
+
+    file = Path(path)
+    return NewKey(str(file), f"{file}.pub", curve, write_key(file, curve))

@@ -1,0 +1,548 @@
+"""`aifx registry`: models by name, their versions, and what an alias means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aifx.commands.console.confirming import confirm_deletion
+from aifx.commands.console.options import JsonOption, StepOption, YesOption, option_group
+from aifx.commands.console.output import Output
+from aifx.commands.console.terminal import terminal
+from aifx.commands.registry.options import (
+    ActOptions,
+    AliasArgument,
+    KeyOption,
+    RootOption,
+    VersionArgument,
+    print_act,
+)
+from aifx.core.errors import UsageError
+from aifx.core.json_files import readable_bytes
+from aifx.core.plurals import counted
+
+if TYPE_CHECKING:
+    from aifx.verbs.registry import Act, ModelPage, ShownEntry, ShownVersion, VersionPage
+
+app = typer.Typer(
+    help="""Name models, keep their versions, and let an alias mean one of them on evidence.
+
+    Examples:
+        aifx registry push main fraud            make a version of a run's model
+        aifx registry promote fraud@v3 production
+        aifx registry rollback fraud production
+        aifx registry at fraud production --time 2026-11-30T14:00
+        aifx registry verify                     compare all with their digests
+    """,
+    no_args_is_help=True,
+)
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the model.")]
+
+
+def _time(text: str) -> str:
+    return text[:19].replace("T", " ")
+
+
+@app.command()
+def ls(root: RootOption = None, json: JsonOption = False) -> None:
+    """List models, with what their aliases mean.
+
+    Examples:
+        aifx registry ls
+        aifx registry ls --root s3://bucket/models --json
+    """
+    with terminal(json) as out:
+        from aifx.verbs.registry import registry_ls
+
+        found = registry_ls(root=root)
+        out.result(found)
+        if not found.models:
+            out.log(f"no model in {found.root}: aifx registry push RUN NAME makes one")
+            return
+        rows = [
+            (
+                one.name,
+                one.versions,
+                one.latest,
+                ", ".join(f"{alias}={version}" for alias, version in one.aliases.items()) or None,
+                _time(one.changed_at),
+            )
+            for one in found.models
+        ]
+        out.table(["model", "versions", "latest", "aliases", "changed (UTC)"], rows, right=["versions"])
+
+
+@app.command()
+def show(
+    reference: Annotated[
+        str, typer.Argument(metavar="NAME[@VERSION]", help="Model, or one of its versions: @v3, @ALIAS or @DIGITS.")
+    ],
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Describe a model, or one of its versions with its evidence.
+
+    Examples:
+        aifx registry show fraud
+        aifx registry show fraud@production --json
+    """
+    with terminal(json) as out:
+        from aifx.verbs.registry import registry_show, registry_show_version
+
+        if "@" in reference:
+            version = registry_show_version(reference, root=root)
+            out.result(version)
+            _print_version(out, version)
+        else:
+            page = registry_show(reference, root=root)
+            out.result(page)
+            _print_model(out, page)
+
+
+def _print_model(out: Output, page: ModelPage) -> None:
+    out.print(f"{page.name}: {counted(len(page.versions), 'version')} in {page.root}")
+    _print_versions(out, page.versions)
+    if page.aliases:
+        out.print("")
+        rows = [(one.alias, one.version, _time(one.since), one.by, one.entry) for one in page.aliases]
+        out.table(["alias", "version", "since (UTC)", "by", "entry"], rows, right=["entry"])
+
+
+def _print_versions(out: Output, versions: tuple[ShownVersion, ...]) -> None:
+    rows = [
+        (
+            one.reference,
+            one.digest[:12],
+            ", ".join(one.aliases) or ("withdrawn" if one.is_withdrawn else None),
+            ", ".join(f"{key}={value}" for key, value in one.tags.items()) or None,
+            f"{one.run}:{one.step}" if one.run else None,
+            _time(one.pushed_at),
+        )
+        for one in versions
+    ]
+    out.table(["version", "digest", "aliases", "tags", "run", "pushed (UTC)"], rows)
+
+
+def _print_version(out: Output, page: VersionPage) -> None:
+    version = page.version
+    state = "its files were deleted" if version.is_withdrawn else readable_bytes(page.size_bytes)
+    out.print(f"{version.reference}: {version.digest}, {state}")
+    out.print(
+        f"pushed {_time(version.pushed_at)} UTC by {version.pushed_by}, from run {version.run}, step {version.step}"
+    )
+    if version.aliases:
+        out.print(f"aliases: {', '.join(version.aliases)}")
+    for key, value in version.tags.items():
+        out.print(f"tag {key}={value}")
+    if page.evidence:
+        out.print("")
+        rows = [(one.kind, one.digest[:12], one.made_by, one.signed, _time(one.time)) for one in page.evidence]
+        out.table(["evidence", "digest", "by", "signed", "made (UTC)"], [_with_words(row) for row in rows])
+
+
+def _with_words(row: tuple[object, ...]) -> tuple[object, ...]:
+    return tuple({True: "yes", False: "no"}.get(cell, cell) if isinstance(cell, bool) else cell for cell in row)
+
+
+@app.command()
+def search(
+    words: Annotated[list[str], typer.Argument(metavar="WORD…", help="Words, or tags as KEY=VALUE. All must match.")],
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List the versions that have each word in their name, tags, aliases, people, reasons or data.
+
+    Examples:
+        aifx registry search team=risk
+        aifx registry search reviews@3f2a --json
+    """
+    with terminal(json) as out:
+        from aifx.verbs.registry import registry_search
+
+        found = registry_search(*words, root=root)
+        out.result(found)
+        if found.versions:
+            _print_versions(out, found.versions)
+        else:
+            out.log(f"no version in {found.root} has {' and '.join(words)}")
+
+
+@app.command()
+def history(
+    name: NameArgument,
+    alias: Annotated[
+        str | None, typer.Option("--alias", metavar="ALIAS", help="List the entries about this alias alone.")
+    ] = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List who did what with a model, when and why.
+
+    Examples:
+        aifx registry history fraud
+        aifx registry history fraud --alias production --json
+    """
+    with terminal(json) as out:
+        from aifx.verbs.registry import registry_history
+
+        found = registry_history(name, alias, root=root)
+        out.result(found)
+        rows = [_entry_row(one) for one in found.entries]
+        out.table(["entry", "time (UTC)", "action", "version", "alias", "by", "reason"], rows, right=["entry"])
+
+
+def _entry_row(one: ShownEntry) -> tuple[object, ...]:
+    rest = (one.version or None, one.alias or None, one.actor, one.reason or None)
+    return (one.number, _time(one.time), one.action, *rest)
+
+
+@app.command()
+def at(
+    name: NameArgument,
+    alias: AliasArgument,
+    time: Annotated[
+        str | None,
+        typer.Option("--time", metavar="TIME", help="Time, such as 2026-11-30T14:00+01:00; UTC without a zone."),
+    ] = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Say which version an alias meant at a time, and what servers had adopted.
+
+    Examples:
+        aifx registry at fraud production --time 2026-11-30T14:00
+        aifx registry at fraud production --json
+
+    Exits 1 if the alias meant no version then.
+    """
+    with terminal(json) as out:
+        from aifx.verbs.registry import registry_at
+
+        found = registry_at(name, alias, time, root=root)
+        out.result(found)
+        if (entry := found.entry) is None:
+            out.print(f"{name}@{alias} meant no version at {found.time}")
+        else:
+            why = f": {entry.reason}" if entry.reason else ""
+            out.print(f"{name}@{alias} meant {found.version} ({found.digest}) at {found.time}")
+            out.print(f"since entry {entry.number}, {_time(entry.time)} UTC: {entry.action} by {entry.actor}{why}")
+        for one in found.servers:
+            out.print(f"server {one.server}: {one.version} since {_time(one.since)} UTC")
+
+
+@app.command()
+def head(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME…]", help="Models. By default all.")] = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Print the digest of the last entry of each ledger, to be kept elsewhere.
+
+    Examples:
+        aifx registry head fraud
+        aifx registry verify --head $(aifx registry head fraud --json | jq -r .heads[0].digest)
+    """
+    with terminal(json) as out:
+        from aifx.verbs.registry import registry_head
+
+        found = registry_head(*(names or ()), root=root)
+        out.result(found)
+        out.table(["model", "entry", "digest"], [(one.name, one.number, one.digest) for one in found.heads])
+
+
+@app.command()
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME…]", help="Models. By default all.")] = None,
+    heads: Annotated[
+        list[str] | None,
+        typer.Option("--head", metavar="DIGEST", help="An entry that must be there. Can be repeated."),
+    ] = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare every entry, file and piece of evidence with its digest.
+
+    Examples:
+        aifx registry verify
+        aifx registry verify fraud --head 3f2a91c07be4
+
+    Exits 1 if one is changed, missing or in another place. Only --head shows that last entries were removed.
+    """
+    with terminal(json) as out:
+        from aifx.verbs.registry import registry_verify
+
+        found = registry_verify(*(names or ()), heads=heads or (), root=root)
+        out.result(found)
+        counts = (
+            counted(found.models, "model"),
+            f"{found.entries:,} entries",
+            counted(found.files, "file"),
+            f"{found.evidence:,} of evidence",
+        )
+        for problem in found.problems:
+            out.print(f"{problem.place}: {problem.why}")
+        out.print(f"{', '.join(counts)}: {'damaged' if found.problems else 'whole'}")
+
+
+@app.command()
+@option_group
+def push(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run of the project.")],
+    name: NameArgument,
+    step: StepOption = None,
+    json: JsonOption = False,
+    *,
+    options: ActOptions,
+) -> None:
+    """Make a version of a model from a checkpoint. The same checkpoint is the same version.
+
+    Examples:
+        aifx registry push main fraud
+        aifx registry push main fraud --step best --reason "more rows" --request job-17
+    """
+    with terminal(json) as out:
+        from aifx.verbs.registry import registry_push
+
+        done = registry_push(run, name, step=step, **vars(options))
+        print_act(out, done, f"{done.reference} is {done.digest}")
+
+
+@app.command()
+@option_group
+def tag(
+    version: VersionArgument,
+    tags: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE…]", help="Tags to set.")] = None,
+    remove: Annotated[
+        list[str] | None, typer.Option("--remove", metavar="KEY", help="Remove a tag. Can be repeated.")
+    ] = None,
+    json: JsonOption = False,
+    *,
+    options: ActOptions,
+) -> None:
+    """Set or remove tags of a version.
+
+    Examples:
+        aifx registry tag fraud@v3 team=risk tier=1
+        aifx registry tag fraud@v3 --remove tier
+    """
+    with terminal(json) as out:
+        from aifx.verbs.registry import registry_tag
+
+        given = {}
+        for text in tags or ():
+            key, separator, value = text.partition("=")
+            if not separator or not key:
+                hint = f"aifx registry tag {version} team=risk"
+                raise UsageError(f"{text!r} is no tag", "a tag is KEY=VALUE", hint)
+            given[key] = value
+        done = registry_tag(version, given, remove=remove or (), **vars(options))
+        print_act(out, done, f"{done.reference} is tagged")
+
+
+@app.command()
+@option_group
+def attest(
+    version: VersionArgument,
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="The evidence.")] = None,
+    eval_: Annotated[
+        bool, typer.Option("--eval", help="An evaluation. Without FILE, that of the run which was pushed.")
+    ] = False,
+    comparison: Annotated[bool, typer.Option("--comparison", help="A document of aifx eval --against.")] = False,
+    contamination: Annotated[
+        bool, typer.Option("--contamination", help="A document of aifx data decontaminate.")
+    ] = False,
+    bench: Annotated[bool, typer.Option("--bench", help="A document of aifx bench.")] = False,
+    drill: Annotated[bool, typer.Option("--drill", help="A document of aifx drill.")] = False,
+    sign: Annotated[bool, typer.Option("--sign", help="No file: the signature of --key alone.")] = False,
+    key: KeyOption = None,
+    json: JsonOption = False,
+    *,
+    options: ActOptions,
+) -> None:
+    """Add evidence about a version. The policy judges it when an alias is to mean the version.
+
+    Examples:
+        aifx registry attest fraud@v3 --eval
+        aifx registry attest fraud@v3 bench.json --bench
+        aifx registry attest fraud@v3 CARD.md --key ann.pem
+        aifx registry attest fraud@v3 --sign --key ann.pem
+    """
+    with terminal(json) as out:
+        from aifx.verbs.registry import registry_attest
+
+        kinds = {"eval": eval_, "comparison": comparison, "contamination": contamination}
+        kinds |= {"bench": bench, "drill": drill, "signature": sign}
+        chosen = [kind for kind, is_given in kinds.items() if is_given] or ["file"]
+        if len(chosen) > 1:
+            what = f"--{chosen[0]} cannot be used with --{chosen[1].replace('signature', 'sign')}"
+            raise UsageError(what, "evidence has one kind", f"aifx registry attest {version} FILE --{chosen[0]}")
+        done = registry_attest(version, file, chosen[0], key=key, **vars(options))
+        print_act(out, done, f"{done.reference} has evidence of the kind {chosen[0]!r}")
+
+
+@app.command()
+@option_group
+def approve(
+    version: VersionArgument,
+    alias: AliasArgument,
+    key: KeyOption = None,
+    json: JsonOption = False,
+    *,
+    options: ActOptions,
+) -> None:
+    """Approve that an alias may mean a version, on the evidence that there is now.
+
+    Examples:
+        aifx registry approve fraud@v3 production --key ann.pem
+        AIFX_ACTOR=ann aifx registry approve fraud@v3 production
+
+    New evidence, another policy or another version in service end an approval.
+    """
+    with terminal(json) as out:
+        from aifx.verbs.registry import registry_approve
+
+        done = registry_approve(version, alias, key=key, **vars(options))
+        print_act(out, done, f"{done.reference} is approved for {alias}")
+
+
+@app.command()
+@option_group
+def promote(version: VersionArgument, alias: AliasArgument, json: JsonOption = False, *, options: ActOptions) -> None:
+    """Let an alias mean a version, if the policy of the root finds the evidence.
+
+    Examples:
+        aifx registry promote fraud@v3 production --dry-run
+        aifx registry promote fraud@v3 production --reason "fewer missed cases" --request job-18
+
+    Exits 1 if a rule refuses, which the ledger has too; 75 if another entry came first.
+    """
+    with terminal(json) as out:
+        from aifx.verbs.registry import registry_promote
+
+        done = registry_promote(version, alias, **vars(options))
+        print_act(out, done, _moved(done))
+
+
+@app.command()
+@option_group
+def rollback(
+    name: NameArgument,
+    alias: AliasArgument,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="VERSION", help="Version that it meant before. By default the one before."),
+    ] = None,
+    json: JsonOption = False,
+    *,
+    options: ActOptions,
+) -> None:
+    """Let an alias mean the version before, without asking the policy.
+
+    Examples:
+        aifx registry rollback fraud production --reason "answers are late"
+        aifx registry rollback fraud production --to v2
+    """
+    with terminal(json) as out:
+        from aifx.verbs.registry import registry_rollback
+
+        done = registry_rollback(name, alias, to=to, **vars(options))
+        print_act(out, done, _moved(done))
+
+
+def _moved(done: Act) -> str:
+    if done.action == "refuse":
+        return f"{done.name}@{done.alias} stays {done.previous or 'without a version'}: {done.reference} is refused"
+    before = f", and meant {done.previous} before" if done.previous else ""
+    return f"{done.name}@{done.alias} means {done.reference.partition('@')[2]}{before}"
+
+
+@app.command()
+@option_group
+def rm(version: VersionArgument, yes: YesOption = False, json: JsonOption = False, *, options: ActOptions) -> None:
+    """Withdraw a version and delete its files. Its entries and evidence stay.
+
+    Examples:
+        aifx registry rm fraud@v1 --dry-run
+        aifx registry rm fraud@v1 --yes
+
+    A version that an alias or a run of the project names is refused.
+    """
+    with terminal(json) as out:
+        from aifx.verbs.registry import registry_rm, registry_show_version
+
+        if not yes and not options.dry_run:
+            size = readable_bytes(registry_show_version(version, root=options.root).size_bytes)
+            confirm_deletion(out, version, size, f"aifx registry rm {version} --yes")
+        done = registry_rm(version, **vars(options))
+        print_act(out, done, f"{done.reference} is withdrawn")
+
+
+@app.command()
+def init(
+    policy: Annotated[
+        Path | None, typer.Option("--policy", metavar="FILE", help="Policy to begin with, or to change to.")
+    ] = None,
+    key: KeyOption = None,
+    request: Annotated[
+        str | None, typer.Option("--request", metavar="ID", help="Do this once: a second call with ID changes nothing.")
+    ] = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Give a registry its policy: which evidence a version needs, and who may do what.
+
+    Examples:
+        aifx registry init
+        aifx registry init --policy policy.toml --key admin.pem
+
+    If the policy that holds has admins with keys, one of these must sign the change.
+    """
+    with terminal(json) as out:
+        from aifx.verbs.registry import registry_init
+
+        page = registry_init(policy, key=key, request=request, root=root)
+        out.result(page)
+        number = "" if page.entry is None else f" (entry {page.entry.number})"
+        out.print(f"the policy of {page.root} is {page.digest[:12]}{number}")
+        if page.is_open:
+            out.log("no admin has a key, so everyone may do everything, and change the policy")
+
+
+@app.command()
+def policy(root: RootOption = None, json: JsonOption = False) -> None:
+    """Print the policy of a registry.
+
+    Examples:
+        aifx registry policy > policy.toml
+    """
+    with terminal(json) as out:
+        from aifx.verbs.registry import registry_policy
+
+        page = registry_policy(root=root)
+        out.result(page)
+        if not page.text:
+            out.log(f"{page.root} has no policy, so no evidence is asked for: aifx registry init")
+        elif not json:
+            out.write(page.text)
+
+
+@app.command()
+def keygen(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="Private key to write. The public one is FILE.pub.")],
+    curve: Annotated[str, typer.Option("--curve", metavar="CURVE", help="P-256, P-384 or P-521.")] = "P-256",
+    json: JsonOption = False,
+) -> None:
+    """Write a new key pair for signatures.
+
+    Examples:
+        aifx registry keygen ann.pem
+    """
+    with terminal(json) as out:
+        from aifx.verbs.registry import registry_keygen
+
+        made = registry_keygen(path, curve=curve)
+        out.result(made)
+        out.print(f"{made.private}: keep it; {made.public}: for [keys] of policy.toml; id {made.id}")

@@ -1,0 +1,57 @@
+"""Options and output that the commands of `aifx registry` share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aifx.commands.console.options import DryRunOption
+from aifx.commands.console.output import Output
+
+if TYPE_CHECKING:
+    from aifx.verbs.registry import Act
+
+VersionArgument = Annotated[
+    str, typer.Argument(metavar="NAME@VERSION", help="Version: NAME@v3, NAME@ALIAS or NAME@DIGITS.")
+]
+AliasArgument = Annotated[str, typer.Argument(metavar="ALIAS", help="Alias, such as production.")]
+RootOption = Annotated[
+    str | None,
+    typer.Option("--root", metavar="FOLDER|URL", help="Where the models are. By default registry.root of aifx.toml."),
+]
+KeyOption = Annotated[
+    Path | None, typer.Option("--key", metavar="FILE", help="Sign with the private key in this PEM file.")
+]
+
+
+@dataclass(frozen=True)
+class ActOptions:
+    """Options of the commands that change a registry."""
+
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Say why, in the ledger.")] = ""
+    request: Annotated[
+        str | None,
+        typer.Option("--request", metavar="ID", help="Do this once: a second call with ID reports the first one's."),
+    ] = None
+    dry_run: DryRunOption = False
+    root: RootOption = None
+
+
+def print_act(out: Output, done: Act, sentence: str) -> None:
+    """Print what was done, and what each rule of the policy found."""
+    out.result(done)
+    for finding in done.findings:
+        out.print(f"{'passed' if finding.passed else 'FAILED'}  {finding.rule}: {finding.found}")
+        if finding.hint:
+            out.print(f"        hint: {finding.hint}")
+    ending = ""
+    if done.is_planned:
+        ending = " (not done: --dry-run)"
+    elif done.is_repeated:
+        ending = f" (entry {done.entry}, which an earlier call with this request id made)"
+    elif done.entry is None:
+        ending = " (it was so already)"
+    out.print(f"{sentence}{ending}")
