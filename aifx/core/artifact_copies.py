@@ -21,7 +21,9 @@ from aifx.core.artifact import (
     DamagedArtifact,
     Files,
     SealedFile,
+    check_once,
     damage,
+    mark_checked,
     other_size,
     parse_artifact,
     sync_file,
@@ -35,7 +37,7 @@ from aifx.core.files import UnsafeFile, make_folders, remove_temporary, replacin
 from aifx.core.json_files import cannot_write
 from aifx.core.os_errors import could_not
 from aifx.core.progress import Reporter, report_progress
-from aifx.core.stores import Store
+from aifx.core.stores import Store, open_store
 
 
 def stored_artifact(store: Store, kind: str, version: int) -> Artifact | None:
@@ -83,6 +85,27 @@ def copy_files(source: Store, files: Files, target: Store) -> int:
         with _writing(target.folder):
             sync_folders(target.folder)
     return copied
+
+
+def fetch_artifact(store: Store, artifact: Artifact, folder: Path, *, is_whole: bool = True) -> Path:
+    """`folder` of the cache with the artefact of a store, of which only what is missing or damaged is copied.
+
+    Args:
+        is_whole: False for some of the files of an artefact, which are copied without its manifest.
+
+    Raises DamagedArtifact if it is damaged in the store, EnvironmentFault if the store fails.
+    """
+    try:
+        check_once(folder, artifact, artifact.own_files)
+    except DamagedArtifact:  # or not there yet
+        if is_whole:
+            copy_artifact(store, artifact, open_store(str(folder)))
+        else:
+            copy_files(store, artifact.own_files, open_store(str(folder)))
+        mark_checked(folder, artifact, artifact.own_files)
+    except OSError as e:
+        raise could_not(f"could not read {folder}", e, e.errno or errno.EIO, str(folder)) from e
+    return folder
 
 
 def damaged_in_store(store: Store, files: Files, progress: Reporter | None = None) -> list[str]:

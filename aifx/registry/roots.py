@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aifx.core.artifact import Artifact, short
-from aifx.core.artifact_copies import stored_artifact
+from aifx.core.artifact_copies import fetch_artifact, stored_artifact
 from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError, UsageError, did_you_mean
-from aifx.core.project import RUN_NAME, Project
+from aifx.core.project import RUN_NAME, Project, cache_path
 from aifx.core.stores import Store, open_store
 from aifx.registry.ledger import Entry, Ledger, LostRace, find_request, new_request
 from aifx.registry.state import ModelState, NumberedVersion
@@ -98,6 +98,15 @@ class Root:
         Raises DamagedArtifact, AifxError for another kind or version of artefact, EnvironmentFault if the store fails.
         """
         return stored_artifact(self.version_store(name, digest), KIND, VERSION)
+
+    def fetch(self, name: str, version: NumberedVersion) -> Path:
+        """The folder of a version in the cache, compared with its digests. Raises UsageError if it was withdrawn."""
+        artifact = self.artifact(name, version.digest)
+        if artifact is None or artifact.digest != version.digest:
+            what = f"{name}@{version.label} is not in {self.store.url}"
+            why = "it was withdrawn" if version.is_withdrawn else "its manifest is missing, or of another version"
+            raise UsageError(what, why, f"aifx registry show {name}, or: aifx registry verify {name}")
+        return fetch_artifact(self.version_store(name, version.digest), artifact, cache_path("models") / version.digest)
 
     def names(self) -> list[str]:
         """The models that have an entry."""
@@ -179,6 +188,13 @@ def open_root(root: str | None, project: Project | None = None) -> Root:
             project.registry if "://" in project.registry else str(project.root / Path(project.registry).expanduser())
         )
     return Root(open_store(root if "://" in root else str(Path(root).expanduser().absolute())))
+
+
+def pull(reference: str, project: Project | None = None, root: str | None = None) -> tuple[str, Path]:
+    """The digest of a version, "fraud@production", and its folder in the cache. Raises UsageError, DamagedArtifact."""
+    found = open_root(root, project)
+    state, version = found.find(reference)
+    return version.digest, found.fetch(state.name, version)
 
 
 def find_version(state: ModelState, reference: str) -> NumberedVersion:

@@ -7,7 +7,6 @@ it.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
@@ -32,10 +31,9 @@ from aifx.core.artifact import (
     short,
     short_reference,
 )
-from aifx.core.artifact_copies import copy_artifact, copy_files, damaged_in_store
+from aifx.core.artifact_copies import copy_artifact, damaged_in_store, fetch_artifact
 from aifx.core.errors import AifxError, DataError, UsageError, did_you_mean
 from aifx.core.files import UnsafeFile
-from aifx.core.os_errors import could_not
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, cache_path
 from aifx.core.stores import Store, open_store
@@ -242,25 +240,9 @@ class Catalog:
 
 
 def fetch(store: Store, artifact: Artifact, folder: Path, *, is_whole: bool = True) -> Path:
-    """`folder` of the cache with the artefact of a store, of which only what is missing or damaged is copied.
-
-    Args:
-        is_whole: False for some of the files of an artefact, which are copied without its manifest.
-
-    Raises DataError if it is damaged in the store, EnvironmentFault if the store fails.
-    """
+    """Fill `folder` of the cache as `fetch_artifact` does, and return it. Raises DataError if it is damaged."""
     with _damaged_data():
-        try:
-            check_once(folder, artifact, artifact.own_files)
-        except DamagedArtifact:  # or not there yet
-            if is_whole:
-                copy_artifact(store, artifact, open_store(str(folder)))
-            else:
-                copy_files(store, artifact.own_files, open_store(str(folder)))
-            mark_checked(folder, artifact, artifact.own_files)
-        except OSError as e:
-            raise could_not(f"could not read {folder}", e, e.errno or errno.EIO, str(folder)) from e
-    return folder
+        return fetch_artifact(store, artifact, folder, is_whole=is_whole)
 
 
 def open_catalog(root: str, project: Project | None = None) -> Catalog:
