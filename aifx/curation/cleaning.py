@@ -17,6 +17,7 @@ import ftfy
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from ftfy.badness import is_bad
 from ftfy.fixes import fix_line_breaks
 from pyarrow import Table
 
@@ -71,7 +72,7 @@ class Clean(ShardStep):
 
     @property
     def worker_bytes(self) -> int:
-        return 2 << 20
+        return 8 << 20
 
     @property
     def added_columns(self) -> Mapping[str, str]:
@@ -196,6 +197,13 @@ SUSPECT = re.compile(
 )
 """In lines that ftfy repairs: mojibake is two such characters together, or an accented letter before a space."""
 
+REMOVED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u206a-\u206f\ud800-\udfff\ufeff\ufff9-\ufffc]")
+"""Characters that ftfy removes or replaces wherever they are."""
+
+AROUND_ODD = re.compile(r"(?s).{0,2}[^\x00-\x7f](?:.{0,9}[^\x00-\x7f])*.{0,6}")
+"""Characters beyond ASCII and those around them: all that ftfy's expression for mojibake may match, and little else. It
+tries each of its alternatives at each character."""
+
 _REPAIRS = ftfy.TextFixerConfig(
     unescape_html=False,
     fix_latin_ligatures=False,
@@ -243,7 +251,15 @@ def _repaired_text(text: str, form: UnicodeForm, encoding: bool) -> str:
 
 
 def _repaired_line(line: str, form: UnicodeForm) -> str:
-    return _normal(ftfy.fix_text(line, _REPAIRS) if SUSPECT.search(line) else line, form)
+    is_changed = SUSPECT.search(line) is not None and _may_change(line)
+    return _normal(ftfy.fix_text(line, _REPAIRS) if is_changed else line, form)
+
+
+def _may_change(line: str) -> bool:
+    """Whether ftfy may change a line: most that are suspect have quotes beside dashes only."""
+    if len(line) >= _REPAIRS.max_decode_length or REMOVED.search(line) is not None:
+        return True
+    return any(map(is_bad, AROUND_ODD.findall(line)))
 
 
 def _normal(text: str, form: UnicodeForm) -> str:

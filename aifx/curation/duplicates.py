@@ -67,6 +67,9 @@ DIGESTS, BANDS = "digests", "bands"
 ROW_DIGESTS = 1
 """Version of the digests of rows. Raise it if a row would get another."""
 
+DIGESTED_BYTES, SKETCHED_BYTES = 192 << 20, 64 << 20
+"""Bytes of shards that are worth a process of their own: those that it reads in a second."""
+
 MEMBER_BYTES = 256
 """Memory for each row of a cluster that is decided about."""
 
@@ -129,8 +132,10 @@ def _read_shards(version: Version, near: float | None, work: Path, sketches: Pat
     bands = Bands.at(near) if near is not None else None
     read = partial(_read_one, version.manifest.kind, bands, work, sketches)
     activity = f"{'sketching' if bands else 'reading'} {version.reference}"
-    with report_progress(activity, sum(file.bytes for file in files), "bytes") as progress:
-        for index, _ in call_each(read, items, limits.workers, begin=return_memory):
+    size = sum(file.bytes for file in files)
+    workers = limits.for_work(size, SKETCHED_BYTES if bands else DIGESTED_BYTES).workers
+    with report_progress(activity, size, "bytes") as progress:
+        for index, _ in call_each(read, items, workers, begin=return_memory):
             progress.advance(files[index].bytes)
 
 

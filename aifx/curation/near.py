@@ -311,8 +311,9 @@ class Texts:
     def signatures_of(self, indices: I64) -> NDArray[np.uint32]:
         """The signatures of rows, [rows, permutations]."""
         size = 4 * PERMUTATIONS
-        data = b"".join([os.pread(self.signatures, size, size * index) for index in indices.tolist()])
-        return _signatures(data)
+        distinct, places = np.unique(indices, return_inverse=True)
+        data = b"".join([os.pread(self.signatures, size, size * index) for index in distinct.tolist()])
+        return _signatures(data)[places]
 
 
 @contextmanager

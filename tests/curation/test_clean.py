@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ftfy
 import inprocess
 import pyarrow as pa
 import pytest
 from documented import blocks
+from ftfy.badness import MOJIBAKE_CATEGORIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -22,7 +24,7 @@ from toy_steps import Rows
 
 from aifx.core.errors import UsageError
 from aifx.curation import languages
-from aifx.curation.cleaning import SUSPECT, Clean, check_text, repaired
+from aifx.curation.cleaning import _REPAIRS, SUSPECT, Clean, _may_change, check_text, repaired
 from aifx.curation.execution import execute
 from aifx.curation.languages import SAMPLE, identify
 from aifx.curation.rules import Rule, load_rules, parse_rules
@@ -310,3 +312,16 @@ EDGES = "\0\x08\t\n\x0b\r\x1f ?a~\x7f\x80\xa0\xa1\xbf\xc0é\xff\u0100\u2027\u202
 @given(st.text(alphabet=EDGES, max_size=4))
 def test_suspect_texts_are_those_of_the_plain_expression(text: str) -> None:
     assert bool(SUSPECT.search(text)) == bool(PLAIN_SUSPECT.search(text))
+
+
+ODD = "".join(MOJIBAKE_CATEGORIES.values()).replace("\\", "") + "ÃÂâŒœГўВЂβ€ā√≈‚вØÙ×²à\x1b\u206a\ufff9\ufeff"
+lines = st.lists(st.text(alphabet=ODD, max_size=4) | st.text(alphabet="aZ .?0[", max_size=12), max_size=8).map("".join)
+
+
+@given(lines | st.text(alphabet=st.characters(exclude_characters="\n")))
+def test_lines_that_are_skipped_are_those_that_ftfy_leaves(line: str) -> None:
+    assert _may_change(line) or ftfy.fix_text(line, _REPAIRS) == line
+
+
+def test_quotes_beside_dashes_are_skipped() -> None:
+    assert not _may_change("It’s “good”—“very,” she said… — naïve café")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -173,6 +174,17 @@ def test_the_fast_way_misses_nothing(values: list[str | None]) -> None:
     """Texts are skipped by patterns of another engine."""
     expected = [(n, text, DETECTOR.find(text)) for n, text in enumerate(values) if text and DETECTOR.find(text)]
     assert list(DETECTOR.find_in(pa.array(values, pa.string()))) == expected
+
+
+PLAIN_PHONE = re.compile(
+    r"(?:(?<![\w+.,:#-])(?<![\w]/)|(?<=[^\W\d]:))(?:\(?\+ ?|\()?[0-9][0-9 ().\-/\u00a0\u2010-\u2015]{5,22}[0-9]"
+    r"(?!(?![xX]\d|(?i:ext))[\w@]|\.\d)"
+)
+
+
+@given(st.lists(st.sampled_from("0123456789(+ -/:.,#aé_x@\u00a0\n"), max_size=40).map("".join) | texts)
+def test_numbers_that_may_be_phones_are_those_of_the_plain_expression(text: str) -> None:
+    assert [m.span() for m in finders._PHONE.finditer(text)] == [m.span() for m in PLAIN_PHONE.finditer(text)]
 
 
 secrets = st.builds(

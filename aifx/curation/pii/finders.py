@@ -76,9 +76,11 @@ _LOCAL = re.compile(r"[\w.+%'-]{1,64}$")
 _DOMAIN = re.compile(r"(?:[^\W_](?:[^\W_]|-){0,62}\.){1,8}[^\W\d_]{2,24}(?![\w-])")
 _FILE_LABEL = re.compile(r"[\d.]*\d+x?|x\d*", re.IGNORECASE)  # of logo@2x.png and package@1.2.3.tgz
 
+# (?:(?<![\w+.,:#-])(?<!\w/)|(?<=[^\W\d]:))(?:\(?\+ ?|\()?[0-9]..., written so that Python skips other characters in one
+# loop: the first character is of one set, and what is before it is asked afterwards.
 _PHONE = re.compile(
-    r"(?:(?<![\w+.,:#-])(?<![\w]/)|(?<=[^\W\d]:))(?:\(?\+ ?|\()?[0-9][0-9 ().\-/\u00a0\u2010-\u2015]{5,22}[0-9]"
-    r"(?!(?![xX]\d|(?i:ext))[\w@]|\.\d)"
+    r"[0-9(+](?:(?<![\w+.,:#-].)(?<!\w/.)|(?<=[^\W\d]:.))(?:(?<=[0-9])|(?:(?<=\()(?:\+ ?)?|(?<=\+) ?)[0-9])"
+    r"[0-9 ().\-/\u00a0\u2010-\u2015]{5,22}[0-9](?!(?![xX]\d|(?i:ext))[\w@]|\.\d)"
 )
 _COUNTRY = re.compile(r"\(?(?:\+|00) ?(?=[1-9])")  # before a country's code
 _EXTENSION = re.compile(r"(?i)[ ,;]{0,3}(?:ext(?:ension|n)?|x|#)[.:= ]{0,3}\d{1,6}(?![\w-])")

@@ -120,7 +120,7 @@ class FindPii(ShardStep):
 
     @property
     def worker_bytes(self) -> int:
-        return 8 << 20
+        return 24 << 20
 
     def _found(self, rows: Table) -> list[_Found]:
         """The texts with personal data in the columns that are searched."""
