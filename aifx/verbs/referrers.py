@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import AifxError, DataError, UsageError
 from aifx.core.os_errors import in_brief
@@ -44,16 +45,31 @@ def configuration(catalog: Catalog, project: Project) -> Iterator[Use]:
 
 
 def recipe(catalog: Catalog, project: Project) -> Iterator[Use]:
-    """The versions that steps of the project's recipe name."""
-    from aifx.verbs.recipe_files import RECIPE, read_recipes
+    """The versions that the project's recipe names, in its steps or in the rules of a contract."""
+    from aifx.curation.contracts import load_contract
+    from aifx.verbs.data_expect import RULES
+    from aifx.verbs.recipe_files import RECIPE, contract_of, read_recipes
 
-    path = project.root / RECIPE
+    path, contracts = project.root / RECIPE, {project.root / RULES}
     if path.exists():
-        for one in read_recipes(path).values():
-            for value in (value for step in one.steps for value in step.settings.values()):
-                for text in value if isinstance(value, list) else [value]:
-                    if isinstance(text, str) and (found := _PINNED.match(text)):
-                        yield Use(found[0], RECIPE)
+        for step in (step for one in read_recipes(path).values() for step in one.steps):
+            yield from _pinned(step.settings, RECIPE)
+            if step.name == "expect" and isinstance(rules := contract_of(step, path.parent), Path):
+                contracts.add(rules)
+    for rules in sorted(contracts):
+        if rules.exists():
+            who = os.path.relpath(rules, project.root)
+            yield from _pinned([rule.settings for rule in load_contract(rules)], who)
+
+
+def _pinned(value: Any, who: str) -> Iterator[Use]:
+    """The versions that texts of a document name."""
+    if isinstance(value, str):
+        if found := _PINNED.match(value):
+            yield Use(found[0], who)
+    elif isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _pinned(each, who)
 
 
 REFERRERS: list[Referrer] = [runs, configuration, recipe]

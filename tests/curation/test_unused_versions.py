@@ -100,6 +100,30 @@ def test_a_version_stays_if_something_names_it_or_was_made_of_it(
     assert inprocess.run(["data", "verify", "--all"], Path.cwd(), {}).returncode == 0
 
 
+def test_versions_that_rules_of_a_contract_name_stay(
+    catalog: Catalog, versions: dict[str, Version], project: Project
+) -> None:
+    rule = '[[rule]]\ncolumn = "text"\ncheck = "distribution"\nmeasure = "psi"\nat_most = 1\nagainst = "{}"\n'
+    (project.root / "rules.toml").write_text(rule.format(versions["x"].reference))
+    (project.root / "strict.toml").write_text(rule.format(versions["g"].reference))
+    inline = f'{{ check = "references", column = "text", to = "{versions["cg"].reference}" }}'
+    (project.root / "recipe.toml").write_text(
+        f"""[birds]
+        steps = [
+            {{ add = {{ sources = ["birds/"], license = "MIT" }} }},
+            {{ expect = {{ rules = "strict.toml" }} }},
+            {{ expect = {{ rules = [{inline}] }} }},
+        ]"""
+    )
+    deleted, kept = gc("--dry-run")
+    assert deleted == {}
+    assert [kept[versions[name].reference] for name in ("x", "g", "cg")] == [
+        "rules.toml",
+        "strict.toml",
+        "recipe.toml",
+    ]
+
+
 def test_young_versions_stay(catalog: Catalog, versions: dict[str, Version]) -> None:
     found = find_unused(catalog, [], days=1)
     assert {one.kept for one in found} == {"it was made less than 1 days ago"}
