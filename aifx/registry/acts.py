@@ -295,8 +295,6 @@ def remove(
     Raises UsageError naming what refers to it: an alias, a version that is tuned from it, a line.
     """
     state, version = root.find(reference)
-    if (done := _done_before(root, state.name, caller)) is not None:
-        return done
 
     def decide(state: ModelState) -> Entry:
         found = find_version(state, f"{state.name}@{version.digest}")
@@ -307,11 +305,13 @@ def remove(
 
     if caller.is_trial:
         return _trial(state, decide(state))
-    if version.is_withdrawn:
+    done = _done_before(root, state.name, caller)
+    if done is None and version.is_withdrawn:
         done = Act("withdraw", state.name, f"{state.name}@{version.label}", version.digest)
-    else:
+    elif done is None:
         done = _act(root.act(state.name, caller.request, decide, again=True))
-    root.versions(state.name).remove(short(version.digest))  # also what a killed call left of them
+    if root.state(state.name).versions[version.digest].is_withdrawn:  # and nobody pushed it again since
+        root.versions(state.name).remove(short(version.digest))  # also what a killed call left
     return done
 
 
