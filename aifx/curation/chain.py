@@ -25,60 +25,26 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from aifx.core.digests import sha256_of_json
 from aifx.core.files import read_file
 from aifx.core.json_files import write_json
 from aifx.core.json_values import plain
 from aifx.core.parsing import parse_json
 from aifx.curation.continuing import LastingStep
 from aifx.curation.execution import OUT, Runner, run_stage
+from aifx.curation.planned import PlannedVersion
 from aifx.curation.step import DecidedStep, Limits, Outcome, ShardStep, Step, digest_of
 from aifx.data.names import CLUSTER, ROW
 from aifx.data.readers.arrow import pa, pc
 from aifx.data.versions.made_steps import DROPPED_BY, MAKE, ROWS, fact_of, made_steps
-from aifx.data.versions.manifest import CONTINUES, Manifest, ShardFile, Source, StepRecord, Version
+from aifx.data.versions.manifest import CONTINUES, Manifest, ShardFile, Source, StepRecord
 from aifx.data.versions.shards import dropped_rows, read_parts, read_shard
 
 STAGE = "stage-"
 
 
-@dataclass(frozen=True)
-class PlannedVersion(Version):
-    """The rows that some steps of a chain leave, which get no version of their own."""
-
-    @property
-    def reference(self) -> str:
-        return self.manifest.name
-
-
-def planned_version(first: Version, links: Sequence[Step]) -> Version:
-    """The rows of a version after some steps, before they are made: its columns are known, and its files are not."""
-    if not links:
-        return first
-    columns = dict(first.manifest.columns)
-    for link in links:
-        columns |= link.added_columns
-    manifest = replace(
-        first.manifest,
-        columns=columns,
-        shards=(),
-        dropped=(),
-        dropped_by={},
-        quarantine=(),
-        facts={},
-        step=StepRecord(links[-1].name, plain(links[-1].settings)),
-        sha256=sha256_of_json(plain([first.manifest.sha256, *map(_record, links)])),
-    )
-    return PlannedVersion(Path("planned"), manifest)
-
-
 def can_link(step: Step) -> bool:
     """Whether a step can be one of several that make a version together."""
     return type(step).run in (ShardStep.run, DecidedStep.run)
-
-
-def _record(link: Step) -> Mapping[str, Any]:
-    return {"name": link.name, "settings": plain(link.settings)}
 
 
 def _looks_at_all(link: Step) -> bool:
@@ -104,25 +70,20 @@ _SPOOL = TypeAdapter(Spool)
 
 
 @dataclass(frozen=True)
-class Stage(Step):
-    """Steps that need one reading of the rows: the first of them may look at all rows before.
+class LinkedSteps(Step):
+    """Steps of which each reads the rows that the one before it leaves.
 
     Attributes:
-        links: the steps. The parent of the first is that of the stage.
-        number: of the first link in the chain.
-        bounds: the number of the first shard of the parent for each task, and of all shards.
+        links: the steps. The parent of the first is that of them all.
     """
 
     links: tuple[Step, ...]
-    number: int
-    bounds: tuple[int, ...]
 
     name = MAKE
-    has_profile = False
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        return {"steps": [_record(link) for link in self.links]}
+        return {"steps": [plain(link.record) for link in self.links]}
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -131,6 +92,23 @@ class Stage(Step):
     @property
     def worker_bytes(self) -> int:
         return min(link.worker_bytes for link in self.links)
+
+
+@dataclass(frozen=True)
+class Stage(LinkedSteps):
+    """Steps that need one reading of the rows: the first of them may look at all rows before.
+
+    Attributes:
+        number: of the first link in the chain.
+        bounds: the number of the first shard of the parent for each task, and of all shards.
+        extra: columns of dropped rows that a step of the chain adds, with their types.
+    """
+
+    number: int
+    bounds: tuple[int, ...]
+    extra: Mapping[str, str]
+
+    has_profile = False
 
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
         found = self.links[0].prepare(work, limits)
@@ -154,25 +132,29 @@ class Stage(Step):
     def _pass(self, rows: Any, outcome: Outcome, work: Path) -> Outcome:
         """Pass the rows that the first link leaves through the others."""
         facts: Counter[str] = Counter()
-        left_out = [_marked(dropped_rows([], []), 0)]
-        quarantine = []
+        left_out = [self._marked(dropped_rows([], []), 0)]
         for number, link in enumerate(self.links, self.number):
             if number > self.number:
                 outcome = _apply(link, rows, work)
             assert outcome.kept is not None, f"{link.name} gives no rows"
+            assert outcome.quarantine is None, f"{link.name} reads no sources"
             facts.update({fact_of(number, name): count for name, count in outcome.facts.items()})
             facts[fact_of(number, ROWS)] += len(outcome.kept)
             if outcome.dropped is not None and len(outcome.dropped):
-                left_out.append(_marked(outcome.dropped, number))
+                left_out.append(self._marked(outcome.dropped, number))
                 rules = outcome.dropped["rule"].to_pylist()
                 facts.update(fact_of(number, f"{DROPPED_BY}{rule}") for rule in rules)
-            if outcome.quarantine is not None:
-                quarantine.append(outcome.quarantine)
+            if link.fills_columns:
+                rows = _with_columns(rows, link.added_columns)
             if len(changed := changed_rows(rows, outcome.kept)):
-                left_out.append(_marked(dropped_rows(changed, pa.nulls(len(changed), pa.string())), number))
+                left_out.append(self._marked(dropped_rows(changed, pa.nulls(len(changed), pa.string())), number))
             rows = outcome.kept
-        bad = pa.concat_tables(quarantine) if quarantine else None
-        return Outcome(rows, pa.concat_tables(left_out), facts, quarantine=bad)
+        return Outcome(rows, pa.concat_tables(left_out), facts)
+
+    def _marked(self, dropped: Any, number: int) -> Any:
+        """Dropped or changed rows with the number of the step, and with all columns that a step adds."""
+        rows = _with_columns(dropped, self.extra).select([ROW, "rule", "twin", *self.extra])
+        return rows.append_column("step", pa.array(np.full(len(rows), number), pa.int16()))
 
 
 def _apply(link: Step, rows: Any, work: Path) -> Outcome:
@@ -180,11 +162,12 @@ def _apply(link: Step, rows: Any, work: Path) -> Outcome:
     return link.apply(rows, work)
 
 
-def _marked(dropped: Any, number: int) -> Any:
-    """Dropped or changed rows with the number of the step."""
-    return dropped.select([ROW, "rule", "twin"]).append_column(
-        "step", pa.array(np.full(len(dropped), number), pa.int16())
-    )
+def _with_columns(rows: Any, columns: Mapping[str, str]) -> Any:
+    """Rows with the columns that they lack, which hold nothing."""
+    for name, kind in columns.items():
+        if name not in rows.column_names:
+            rows = rows.append_column(name, pa.nulls(len(rows), pa.type_for_alias(kind)))
+    return rows
 
 
 def changed_rows(before: Any, after: Any) -> Any:
@@ -228,39 +211,24 @@ class LimitBroken(Exception):
 
 
 @dataclass(frozen=True)
-class ChainStep(Step):
+class ChainStep(LinkedSteps):
     """Makes a version by several steps, of which each but the last gets none.
 
-    Its second parent, if there is one, is a version of earlier rows that the same steps made: the decisions of `dedupe`
-    and `split` about these rows stay (`continuing`).
+    Each link has the rows that those before it leave as its first parent (`planned_version`). The second parent of the
+    chain, if there is one, is a version of earlier rows that the same steps made: the decisions of `dedupe` and `split`
+    about these rows stay (`continuing`).
 
     Attributes:
-        links: the steps, each with the rows that those before it leave as its first parent (`planned_version`).
         limits: for each link, whether what it made is accepted. They are no part of the result.
         runner: of the tasks of stages.
     """
 
-    links: tuple[Step, ...]
     limits: tuple[Callable[[Manifest], bool], ...] = field(compare=False, repr=False)
     runner: Runner | None = field(default=None, compare=False, repr=False)
-
-    name = MAKE
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what only `prepare` uses: functions of a verb, and the runner that takes the tasks."""
         return {**self.__dict__, "limits": (), "runner": None}
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        return {"steps": [_record(link) for link in self.links]}
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys([type(self).__module__, *(m for link in self.links for m in link.modules)]))
-
-    @property
-    def worker_bytes(self) -> int:
-        return min(link.worker_bytes for link in self.links)
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -361,7 +329,8 @@ class ChainStep(Step):
         first = links[0]
         if self.parents[1:] and isinstance(first, LastingStep) and first.continues(first.record):
             links = (replace(first, parents=(parent, *self.parents[1:]), link=cuts[number]), *links[1:])
-        return Stage((parent,), links, cuts[number], bounds)
+        extra = {name: kind for link in self.links for name, kind in link.dropped_columns.items()}
+        return Stage((parent,), links, cuts[number], bounds, extra)
 
 
 @lru_cache(maxsize=8)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,6 +65,11 @@ class Classify(DecidedStep):
     column: str
 
     name = "classify"
+    dropped_columns = MappingProxyType({SCORE: "double"})
+
+    @property
+    def added_columns(self) -> Mapping[str, str]:
+        return {self.column: "double"}
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ from pyarrow import Table
 from aifx.core.errors import AifxError, ConfigError, UsageError, did_you_mean
 from aifx.curation.contracts import FACT, MOST_IDS, REFERENCE, STEP, Expectation, has_type
 from aifx.curation.drift import LEAST_ROWS, binned, jensen_shannon, ks, psi
+from aifx.curation.planned import PlannedVersion
 from aifx.curation.step import DecidedStep, Limits, Outcome, first_rows, without_dropped, write_decisions
 from aifx.data.names import ROW
 from aifx.data.versions.catalog import Catalog, check_own_rows
@@ -84,6 +85,7 @@ class Expect(DecidedStep):
         return {n: " and ".join(f"{name} is {columns[name]}" for name in sorted(names)) for n, names in others if names}
 
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
+        _check_rows(self.parents[0])
         return {FACT: _judge(self, work, limits)}
 
     def apply(self, rows: Table, decisions: Table) -> Outcome:
@@ -99,8 +101,7 @@ def expect(version: Version, rules: Sequence[Expectation], catalog: Catalog, whe
     Raises ConfigError for a rule that the version cannot have, UsageError for a data set that there is not.
     """
     check_own_rows(version.manifest, f"aifx data {STEP}")
-    if not version.shards:
-        raise UsageError(f"{version.reference} has no rows", "there is nothing to judge", "aifx data ls")
+    _check_rows(version.first or version if isinstance(version, PlannedVersion) else version)
     others: dict[str, Version] = {}
     resolved = []
     for rule in rules:
@@ -122,6 +123,11 @@ def expect(version: Version, rules: Sequence[Expectation], catalog: Catalog, whe
                     _check_types(rule, version.manifest.columns)
                     _check_sql(rule, step, connection)
     return step
+
+
+def _check_rows(version: Version) -> None:
+    if not version.shards:
+        raise UsageError(f"{version.reference} has no rows", "there is nothing to judge", "aifx data ls")
 
 
 def _open_other(reference: str, own: str, catalog: Catalog) -> Version:
@@ -168,9 +174,14 @@ def _check_types(rule: Expectation, columns: Mapping[str, str]) -> None:
 def _connected(step: Expect, memory_bytes: int) -> Iterator[Any]:
     """A connection with the rows as the view `data`, with their numbers as `numbered`, and those of others."""
     version = step.parents[0]
-    tables = {"data": RowTable(version), "places": RowTable(version, is_numbered=True)}
-    tables |= {_table(reference): RowTable(other) for reference, other in step.others.items()}
+    tables = {_table(reference): RowTable(other) for reference, other in step.others.items()}
+    planned = version.schema if isinstance(version, PlannedVersion) and version.first is not None else None
+    if planned is None:
+        tables |= {"data": RowTable(version), "places": RowTable(version, is_numbered=True)}
     with open_tables(tables, memory_bytes) as connection:
+        if planned is not None:
+            connection.register("data", planned.empty_table())
+            connection.execute("CREATE VIEW places AS SELECT 0 AS file_index, 0 AS file_row_number, * FROM data")
         firsts = first_rows(version.manifest.shards)[:-1].tolist()
         first = f"list_extract(CAST({firsts} AS BIGINT[]), CAST(file_index + 1 AS BIGINT))"
         connection.execute(

@@ -13,6 +13,7 @@ from aifx.curation.contracts import STEP, Level, Outcome, outcomes_of
 from aifx.curation.history import find_manifest
 from aifx.data.versions.catalog import Catalog
 from aifx.data.versions.lineage import made_at
+from aifx.data.versions.made_steps import made_steps
 from aifx.data.versions.manifest import Manifest
 
 
@@ -81,8 +82,8 @@ def contract_history(catalog: Catalog, name: str) -> ContractHistory:
 
 
 def _judged(catalog: Catalog, name: str) -> Iterator[tuple[str | None, Manifest]]:
-    """The versions that `aifx data expect` made, each with the time of its first run."""
+    """The versions that `aifx data expect` made, alone or with other steps, each with the time of its first run."""
     for version in catalog.versions(name):
-        manifest = find_manifest(catalog, f"{name}@{version}")
-        if manifest is not None and manifest.step.name == STEP:
-            yield made_at(catalog, manifest.whole_reference), manifest
+        if (found := find_manifest(catalog, f"{name}@{version}")) is not None:
+            for manifest in (one for one in made_steps(found) if one.step.name == STEP):
+                yield made_at(catalog, manifest.whole_reference), manifest

@@ -94,9 +94,11 @@ def open_references(
         name = each.partition("@")[0]
         is_name = DATASET_NAME.fullmatch(name)
         if each == own.manifest.whole_reference:
-            references.append(_of_version(own))
+            references.append(_of_itself(own))
         elif is_name and (catalog.latest(name) or ("@" in each and catalog.versions(name))):
-            references.append(_of_version(catalog.open(each)))
+            version = catalog.open(each)
+            is_own = version.manifest.sha256 == own.manifest.sha256
+            references.append(_of_itself(version) if is_own else _of_version(version))
         else:
             references.append(files.read(each, text_field))
     for reference in references:
@@ -117,7 +119,7 @@ def held_out_references(
     Raises UsageError if there are none, or if training would hold out some of the rows of the version itself.
     """
     is_split = SPLIT in version.manifest.columns
-    references = [_of_version(version)] if is_split else []
+    references = [_of_itself(version)] if is_split else []
     if project is not None and section is not None:
         if isinstance(section, TextSection) and section.dataset is not None:
             references += _of_dataset(version, section, project, files)
@@ -174,6 +176,11 @@ def _of_version(version: Version) -> Reference:
     check_shards(version)
     is_split = SPLIT in version.manifest.columns
     return Reference(version.reference, version, version.manifest.sha256, is_split, has_ids=True)
+
+
+def _of_itself(version: Version) -> Reference:
+    """The held-out rows of the version that is compared, by the name of its data set: a chain makes no such version."""
+    return replace(_of_version(version), name=version.manifest.name)
 
 
 def _nothing_to_compare(version: Version, why: str, hint: str) -> UsageError:

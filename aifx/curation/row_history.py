@@ -229,7 +229,7 @@ class _Search:
             content = f"SELECT {', '.join(f'hash({identifier(name)})' for name in names)} FROM rows_{number}"
             now = self.connection.execute(f"{content} WHERE {is_row}").fetchone()
             if manifest.step.name == MAKE:
-                steps += self._made_steps(number, row)
+                steps += self._made_steps(number, row, {name for name, h in (before or {}).items() if h != null})
                 last = number if now is not None else last
                 before = dict(zip(names, now, strict=True)) if now is not None else None
             elif now is not None:
@@ -277,8 +277,12 @@ class _Search:
         (row,) = self.connection.execute(f"SELECT {column} FROM rows_{number} WHERE {is_row}").fetchone()
         return f"{row} of {features}" if row is not None else None
 
-    def _made_steps(self, number: int, row: str) -> Iterator[RowStep]:
-        """The outcomes for a row of the steps that made a version together; none if their parent did not have it."""
+    def _made_steps(self, number: int, row: str, filled: set[str]) -> Iterator[RowStep]:
+        """The outcomes for a row of the steps that made a version together; none if their parent did not have it.
+
+        Args:
+            filled: columns in which the row had a value before these steps. A step may add to them.
+        """
         manifest, is_row = self.manifests[number], f"{ROW} = {quoted(row)}"
         is_there = self.connection.execute(f"SELECT 1 FROM rows_{number} WHERE {is_row}").fetchone() is not None
         outcomes: dict[int, list[tuple[str | None, str | None]]] = {}
@@ -295,7 +299,11 @@ class _Search:
                     yield RowStep(manifest.reference, made.step.name, "dropped", rule, self._find(twin))
             if place in dropped:
                 return
-            labels = _labels_behind(self.catalog, made, row) if made.step.name == STEP and place in outcomes else ()
+            labels: tuple[RowLabel, ...] = ()
+            if made.step.name == STEP:
+                column = made.step.settings["column"]
+                filled |= {column} if place in outcomes else set()
+                labels = _labels_behind(self.catalog, made, row) if column in filled else ()
             found: RowOutcome = "changed" if place in outcomes else "kept"
             yield RowStep(manifest.reference, made.step.name, found, None, None, labels)
 

@@ -83,6 +83,10 @@ class Step(ABC):
     name: ClassVar[str]
     has_profile: ClassVar[bool] = True
     """Whether its rows are those of a version, which has a profile."""
+    fills_columns: ClassVar[bool] = False
+    """Whether it changes a row that gets a value in a column that it adds, such as a label."""
+    dropped_columns: ClassVar[Mapping[str, str]] = {}
+    """Columns of the rows that it leaves out, beside `_row`, `rule` and `twin`, with their Arrow types."""
 
     @property
     def added_columns(self) -> Mapping[str, str]:

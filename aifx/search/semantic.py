@@ -26,7 +26,7 @@ from aifx.curation.near import Clusters
 from aifx.curation.step import Limits
 from aifx.curation.words import I64
 from aifx.curation.work_folders import sketches_of
-from aifx.data.versions.manifest import Version
+from aifx.data.versions.manifest import Manifest, Version
 from aifx.search.building import embed_shards, join_vectors
 from aifx.search.embedders import F32, Embedder
 from aifx.search.kinds import make_index, set_effort
@@ -71,12 +71,15 @@ class SemanticDedupe(Dedupe):
         return find_duplicates_by(SEMANTIC, join, version, work, sketches_of(work), limits)
 
 
-def check_texts(version: Version, embedder: Embedder, limits: Limits) -> None:
-    """Raise UsageError for a version without texts, EnvironmentFault if their vectors exceed the memory."""
-    manifest = version.manifest
-    if manifest.kind != "text":
-        why = f"{version.reference} holds {manifest.kind}"
-        raise UsageError("--semantic is for text", why, f"aifx data dedupe {manifest.name}")
+def check_texts(version: Version) -> None:
+    """Raise UsageError for a version without texts."""
+    if version.manifest.kind != "text":
+        why = f"{version.reference} holds {version.manifest.kind}"
+        raise UsageError("--semantic is for text", why, f"aifx data dedupe {version.manifest.name}")
+
+
+def _check_memory(manifest: Manifest, embedder: Embedder, limits: Limits) -> None:
+    """Raise EnvironmentFault if the vectors of the rows exceed the memory."""
     needed = 4 * manifest.rows * embedder.record.dims * (1 if manifest.rows <= EXACT_ROWS else 2)
     if needed > limits.memory_bytes:
         why = f"{counted(manifest.rows, 'vector')} of {embedder.record.dims} numbers need {readable_bytes(needed)}"
@@ -88,8 +91,10 @@ def join_semantic(
 ) -> dict[str, Any]:
     """Join the texts whose vectors have at least this cosine. Of copies, the first is compared.
 
-    Returns the number of `pairs` that were verified, and the `recall` of the index if there is one.
+    Returns the number of `pairs` that were verified, and the `recall` of the index if there is one. Raises
+    EnvironmentFault if the vectors exceed the memory.
     """
+    _check_memory(version.manifest, embedder, limits)
     folder = work / "vectors"
     folder.mkdir()
     embed_shards(version, "text", embedder, folder, limits)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,18 +59,17 @@ class ArgumentsChecked(Exception):
     """The arguments of a verb can be used, as far as that is known without its data set."""
 
 
-class StepChain(ABC):
+@dataclass(frozen=True)
+class StepChain:
     """Takes the steps of verbs that make one version together.
 
     Attributes:
         version: the rows that the steps before leave, which may not be there yet. Its whole reference names it.
+        take: makes the version of all steps, and returns what became of the one that it is given.
     """
 
     version: Version
-
-    @abstractmethod
-    def execute(self, place: StepPlace, step: Step, accepts: Callable[[Manifest], bool]) -> Made:
-        """Make the version of all steps. Returns what this step made of it."""
+    take: Callable[[StepPlace, Step, Callable[[Manifest], bool]], Made]
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class StepPlace:
         from aifx.curation.execution import execute
 
         if self.chain is not None:
-            return self.chain.execute(self, step, accepts)
+            return self.chain.take(self, step, accepts)
         return execute(
             step, name, self.catalog, self.limits, self.runner, accepts, set_name=self.set_name, dry_run=self.dry_run
         )

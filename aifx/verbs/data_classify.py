@@ -54,7 +54,7 @@ def data_classify(
     project = place.project or project_around(options.get("project", "."))
     if project is None:
         raise UsageError(f"no run {run!r}", "a run is in a project, and there is none here", "aifx init my-project")
-    version = place.catalog.open(name)
+    version = place.open(name)
     check_column(version, column)
     model = open_model(project.existing_run(run).path, parse_step(step), label, version)
     return made_version(place.execute(Classify((version,), model, keep, at_least, column), version.manifest.name))

@@ -89,7 +89,7 @@ def data_expect(
         raise UsageError(f"no file {given}", "it has the rules", f"aifx data expect {name} --infer writes a first one")
     contract = load_contract(given)
     place = open_place(**options)
-    parent = place.catalog.open(name)
+    parent = place.open(name)
     now = datetime.now(UTC)
 
     def accepts(manifest: Manifest) -> bool:

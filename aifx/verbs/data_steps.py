@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from aifx.curation.decontaminate import Contamination, Reference
     from aifx.curation.duplicates import Dedupe
     from aifx.curation.pii.reports import PiiReport
-    from aifx.curation.step import Limits
     from aifx.data.versions.manifest import Version
 
 log = logging.getLogger(__name__)
@@ -141,24 +140,21 @@ def data_dedupe(
         step = _of_pictures(version, distance, mark)
     if semantic is not None:
         project = place.project or project_around(options.get("project", "."))
-        step = _of_meanings(version, semantic, embedder or "ngrams", mark, project, place.limits)
+        step = _of_meanings(version, semantic, embedder or "ngrams", mark, project)
     if rebuild_sketches:
         _delete_sketches(place, version)
     return made_version(place.execute(step, version.manifest.name))
 
 
-def _of_meanings(
-    version: Version, cosine: float, embedder: str, mark: bool, project: Project | None, limits: Limits
-) -> Dedupe:
+def _of_meanings(version: Version, cosine: float, embedder: str, mark: bool, project: Project | None) -> Dedupe:
     from aifx.search.opening import open_embedder
     from aifx.search.semantic import SemanticDedupe, check_texts
 
     if not 0 < cosine <= 1:
         why = "it is the cosine of the angle between two vectors"
         raise UsageError(f"--semantic {cosine:g} is not above 0 and at most 1", why, "--semantic 0.92")
-    opened = open_embedder(embedder, None, project)
-    check_texts(version, opened, limits)
-    return SemanticDedupe((version,), mark=mark, cosine=cosine, embedder=opened)
+    check_texts(version)
+    return SemanticDedupe((version,), mark=mark, cosine=cosine, embedder=open_embedder(embedder, None, project))
 
 
 def _of_pictures(version: Version, distance: int | None, mark: bool) -> Dedupe:

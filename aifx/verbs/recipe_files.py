@@ -48,11 +48,11 @@ STEPS: Mapping[str, Callable[..., Any]] = {
 FIRST = ("add", "mix")
 """Steps that begin a data set."""
 
+APART = (*FIRST, "join")
+"""Steps that read other rows than those of the step before, and make a version of their own."""
+
 GIVEN = ("sources", "sets")
 """Positional arguments of verbs, of which there is at least one."""
-
-TOGETHER_KEY = "together"
-"""The key of a data set whose steps make one version."""
 
 KEEP = "keep"
 """The key of a step that keeps its version."""
@@ -78,19 +78,28 @@ class RecipeStep:
     settings: Mapping[str, Any]
     keeps: bool = False
 
+    def links_to(self, next: str) -> bool:
+        """Whether it makes one version together with a step after it, if it does not keep its own."""
+        return self.name not in APART and next not in APART
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """The steps that make a data set, and the data sets of the same file that they read.
-
-    Attributes:
-        is_together: whether neighbouring steps make one version.
-    """
+    """The steps that make a data set, and the data sets of the same file that they read."""
 
     name: str
     steps: tuple[RecipeStep, ...]
     reads: tuple[str, ...]
-    is_together: bool = False
+
+    @property
+    def segments(self) -> list[list[RecipeStep]]:
+        """The steps, those together that make one version."""
+        found: list[list[RecipeStep]] = []
+        for step in self.steps:
+            if not found or found[-1][-1].keeps or not found[-1][-1].links_to(step.name):
+                found.append([])
+            found[-1].append(step)
+        return found
 
 
 def read_recipes(path: Path) -> dict[str, Recipe]:
@@ -113,10 +122,8 @@ def _parse(name: str, table: Any, names: Collection[str], path: Path) -> Recipe:
         check_dataset_name(name)
     except UsageError as e:
         raise ConfigError(f"{path}: {e.what}", e.why, REFERENCE) from None
-    is_together = table.get(TOGETHER_KEY, False) if isinstance(table, dict) else False
-    is_table = isinstance(table, dict) and table.keys() - {TOGETHER_KEY} == {"steps"}
-    if not is_table or not isinstance(table["steps"], list) or not isinstance(is_together, bool):
-        unknown = [key for key in table if key not in ("steps", TOGETHER_KEY)] if isinstance(table, dict) else []
+    if not isinstance(table, dict) or table.keys() != {"steps"} or not isinstance(table["steps"], list):
+        unknown = [key for key in table if key != "steps"] if isinstance(table, dict) else []
         why = f"{unknown[0]!r} is no key of a data set" if unknown else "a data set has a list of steps"
         raise ConfigError(f"{path}: [{name}] cannot be used", why, "steps = [{ add = { sources = [...] } }, ...]")
     steps = tuple(parse_step(given, f"{path}: {name}, step {n}") for n, given in enumerate(table["steps"], 1))
@@ -131,7 +138,7 @@ def _parse(name: str, table: Any, names: Collection[str], path: Path) -> Recipe:
             why = "its own validation and test rows are compared with, and no step before it splits the rows"
             hint = "add a step split before it, or name texts: against = [...]"
             raise ConfigError(f"{path}: {name}, step {number} ({step.name}) has nothing to compare with", why, hint)
-    return Recipe(name, steps, tuple(sorted(_read_by(steps, name, path.parent).intersection(names))), is_together)
+    return Recipe(name, steps, tuple(sorted(_read_by(steps, name, path.parent).intersection(names))))
 
 
 def parse_step(given: Any, where: str) -> RecipeStep:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.json_values import plain
 from aifx.core.results import Result
+from aifx.data.versions.made_steps import made_steps
+from aifx.data.versions.manifest import COMPACT
 from aifx.verbs.arguments import StrPath
 from aifx.verbs.catalogs import find_catalog, project_around
-from aifx.verbs.recipe_files import parse_step
+from aifx.verbs.recipe_files import FIRST, KEEP, RecipeStep, parse_step
 
 if TYPE_CHECKING:
     from aifx.core.project import Project
@@ -85,7 +87,7 @@ class _Writer:
 
     def __init__(self, catalog: Catalog, base: Path, folder: Path, project: Project | None) -> None:
         self._catalog, self._base, self._folder, self._project = catalog, base, folder, project
-        self._tables: dict[str, list[tuple[str, Settings]]] = {}
+        self._tables: dict[str, list[Settings]] = {}
         self._versions: dict[str, str] = {}
 
     def text(self) -> str:
@@ -94,25 +96,30 @@ class _Writer:
         lines = []
         for name, steps in self._tables.items():
             lines += [f"[{literal_key(name)}]", "steps = ["]
-            lines += [f"    {literal({step: settings})}," for step, settings in steps]
+            lines += [f"    {literal(step)}," for step in steps]
             lines += ["]", ""]
         return "\n".join(lines).rstrip() + "\n"
 
     def add(self, manifest: Manifest) -> None:
         """Add the table of a version."""
         self._versions[manifest.name] = manifest.whole_reference
-        steps: list[tuple[str, Settings]] = []
-        for one in _history(self._catalog, manifest):
-            if one.step.name not in _SETTINGS:
-                why = f"a recipe cannot say what `aifx data {one.step.name}` did"
-                raise UsageError(_no_recipe(one), why, f"aifx data lineage {manifest.reference}")
-            name, settings_of = _SETTINGS[one.step.name]
-            settings = settings_of(self, one)
-            try:
-                parse_step({name: settings}, manifest.name)
-            except ConfigError as e:  # a setting that recipes do not have
-                raise UsageError(_no_recipe(one), f"{e.what}: {e.why}", e.hint) from e
-            steps.append((name, settings))
+        steps: list[Settings] = []
+        last: RecipeStep | None = None
+        for version in _history(self._catalog, manifest):
+            for number, one in enumerate(made_steps(version)):
+                if one.step.name not in _SETTINGS:
+                    why = f"a recipe cannot say what `aifx data {one.step.name}` did"
+                    raise UsageError(_no_recipe(one), why, f"aifx data lineage {manifest.reference}")
+                name, settings_of = _SETTINGS[one.step.name]
+                step = {name: settings_of(self, one)}
+                try:
+                    parsed = parse_step(step, manifest.name)
+                except ConfigError as e:  # a setting that recipes do not have
+                    raise UsageError(_no_recipe(one), f"{e.what}: {e.why}", e.hint) from e
+                if number == 0 and last is not None and last.links_to(name):
+                    steps[-1][KEEP] = True
+                steps.append(step)
+                last = parsed
         self._tables[manifest.name] = steps
 
     def read(self, reference: str) -> str:
@@ -191,10 +198,7 @@ class _Writer:
         settings: Settings = {"rules": chosen, "languages": given["languages"], "unicode": given["unicode"]}
         if not given["encoding"]:
             settings["repair"] = False
-        dropped = sum(one.dropped_by.values())
-        if 2 * dropped > one.rows + dropped:
-            settings["max_dropped"] = 1.0
-        return settings
+        return settings | _limit(one)
 
     def masked(self, one: Manifest) -> Settings:
         given = one.step.settings
@@ -252,7 +256,29 @@ class _Writer:
 
     def judged(self, one: Manifest) -> Settings:
         """The rules themselves: the version does not name the file that had them."""
-        return {"rules": plain(one.step.settings["rules"])}
+        return {"rules": plain(one.step.settings["rules"]), **_limit(one)}
+
+    def deduplicated(self, one: Manifest) -> Settings:
+        settings = self.same(one)
+        if "images" in settings:
+            settings |= {"images": True, "distance": settings["images"]}
+        if "semantic" in settings:
+            settings["embedder"] = self._embedder(one, settings["embedder"])
+        return settings
+
+    def _embedder(self, one: Manifest, record: Mapping[str, Any]) -> str:
+        """The name of an embedder that still is what it was."""
+        from aifx.search.opening import open_embedder
+
+        name = str(record["name"])
+        try:
+            is_same = plain(open_embedder(name, None, self._project).record) == plain(record)
+        except AifxError:
+            is_same = False
+        if not is_same:
+            why = f"the embedder {name} is not there any more, or gives other vectors"
+            raise UsageError(_no_recipe(one), why, f"aifx data lineage {one.reference}")
+        return name
 
     def same(self, one: Manifest) -> Settings:
         """The settings of a step as its verb takes them."""
@@ -268,8 +294,8 @@ _SETTINGS: Mapping[str, tuple[str, Callable[[_Writer, Manifest], Settings]]] = {
     "add": ("add", _Writer.added),
     "mix": ("mix", _Writer.mixed),
     "clean": ("clean", _Writer.cleaned),
+    "dedupe": ("dedupe", _Writer.deduplicated),
     "classify": ("classify", _Writer.classified),
-    "dedupe": ("dedupe", _Writer.same),
     "pii": ("pii", _Writer.masked),
     "label": ("label_apply", _Writer.labelled),
     "join": ("join", _Writer.joined),
@@ -281,13 +307,14 @@ _SETTINGS: Mapping[str, tuple[str, Callable[[_Writer, Manifest], Settings]]] = {
 
 
 def _history(catalog: Catalog, manifest: Manifest) -> list[Manifest]:
-    """A manifest for each step from the files to a version, in order. Raises UsageError if one is deleted."""
+    """The versions from the files to a version, in order. Raises UsageError if one is deleted."""
     from aifx.curation.history import find_manifest
 
     found: list[Manifest] = []
     while True:
-        found[:0] = [one for one in _steps(manifest) if one.step.name != "compact"]
-        if found and found[0].step.name in ("add", "mix"):
+        if manifest.step.name != COMPACT:
+            found.insert(0, manifest)
+        if manifest.step.name in FIRST:
             return found
         if not manifest.parents or (parent := find_manifest(catalog, manifest.parents[0])) is None:
             why = "the version that it was made from was deleted" if manifest.parents else "nothing is before it"
@@ -295,15 +322,10 @@ def _history(catalog: Catalog, manifest: Manifest) -> list[Manifest]:
         manifest = parent
 
 
-def _steps(manifest: Manifest) -> Iterator[Manifest]:
-    """The steps of a version, of which `aifx data make` may have written several at once."""
-    from aifx.data.versions.manifest import StepRecord
-
-    if manifest.step.name != "make":
-        yield manifest
-        return
-    for step in manifest.step.settings["steps"]:
-        yield replace(manifest, step=StepRecord(step["name"], step["settings"]))
+def _limit(one: Manifest) -> Settings:
+    """The setting that accepts a step, if it left out more rows than the default allows."""
+    dropped = sum(one.dropped_by.values())
+    return {"max_dropped": 1.0} if 2 * dropped > one.rows + dropped else {}
 
 
 def _no_recipe(one: Manifest) -> str:

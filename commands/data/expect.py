@@ -10,7 +10,7 @@ import typer
 from aifx.commands.console.options import option_group
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import DatasetArgument, StepOptions, print_made
+from aifx.commands.data.options import DatasetArgument, MaxDroppedOption, StepOptions, print_made
 from aifx.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,12 +33,7 @@ def expect(
     history: Annotated[
         bool, typer.Option("--history", help="Print the outcomes of each rule in all versions of NAME.")
     ] = False,
-    max_dropped: Annotated[
-        float,
-        typer.Option(
-            "--max-dropped", metavar="SHARE", min=0.0, max=1.0, help="Exit 1 if a larger share of the rows is dropped."
-        ),
-    ] = 0.5,
+    max_dropped: MaxDroppedOption = 0.5,
 ) -> None:
     """Judge a version by the rules of a contract; drop the rows that break one.
 

@@ -50,5 +50,5 @@ def make(
         out.result(made)
         for data_set in made.data_sets:
             done = sum(step.is_new for step in data_set.steps)
-            what = f"{done} of {len(data_set.steps)} steps done" if done else "nothing to do"
+            what = f"{done} of {len(data_set.steps)} steps done" if done else "was there already"
             out.print(f"{data_set.name}: {data_set.reference or 'no version'}, {what}")

@@ -41,6 +41,13 @@ WorkersOption = Annotated[
     int | None, typer.Option("--workers", metavar="N", min=1, help="Number of processes. By default one per core.")
 ]
 
+MaxDroppedOption = Annotated[
+    float,
+    typer.Option(
+        "--max-dropped", metavar="SHARE", min=0.0, max=1.0, help="Exit 1 if a larger share of the rows is dropped."
+    ),
+]
+
 
 @dataclass(frozen=True)
 class StepOptions:

@@ -10,7 +10,7 @@ import typer
 from aifx.commands.console.options import JsonOption, option_group
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import DatasetArgument, RootOption, StepOptions, names_of, print_made
+from aifx.commands.data.options import DatasetArgument, MaxDroppedOption, RootOption, StepOptions, names_of, print_made
 from aifx.core.errors import UsageError
 from aifx.core.json_files import readable_bytes
 from aifx.core.plurals import counted
@@ -47,12 +47,7 @@ def clean(
         bool,
         typer.Option("--repair/--no-repair", help="Repair wrongly decoded text, remove control characters."),
     ] = True,
-    max_dropped: Annotated[
-        float,
-        typer.Option(
-            "--max-dropped", metavar="SHARE", min=0.0, max=1.0, help="Exit 1 if a larger share of the rows is dropped."
-        ),
-    ] = 0.5,
+    max_dropped: MaxDroppedOption = 0.5,
 ) -> None:
     """Repair texts, and drop rows by language, length and repetition.
 

@@ -11,16 +11,26 @@ import pytest
 from prose import prose
 
 import aifx
+from aifx.config.toml import literal
 from aifx.curation.row_history import explain_row
 from aifx.data.versions.catalog import open_catalog
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.shards import read_shard
 
+RULES = [
+    {"column": "text", "check": "matches", "pattern": "^[a-r]"},
+    {"id": "short", "check": "length", "column": "text", "at_least": 20},
+    {"column": "text", "check": "unique", "mostly": 0.1},
+    {"check": "rows", "at_least": 3},
+]
 STEPS: dict[str, list[dict[str, Any]]] = {
     "clean": [{"rules": []}, {"rules": [], "unicode": "NFKC", "repair": False}],
     "dedupe": [{}, {"near": 0.7}, {"mark": True}],
     "pii": [{"mask": True}, {"drop": True}],
     "split": [{"validation": 0.3, "test": 0.3}],
+    "decontaminate": [{"against": ["test.txt"]}, {}],
+    "expect": [{"rules": RULES}],
+    "label_apply": [{"column": "label"}],
 }
 
 
@@ -31,6 +41,7 @@ def write_texts(folder: Path, dice: random.Random) -> None:
     texts += [texts[0], f"another {texts[1]}", "  ", f"{texts[2]} caf\u00c3\u00a9 there"]
     texts += [f"{prose(120, 100 + n)} write to ann{n % 2}@example.com" for n in range(4)]
     texts.append(texts[-1].replace("ann1", "bob"))  # a copy only when it is masked
+    texts += [" ".join(reversed(text.split())) for text in texts[5:9]]  # the same words
     dice.shuffle(texts)
     for number in range(3):
         lines = [json.dumps({"text": text}) for text in texts[number::3]]
@@ -59,29 +70,64 @@ def _added(root: str) -> list[Any]:
     return [one for one in manifests if one.step.name == "add"]
 
 
+def add_apart(folder: Path) -> str:
+    """Add the texts to a root of their own, and label some. Returns the root."""
+    root = str(folder / "apart")
+    aifx.data_add("corpus", str(folder / "texts"), license="MIT", max_bad=10, root=root, workers=1)
+    rows = aifx.data_query("corpus", "SELECT _row FROM data ORDER BY _row LIMIT 9", root=root).rows
+    (folder / "labels.csv").write_text("row,label\n" + "".join(f"{row},good\n" for (row,) in rows))
+    return root
+
+
+def make_both(folder: Path, steps: list[tuple[str, dict[str, Any]]], keep: int | None = None) -> tuple[str, str]:
+    """Do steps one by one, and as a recipe. Returns the roots.
+
+    Args:
+        keep: number of a step that keeps its version in the recipe.
+    """
+    (folder / "test.txt").write_text(" ".join(prose(150, 4).split()[20:60]))
+    apart, together = add_apart(folder), str(folder / "together")
+    aifx.data_label_import("corpus", folder / "labels.csv", root=apart)
+    for name, settings in steps:
+        settings = {"against": ["corpus"], **settings} if name == "decontaminate" else settings
+        getattr(aifx, f"data_{name}")("corpus", root=apart, workers=1, **settings)
+    aifx.data_add("corpus", str(folder / "texts"), license="MIT", max_bad=10, root=together, workers=1)
+    aifx.data_label_import("corpus", folder / "labels.csv", root=together)
+    write_recipe(folder, steps, keep)
+    made = aifx.data_make(recipe=folder / "recipe.toml", root=together, workers=1)
+    assert made.data_sets[0].is_accepted
+    return apart, together
+
+
+def write_recipe(folder: Path, steps: list[tuple[str, dict[str, Any]]], keep: int | None = None) -> None:
+    add = '    { add = { sources = ["texts"], license = "MIT", max_bad = 10.0 } },'
+    ends = [", keep = true" if number == keep else "" for number in range(len(steps))]
+    lines = [
+        f"    {{ {name} = {{ {settings_toml(settings)} }}{end} }},"
+        for (name, settings), end in zip(steps, ends, strict=True)
+    ]
+    (folder / "recipe.toml").write_text("\n".join(["[corpus]", "steps = [", add, *lines, "]"]))
+
+
 def check_same(folder: Path, seed: int, count: int) -> None:
     dice = random.Random(seed)
     write_texts(folder / "texts", dice)
     names = dice.sample(list(STEPS), count)  # a step changes nothing in its own result, so none is there twice
     steps = [(name, dice.choice(STEPS[name])) for name in names]
-    apart, together = str(folder / "apart"), str(folder / "together")
-    options: dict[str, Any] = {"workers": 1}
-    aifx.data_add("corpus", str(folder / "texts"), license="MIT", max_bad=10, root=apart, **options)
-    for name, settings in steps:
-        getattr(aifx, f"data_{name}")("corpus", root=apart, **settings, **options)
-    lines = [f"    {{ {name} = {{ {settings_toml(settings)} }} }}," for name, settings in steps]
-    add = '{ add = { sources = ["texts"], license = "MIT", max_bad = 10.0 } },'
-    (folder / "recipe.toml").write_text(
-        "\n".join(["[corpus]", "together = true", "steps = [", f"    {add}", *lines, "]"])
-    )
-    made = aifx.data_make(recipe=folder / "recipe.toml", root=together, **options)
-    assert made.data_sets[0].is_accepted
+    if "decontaminate" in names and "split" not in names[: names.index("decontaminate")]:
+        steps = [(name, STEPS[name][0] if name == "decontaminate" else settings) for name, settings in steps]
+    apart, together = make_both(folder, steps)
     assert len(open_catalog(together).versions("corpus")) == 2, "no version in between"
     assert rows_and_answers(together) == rows_and_answers(apart), steps
 
 
 def settings_toml(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name} = {json.dumps(value)}" for name, value in settings.items())
+    return ", ".join(f"{name} = {literal(value)}" for name, value in settings.items())
+
+
+ALL = [("clean", {"rules": []}), ("label_apply", {"column": "label"}), ("dedupe", {"near": 0.7}),
+       ("pii", {"mask": True}), ("expect", {"rules": RULES}), ("split", {"validation": 0.3, "test": 0.3}),
+       ("decontaminate", {}), ("dedupe", {"semantic": 0.5}), ("decontaminate", {"against": ["test.txt"]})]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -90,7 +136,13 @@ def test_one_version_has_the_rows_and_answers_of_separate_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    check_same(tmp_path, seed=5, count=4)
+    write_texts(tmp_path / "texts", random.Random(5))
+    apart, together = make_both(tmp_path, ALL)
+    rows, answers = rows_and_answers(together)
+    assert (rows, answers) == rows_and_answers(apart)
+    assert len(open_catalog(together).versions("corpus")) == 2, "no version in between"
+    rules = {rule for steps in answers.values() for _, _, rule, _ in steps if rule is not None}
+    assert {"exact", "near", "semantic", "text.matches", "overlaps test.txt"} <= rules
 
 
 def test_new_rows_alone_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +157,7 @@ def test_new_rows_alone_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         lines = [json.dumps({"text": f"{prose(30, number * 100 + row)} ann@example.com"}) for row in range(20)]
         (tmp_path / "texts" / f"{number}.jsonl").write_text("\n".join(lines))
         add = '{ add = { sources = ["texts"], license = "MIT" } }'
-        recipe.write_text(f"[corpus]\ntogether = true\nsteps = [{add}, {steps}]")
+        recipe.write_text(f"[corpus]\nsteps = [{add}, {steps}]")
         aifx.data_make(recipe=recipe, root="sets", workers=1)
         return open_catalog("sets").open("corpus")
 
@@ -122,7 +174,7 @@ def test_a_kept_step_has_a_version_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
     add = '{ add = { sources = ["rows.jsonl"], license = "MIT" } }'
     steps = f"{add}, {{ dedupe = {{}}, keep = true }}, {{ pii = {{ mask = true }} }}, {{ clean = {{ rules = [] }} }}"
-    (tmp_path / "recipe.toml").write_text(f"[corpus]\ntogether = true\nsteps = [{steps}]")
+    (tmp_path / "recipe.toml").write_text(f"[corpus]\nsteps = [{steps}]")
     root = str(tmp_path / "sets")
     made = aifx.data_make(recipe=tmp_path / "recipe.toml", root=root, workers=1).data_sets[0].steps
     assert len(open_catalog(root).versions("corpus")) == len({one.reference for one in made}) == 3
@@ -148,9 +200,7 @@ def test_new_files_leave_the_decisions_about_earlier_rows(tmp_path: Path) -> Non
     ]  # fmt: skip
     lines = [f"    {{ {name} = {{ {settings_toml(settings)} }} }}," for name, settings in steps]
     add = '{ add = { sources = ["texts"], license = "MIT" } },'
-    (tmp_path / "recipe.toml").write_text(
-        "\n".join(["[corpus]", "together = true", "steps = [", f"    {add}", *lines, "]"])
-    )
+    (tmp_path / "recipe.toml").write_text("\n".join(["[corpus]", "steps = [", f"    {add}", *lines, "]"]))
     (tmp_path / "texts").mkdir()
     apart, together = str(tmp_path / "apart"), str(tmp_path / "together")
     texts, versions = [prose(90, seed) for seed in range(30)], []

@@ -142,10 +142,10 @@ RECIPE = """
 [corpus]
 steps = [
     { add = { sources = ["raw"], license = "CC0-1.0" } },
-    { clean = { max_dropped = 1.0 } },
-    { dedupe = { near = 0.8 } },
-    { decontaminate = { against = ["test.txt"] } },
-    { pii = { mask = true } },
+    { clean = { max_dropped = 1.0 }, keep = true },
+    { dedupe = { near = 0.8 }, keep = true },
+    { decontaminate = { against = ["test.txt"] }, keep = true },
+    { pii = { mask = true }, keep = true },
     { expect = {} },
 ]
 """

@@ -58,16 +58,22 @@ def test_it_makes_what_the_separate_commands_make_and_nothing_twice(project: Pat
     assert all(step.is_new for one in made.data_sets for step in one.steps)
     assert made.exit_code == ExitCode.OK
     again = aifx.data_make()
-    assert not any(step.is_new for one in again.data_sets for step in one.steps)
+    assert not any(one.is_new or step.is_new for one in again.data_sets for step in one.steps)
     assert [one.reference for one in again.data_sets] == [one.reference for one in made.data_sets]
+    assert [step.dropped for step in made.data_sets[0].steps] == [0, 1, 0, 0]
+    assert len({step.reference for step in made.data_sets[0].steps}) == 2
 
     apart = str(project / "apart")
     aifx.data_add("corpus", "texts/*.txt", license="CC0-1.0", root=apart)
     aifx.data_dedupe("corpus", near=0.8, root=apart)
     aifx.data_pii("corpus", mask=True, root=apart)
     by_hand = aifx.data_split("corpus", validation=0.2, test=0.2, root=apart)
-    assert made.data_sets[0].reference == by_hand.reference
-    assert [step.dropped for step in made.data_sets[0].steps] == [0, 1, 0, 0]
+    rows = [aifx.data_query("corpus", "SELECT * FROM data", root=root).rows for root in ("datasets", apart)]
+    assert rows[0] == rows[1]
+    (project / "recipe.toml").write_text(RECIPE.replace("} },\n", "}, keep = true },\n"))
+    kept = aifx.data_make("corpus").data_sets[0]
+    assert kept.reference == by_hand.reference
+    assert len({step.reference for step in kept.steps}) == 4
 
 
 def test_a_plan_says_what_and_why_and_writes_nothing(project: Path) -> None:
@@ -183,9 +189,8 @@ def test_the_reason_compares_a_step_that_is_there_twice_with_the_same_one_of_the
 
 def test_a_version_that_is_deleted_is_made_again(project: Path) -> None:
     made = aifx.data_make("corpus").data_sets[0]
-    for step in made.steps[:2]:
-        name, _, version = step.reference.partition("@")
-        shutil.rmtree(project / "datasets" / name / version)
+    name, _, version = made.steps[0].reference.partition("@")
+    shutil.rmtree(project / "datasets" / name / version)
     plan = aifx.data_make_plan("corpus").data_sets[0]
     assert plan.steps[0].why == "a version that the current one was made from is gone"
     assert aifx.data_make("corpus").data_sets[0].reference == made.reference

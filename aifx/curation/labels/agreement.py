@@ -63,6 +63,7 @@ class ApplyLabels(ShardStep):
     labels: Mapping[str, str]
 
     name = STEP
+    fills_columns = True
 
     @property
     def settings(self) -> Mapping[str, Any]:
