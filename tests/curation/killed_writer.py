@@ -42,6 +42,7 @@ from aifx.data.versions.manifest import CONTINUES, LINEAGE
 from aifx.search.building import build_index
 from aifx.search.embedders import HashedNgrams
 from aifx.search.indexes import IndexSettings
+from aifx.verbs.recipes import data_make
 
 LIMITS = Limits(1 << 30, 1)
 TEXTS = tuple(tuple(prose(60, 10 * shard + row) for row in range(3)) for shard in range(2))
@@ -79,6 +80,22 @@ def split_again(root: Path) -> None:
     assert added is not None
     made = execute(Split((added,), 0.3, 0.3, 0.8), "grown", catalog_of(root), LIMITS).version
     assert CONTINUES in made.manifest.facts
+
+
+ADD = '{ add = { sources = ["raw"], license = "MIT", max_bad = 1.0 } }'
+STEPS = (
+    "{ clean = { rules = [] } }",
+    "{ dedupe = { near = 0.8 } }",
+    "{ pii = { mask = true } }",
+    '{ expect = { rules = [{ check = "rows", at_least = 5 }] } }',
+)
+
+
+def make_recipe(root: Path, *steps: str) -> None:
+    """Several steps make one version, from a version with a quarantine."""
+    (root / "recipe.toml").write_text(f"[corpus]\nsteps = [{', '.join([ADD, *(steps or STEPS)])}]\n")
+    made = data_make(project=root, workers=1)
+    assert len({step.reference for step in made.data_sets[0].steps}) == 2
 
 
 def read_database(root: Path) -> None:
@@ -124,6 +141,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
         clean_more,
         dedupe,
         split_again,
+        make_recipe,
         read_database,
         index,
         tokenize,
@@ -145,6 +163,9 @@ def prepare(root: Path) -> None:
     with sqlite3.connect(root.parent / "rows.db") as database:
         database.execute("CREATE TABLE t (id, text)")
         database.executemany("INSERT INTO t VALUES (?, ?)", enumerate(TEXTS[0]))
+    (root / "aifx.toml").write_text('[datasets]\nroot = "datasets"\n')
+    if sys.argv[1] == "make_recipe":
+        make_recipe(root, "{ dedupe = {} }")
     if sys.argv[1] == "split_again":
         for count in (20, 40):
             rows = [json.dumps({"text": prose(60, number)}) + "\n" for number in range(count)]

@@ -12,12 +12,12 @@ import pytest
 from effort import IS_LONG, seed_of_commit
 
 HERE = Path(__file__).parent
-EVERY = {"dedupe": 3, "split_again": 3, "purge_shared": 4, "collect_unused": 12}
+EVERY = {"make_recipe": 8, "dedupe": 3, "split_again": 3, "purge_shared": 4, "collect_unused": 12}
 """Number of its changes of which one is tried, unless LONG=1."""
 
 WRITERS = (
-    "collect_files", "dedupe", "split_again", "read_database", "index", "tokenize", "purge", "clean_more",
-    "purge_shared",
+    "collect_files", "dedupe", "split_again", "make_recipe", "read_database", "index", "tokenize", "purge",
+    "clean_more", "purge_shared",
 )  # fmt: skip
 
 
