@@ -104,6 +104,8 @@ if TYPE_CHECKING:
         registry_approve,
         registry_at,
         registry_attest,
+        registry_copy,
+        registry_diff,
         registry_head,
         registry_history,
         registry_init,
@@ -111,6 +113,7 @@ if TYPE_CHECKING:
         registry_ls,
         registry_policy,
         registry_promote,
+        registry_pull,
         registry_push,
         registry_rm,
         registry_rollback,
@@ -152,7 +155,8 @@ _NAMES = {
     "configuration": "config_show config_toml config_check config_keys config_schema",
     "training": "train",
     "registry": "registry_push registry_promote registry_tag registry_init registry_policy registry_keygen "
-    "registry_ls registry_show registry_show_version registry_search registry_attest registry_approve "
+    "registry_ls registry_show registry_show_version registry_search registry_diff registry_pull registry_copy "
+    "registry_attest registry_approve "
     "registry_rollback registry_history registry_at registry_head registry_verify registry_rm",
     "runs": "runs_ls runs_show runs_metrics runs_compare runs_watch runs_report runs_tag runs_rename runs_rm",
     "checkpoints": "ckpt_ls ckpt_show ckpt_show_orbax ckpt_verify ckpt_verify_all ckpt_diff ckpt_cp ckpt_average "

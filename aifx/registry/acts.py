@@ -19,9 +19,9 @@ from aifx.core.files import read_input
 from aifx.core.project import cache_path
 from aifx.core.results import Result
 from aifx.core.stores import open_store
-from aifx.registry.evidence import Kind, attest, attestations_of
+from aifx.registry.evidence import Kind, attest, attestations_of, read_attestation
 from aifx.registry.judge import Case, Finding, judge
-from aifx.registry.ledger import Entry, find_request
+from aifx.registry.ledger import Entry, find_request, new_request
 from aifx.registry.policy import FIRST, change_policy, read_policy
 from aifx.registry.reports import PolicyPage, show_policy
 from aifx.registry.roots import Outcome, Root, check_alias, current_actor, find_version
@@ -345,3 +345,35 @@ def set_policy(root: Root, file: Path | None, key: Path | None, caller: Caller) 
     elif file is not None:
         change_policy(root, read_input(file).decode(), str(file), caller.name, key, caller.request)
     return show_policy(root)
+
+
+def copy_version(source: Root, reference: str, target: Root, caller: Caller) -> Act:
+    """Copy a version with its evidence to another root, under the same name, and compare what arrives.
+
+    The target's ledger gets an entry of its own for the push and for each piece of evidence. Aliases are not copied.
+    """
+    state, version = source.find(reference)
+    artifact = source.artifact(state.name, version.digest)
+    if artifact is None:
+        raise UsageError(f"{state.name}@{version.label} was withdrawn", "its files are gone", "aifx registry ls")
+    pushed, request = version.pushed, caller.request or new_request()
+    facts = {**pushed.facts, "copied_from": {"root": source.store.url, "entry": pushed.digest, "actor": pushed.actor}}
+    entry = Entry("push", caller.name, version=version.digest, reason=caller.reason, facts=facts)
+    if caller.is_trial:
+        return _trial(ModelState(state.name, (entry,)), entry)
+    copy_artifact(
+        source.version_store(state.name, version.digest), artifact, target.version_store(state.name, version.digest)
+    )
+    known = ModelState(state.name, target.ledger(state.name).entries()).versions.get(version.digest)
+    done = Act("push", state.name, f"{state.name}@{known.label}", version.digest) if known else None
+    if known is None or known.is_withdrawn:
+        done = _act(target.act(state.name, request, lambda _: entry, again=True))
+    for attested in state.about(version.digest, "attest", "approve"):
+        for evidence in attested.evidence:
+            for kept in read_attestation(source, evidence).objects:
+                target.put(source.get(kept))
+        # The id follows from the entry, so that evidence is copied once, however often and from however many calls.
+        again = replace(attested, alias="", number=0, previous="", time="", request=f"copy of {attested.digest}")
+        target.act(state.name, again.request, lambda _, again=again: again, again=True)  # type: ignore[misc]
+    assert done is not None
+    return done

@@ -42,6 +42,11 @@ class Attestation:
     digest: str
 
     @property
+    def objects(self) -> tuple[str, ...]:
+        """Digests of all that the root keeps of it: the envelope, and the bytes of an attested file."""
+        return (self.digest, self.content["sha256"]) if self.kind == "file" else (self.digest,)
+
+    @property
     def when(self) -> datetime:
         return datetime.fromisoformat(self.time)
 

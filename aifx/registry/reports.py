@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from aifx.core.artifact import short
-from aifx.core.artifact_copies import damaged_in_store
+from aifx.core.artifact import MANIFEST, short
+from aifx.core.artifact_copies import copy_artifact, damaged_in_store
 from aifx.core.errors import AifxError, ExitCode, UsageError, did_you_mean
+from aifx.core.parsing import parse_toml
 from aifx.core.results import Result
-from aifx.registry.evidence import read_attestation
+from aifx.core.stores import open_store
+from aifx.registry.evidence import attestations_of, read_attestation
 from aifx.registry.ledger import Entry, Ledger
 from aifx.registry.policy import read_policy
 from aifx.registry.roots import Root, check_alias
@@ -202,6 +207,48 @@ class Heads(Result):
 
 
 @dataclass(frozen=True)
+class ChangedValue:
+    """A value that two versions have differently; null if one has none."""
+
+    key: str
+    first: Any
+    second: Any
+
+
+@dataclass(frozen=True)
+class ComparedVersions(Result):
+    """The document of `aifx registry diff`.
+
+    Attributes:
+        metrics: of the newest evaluation of each that is attested.
+        data: versions of data sets that one has and the other has not.
+        config: settings that change answers.
+        content: parameters, bytes, inputs, outputs, code.
+    """
+
+    first: ShownVersion
+    second: ShownVersion
+    metrics: tuple[ChangedValue, ...]
+    data: tuple[ChangedValue, ...]
+    config: tuple[ChangedValue, ...]
+    content: tuple[ChangedValue, ...]
+
+    @property
+    def is_different(self) -> bool:
+        return self.first.digest != self.second.digest
+
+
+@dataclass(frozen=True)
+class PulledVersion(Result):
+    """The document of `aifx registry pull`."""
+
+    reference: str
+    digest: str
+    folder: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class PolicyPage(Result):
     """The document of `aifx registry policy` and `aifx registry init`.
 
@@ -314,6 +361,55 @@ def show_version_page(root: Root, reference: str) -> VersionPage:
     return VersionPage(show_version(state, version), root.store.url, size, content, evidence, entries)
 
 
+def compare_versions(root: Root, first: str, second: str) -> ComparedVersions:
+    """Compare two versions by what they are and by their evidence. No weight is read."""
+    sides = [root.find(reference) for reference in (first, second)]
+    metrics, configs, contents, data = [], [], [], []
+    for state, version in sides:
+        attested = (one for one in attestations_of(root, state, version.digest) if one.kind == "eval")
+        metrics.append(dict(_flat(next(reversed([one.content.get("metrics", {}) for one in attested]), {}))))
+        artifact, store = root.artifact(state.name, version.digest), root.version_store(state.name, version.digest)
+        configs.append(dict(_flat(parse_toml((store.read("config.toml") or b"").decode()))))
+        content = artifact.content if artifact else {}
+        sizes = [math.prod(array["shape"]) for array in content.get("arrays", {}).values()]
+        named = {key: value for key, value in content.items() if key in ("task", "step", "inputs", "outputs", "code")}
+        sized = {"parameters": sum(sizes), "bytes": artifact.size_bytes if artifact else 0}
+        contents.append({**dict(_flat(named)), **sized})
+        data.append(dict.fromkeys(version.pushed.facts.get("data", ()), True))
+    one, other = (show_version(state, version) for state, version in sides)
+    parts = [_changes(*pair) for pair in (metrics, data, configs, contents)]
+    return ComparedVersions(one, other, *parts)
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested tables by their paths."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
+
+
+def _changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[ChangedValue, ...]:
+    keys = dict.fromkeys([*first, *second])
+    return tuple(
+        ChangedValue(key, first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)
+    )
+
+
+def pull_version(root: Root, reference: str, folder: Path) -> PulledVersion:
+    """Copy a version to a folder of this machine, and compare what arrives."""
+    state, version = root.find(reference)
+    artifact = root.artifact(state.name, version.digest)
+    if artifact is None:
+        raise UsageError(f"{state.name}@{version.label} was withdrawn", "its files are gone", "aifx registry ls")
+    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
+        why = "it holds other files, and aifx adds none to them"
+        raise UsageError(f"{folder} is not empty", why, f"aifx registry pull {reference} NEW-FOLDER")
+    copy_artifact(root.version_store(state.name, version.digest), artifact, open_store(str(folder.absolute())))
+    return PulledVersion(f"{state.name}@{version.label}", version.digest, str(folder), artifact.size_bytes)
+
+
 def search_versions(root: Root, words: tuple[str, ...]) -> FoundVersions:
     """The versions that have each word, in any case: in their name, tags ("key=value"), aliases, people or facts."""
     found = []
@@ -401,6 +497,10 @@ def verify_root(root: Root, names: tuple[str, ...], heads: tuple[str, ...]) -> V
             root.state(name)  # raises for a name that nothing has
         for server in root.servers(name):
             inspect(root.server_ledger(name, server))
+        for entry in state.entries:
+            if entry.action == "attest" and entry.facts.get("kind") == "file":
+                with suppress(AifxError):  # which is found below
+                    evidence.update(dict.fromkeys(read_attestation(root, entry.evidence[0]).objects))
         for version in state.versions.values():
             if not version.is_withdrawn:
                 files += _verify_version(root, name, version, problems)

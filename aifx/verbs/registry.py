@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from aifx.registry.judge import Finding
     from aifx.registry.reports import (
         AliasMeaning,
+        ComparedVersions,
         FoundVersions,
         Heads,
         ModelHistory,
         ModelList,
         ModelPage,
         PolicyPage,
+        PulledVersion,
         ShownEntry,
         ShownVersion,
         VerifiedRegistry,
@@ -216,6 +218,73 @@ def registry_verify(
     from aifx.registry.reports import verify_root
 
     return verify_root(find_root(root, project)[0], names, tuple(heads))
+
+
+def registry_diff(first: str, second: str, *, root: str | None = None, project: StrPath = ".") -> ComparedVersions:
+    """Compare two versions: metrics, data, configuration and size.
+
+    Args:
+        first: "NAME@v3", "NAME@ALIAS" or "NAME@DIGITS".
+        second: the same.
+        root: folder or URL with the models; by default `registry.root` of the project.
+        project: a folder in the project whose models are meant.
+
+    Example:
+        >>> aifx.registry_diff("tiny@v1", "tiny@production").is_different
+        False
+    """
+    from aifx.registry.reports import compare_versions
+
+    return compare_versions(find_root(root, project)[0], first, second)
+
+
+def registry_pull(reference: str, folder: StrPath, *, root: str | None = None, project: StrPath = ".") -> PulledVersion:
+    """Copy a version to a folder, and compare what arrives with its digests.
+
+    Args:
+        reference: "NAME@v3", "NAME@ALIAS" or "NAME@DIGITS".
+        folder: a new one, or one that holds an unfinished copy.
+        root: folder or URL with the models; by default `registry.root` of the project.
+        project: a folder in the project whose models are meant.
+
+    Example:
+        >>> aifx.registry_pull("tiny@production", "pulled").reference
+        'tiny@v1'
+    """
+    from aifx.registry.reports import pull_version
+
+    return pull_version(find_root(root, project)[0], reference, Path(folder))
+
+
+def registry_copy(
+    reference: str,
+    target: str,
+    *,
+    reason: str = "",
+    request: str | None = None,
+    dry_run: bool = False,
+    root: str | None = None,
+    project: StrPath = ".",
+) -> Act:
+    """Copy a version with its evidence to another registry, and compare what arrives.
+
+    Args:
+        reference: "NAME@v3", "NAME@ALIAS" or "NAME@DIGITS".
+        target: folder or URL of the other registry.
+        reason: for the ledger of the other registry.
+        request: an id: a second call with it reports what the first one did.
+        dry_run: report the entry, and change nothing.
+        root: folder or URL with the models; by default `registry.root` of the project.
+        project: a folder in the project whose models are meant.
+
+    Example:
+        >>> aifx.registry_copy("tiny@production", "other-registry").reference
+        'tiny@v1'
+    """
+    from aifx.registry.acts import copy_version
+    from aifx.registry.roots import open_root
+
+    return copy_version(find_root(root, project)[0], reference, open_root(target), _caller(request, reason, dry_run))
 
 
 def registry_push(

@@ -164,6 +164,8 @@ def command_types() -> dict[str, Any]:
         "registry-ls": registry.ModelList,
         "registry-show": registry.ModelPage | registry.VersionPage,
         "registry-search": registry.FoundVersions,
+        "registry-diff": registry.ComparedVersions,
+        "registry-pull": registry.PulledVersion,
         "registry-history": registry.ModelHistory,
         "registry-at": registry.AliasMeaning,
         "registry-head": registry.Heads,
@@ -171,7 +173,10 @@ def command_types() -> dict[str, Any]:
         "registry-init": registry.PolicyPage,
         "registry-policy": registry.PolicyPage,
         "registry-keygen": NewKey,
-        **{f"registry-{name}": Act for name in ("push", "tag", "attest", "approve", "promote", "rollback", "rm")},
+        **{
+            f"registry-{name}": Act
+            for name in ("push", "tag", "attest", "approve", "promote", "rollback", "copy", "rm")
+        },
         "config-show": configuration.ShownConfig,
         "config-check": configuration.CheckedConfig,
         "config-keys": SettingList,

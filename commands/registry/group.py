@@ -171,6 +171,77 @@ def search(
 
 
 @app.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help="Version: NAME@v3, NAME@ALIAS or NAME@DIGITS.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Version to compare it with.")],
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare two versions: metrics, data, configuration and size.
+
+    Examples:
+        aifx registry diff fraud@v2 fraud@v3
+        aifx registry diff fraud@production fraud@v3 --json
+    """
+    with terminal(json) as out:
+        from aifx.verbs.registry import registry_diff
+
+        found = registry_diff(first, second, root=root)
+        out.result(found)
+        if not found.is_different:
+            out.print(f"{first} and {second} are the same version")
+        parts = {"metrics": found.metrics, "data": found.data, "config": found.config, "content": found.content}
+        rows = [(part, one.key, one.first, one.second) for part, changes in parts.items() for one in changes]
+        if rows:
+            out.table(["of", "key", found.first.reference, found.second.reference], rows)
+
+
+@app.command()
+def pull(
+    version: VersionArgument,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to make.")],
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Copy a version to a folder, and compare what arrives with its digests.
+
+    Examples:
+        aifx registry pull fraud@production fraud
+        aifx registry pull fraud@v3 fraud --root s3://bucket/models
+    """
+    with terminal(json) as out:
+        from aifx.verbs.registry import registry_pull
+
+        found = registry_pull(version, folder, root=root)
+        out.result(found)
+        out.print(f"{found.reference} is in {found.folder}: {found.digest}, {readable_bytes(found.size_bytes)}")
+
+
+@app.command()
+@option_group
+def copy(
+    version: VersionArgument,
+    target: Annotated[str, typer.Argument(metavar="ROOT", help="Folder or URL of the other registry.")],
+    json: JsonOption = False,
+    *,
+    options: ActOptions,
+) -> None:
+    """Copy a version with its evidence to another registry, and compare what arrives.
+
+    Examples:
+        aifx registry copy fraud@v3 s3://bucket/models
+        aifx registry copy fraud@production /mnt/models --root registry
+
+    Aliases are not copied: the policy of the other registry decides what they mean.
+    """
+    with terminal(json) as out:
+        from aifx.verbs.registry import registry_copy
+
+        done = registry_copy(version, target, **vars(options))
+        print_act(out, done, f"{done.reference} is in {target}: {done.digest}")
+
+
+@app.command()
 def history(
     name: NameArgument,
     alias: Annotated[

@@ -1,0 +1,244 @@
+"""Acts of a registry: what each writes, refuses, and says when it is asked again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from aifx.core.artifact import Artifact, seal, seal_files
+from aifx.core.errors import UsageError
+from aifx.core.stores import open_store
+from aifx.registry.acts import (
+    Act,
+    Caller,
+    approve,
+    attest_file,
+    attest_version,
+    copy_version,
+    promote,
+    push,
+    remove,
+    rollback,
+    set_policy,
+    tag,
+)
+from aifx.registry.judge import Finding
+from aifx.registry.reports import (
+    compare_versions,
+    heads_of,
+    history_of,
+    list_models,
+    meaning_at,
+    pull_version,
+    search_versions,
+    show_version_page,
+    verify_root,
+)
+from aifx.registry.roots import KIND, VERSION, Root
+
+ANN, BOB = Caller("ann"), Caller("bob")
+PASSED = {"metrics": {"accuracy": 0.9}, "gates": [{"expr": "accuracy >= 0.8", "value": 0.9, "passed": True}]}
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Root:
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
+    return Root(open_store(str(tmp_path / "registry")))
+
+
+def push_text(root: Root, text: str, caller: Caller = ANN, **facts: object) -> Act:
+    """Push a version whose weights are a text."""
+
+    def write(folder: Path) -> Artifact:
+        (folder / "weights").write_text(text)
+        (folder / "config.toml").write_text(f'[model]\nname = "{text}"\n')
+        files = seal_files(folder, [folder / "config.toml", folder / "weights"])
+        artifact = Artifact(KIND, VERSION, {"arrays": {"w": {"shape": [2, len(text)]}}}, files)
+        seal(folder, artifact)
+        return artifact
+
+    return push(root, "fraud", write, facts, caller)
+
+
+def promoted(root: Root, *texts: str) -> None:
+    for number, text in enumerate(texts, 1):
+        push_text(root, text)
+        promote(root, f"fraud@v{number}", "production", ANN)
+
+
+def meant(root: Root, alias: str = "production") -> str:
+    state = root.state("fraud")
+    return state.label(state.aliases[alias].version)
+
+
+def test_the_same_content_is_one_version(root: Root) -> None:
+    first, second, third = (push_text(root, text, run=text) for text in "aba")
+    assert [done.reference for done in (first, second, third)] == ["fraud@v1", "fraud@v2", "fraud@v1"]
+    assert (third.entry, third.digest) == (None, first.digest)
+    versions = root.versions("fraud").folder
+    assert versions is not None
+    assert sorted(os.listdir(versions)) == sorted(done.digest[:12] for done in (first, second))
+    (folder,) = [path for path in versions.iterdir() if first.digest.startswith(path.name)]
+    (folder / "weights").write_text("x")
+    assert [problem.why for problem in verify_root(root, (), ()).problems] == [
+        "weights has other bytes than were written"
+    ]
+
+
+def test_a_trial_changes_nothing(root: Root) -> None:
+    trial = Caller("ann", is_trial=True)
+    assert push_text(root, "a", trial).is_planned
+    assert root.names() == []
+    promoted(root, "a", "b")
+    before = root.state("fraud").entries
+    for done in (
+        push_text(root, "c", trial),
+        promote(root, "fraud@v1", "production", trial),
+        rollback(root, "fraud", "production", None, trial),
+        tag(root, "fraud@v1", {"a": "b"}, (), trial),
+        attest_version(root, "fraud@v1", "eval", PASSED, None, trial),
+        attest_file(root, "fraud@v1", "CARD.md", b"x", None, trial),
+        approve(root, "fraud@v1", "production", None, Caller("bob", is_trial=True)),
+        remove(root, "fraud@v1", lambda state, version: [], trial),
+    ):
+        assert done.is_planned
+        assert done.entry is None
+    assert root.state("fraud").entries == before
+    assert root.store.files("objects") == []
+
+
+def test_a_refusal_names_the_rule_and_the_way_and_is_written(root: Root, tmp_path: Path) -> None:
+    push_text(root, "a")
+    set_policy(root, None, None, ANN)
+    refused = promote(root, "fraud@v1", "production", Caller("ann", "job-1", "why not"))
+    hint = "aifx registry attest fraud@v1 --eval"
+    assert (refused.action, refused.exit_code) == ("refuse", 1)
+    assert refused.findings == (Finding("eval", False, "no evaluation is attested", hint),)
+    attest_version(root, "fraud@v1", "eval", PASSED, None, ANN)
+    again = promote(root, "fraud@v1", "production", Caller("ann", "job-1", "why not"))
+    assert (again.is_repeated, again.action, again.findings) == (True, "refuse", refused.findings)
+    done = promote(root, "fraud@v1", "production", ANN)
+    assert (done.action, done.exit_code, done.evidence) == ("promote", 0, done.findings[0].evidence)
+    actions = [(entry.action, entry.reason) for entry in history_of(root, "fraud", "production").entries]
+    assert actions == [("refuse", "why not"), ("promote", "")]
+
+
+def test_the_way_back_goes_to_what_was_live(root: Root) -> None:
+    promoted(root, "a", "b")
+    push_text(root, "c")
+    assert rollback(root, "fraud", "production", None, ANN).previous == "v2"
+    assert meant(root) == "v1"
+    assert rollback(root, "fraud", "production", "v2", ANN).reference == "fraud@v2"
+    with pytest.raises(UsageError) as error:
+        rollback(root, "fraud", "production", "v3", ANN)
+    assert error.value.hint == "aifx registry promote fraud@v3 production"
+    with pytest.raises(UsageError, match="no alias 'canary'"):
+        rollback(root, "fraud", "canary", None, ANN)
+    promote(root, "fraud@v3", "canary", ANN)
+    with pytest.raises(UsageError, match="no version before"):
+        rollback(root, "fraud", "canary", None, ANN)
+
+
+def test_what_is_in_use_stays(root: Root) -> None:
+    promoted(root, "a", "b")
+    push_text(root, "c")
+    with pytest.raises(UsageError) as error:
+        remove(root, "fraud@v2", lambda state, version: [], ANN)
+    assert error.value.why == "fraud@production refers to it"
+    with pytest.raises(UsageError) as error:
+        remove(root, "fraud@v3", lambda state, version: ["run next"], ANN)
+    assert error.value.why == "run next refers to it"
+    remove(root, "fraud@v1", lambda state, version: [], ANN)
+    assert root.artifact("fraud", root.find("fraud@v1")[1].digest) is None
+    assert verify_root(root, (), ()).problems == ()
+    with pytest.raises(UsageError, match="was withdrawn"):
+        rollback(root, "fraud", "production", None, ANN)
+    with pytest.raises(UsageError, match="was withdrawn"):
+        promote(root, "fraud@v1", "production", ANN)
+    assert push_text(root, "a").reference == "fraud@v1"
+    assert rollback(root, "fraud", "production", None, ANN).reference == "fraud@v1"
+
+
+def test_nobody_approves_their_own_version(root: Root) -> None:
+    push_text(root, "a")
+    with pytest.raises(UsageError, match="ann cannot approve"):
+        approve(root, "fraud@v1", "production", None, ANN)
+    assert approve(root, "fraud@v1", "production", None, BOB).action == "approve"
+
+
+def test_past_meanings_heads_and_searches(root: Root) -> None:
+    promoted(root, "a")
+    between = datetime.now(UTC)
+    head = heads_of(root, ("fraud",)).heads[0]
+    push_text(root, "b", run="night")
+    promote(root, "fraud@v2", "production", Caller("ann", reason="Fewer missed cases"))
+    tag(root, "fraud@v2", {"team": "risk"}, (), ANN)
+    assert meaning_at(root, "fraud", "production", between).version == "v1"
+    assert meaning_at(root, "fraud", "production", datetime.now(UTC)).version == "v2"
+    assert meaning_at(root, "fraud", "production", datetime(2020, 1, 1, tzinfo=UTC)).exit_code == 1
+    with pytest.raises(UsageError) as error:
+        meaning_at(root, "fraud", "producton", between)
+    assert error.value.why == "did you mean 'production'?"
+    for words in (["night"], ["team=risk"], ["missed", "FRAUD"], ["v2"]):
+        assert [one.reference for one in search_versions(root, tuple(words)).versions] == ["fraud@v2"]
+    assert search_versions(root, ("team=risk", "day")).versions == ()
+    assert verify_root(root, (), (head.digest, head.digest[:12])).problems == ()
+    ledger = root.ledger("fraud").store.folder
+    assert ledger is not None
+    for number in range(6, 1, -1):
+        (ledger / f"{number:08}.json").unlink(missing_ok=True)
+    assert verify_root(root, (), ()).problems == ()
+    assert len(verify_root(root, (), (head.digest,)).problems) == 1
+
+
+def test_a_copy_brings_its_evidence_and_is_made_once(root: Root, tmp_path: Path) -> None:
+    push_text(root, "a", run="main")
+    attest_version(root, "fraud@v1", "eval", PASSED, None, ANN)
+    attest_file(root, "fraud@v1", "CARD.md", b"card", None, ANN)
+    promote(root, "fraud@v1", "production", ANN)
+    other = Root(open_store(str(tmp_path / "other")))
+    for _ in range(2):
+        done = copy_version(root, "fraud@production", other, BOB)
+        assert (done.reference, done.digest) == ("fraud@v1", root.find("fraud@v1")[1].digest)
+    page = show_version_page(other, "fraud@v1")
+    assert [one.kind for one in page.evidence] == ["eval", "file"]
+    assert [entry.action for entry in page.entries] == ["push", "attest", "attest"]
+    assert page.entries[0].facts["copied_from"]["actor"] == "ann"
+    assert other.get(page.evidence[1].content["sha256"]) == b"card"
+    assert list_models(other).models[0].aliases == {}
+    assert verify_root(other, (), ()).problems == ()
+    (Path(other.store.path) / "objects" / page.evidence[1].content["sha256"]).unlink()
+    assert len(verify_root(other, (), ()).problems) == 1
+
+
+def test_a_pulled_folder_is_whole(root: Root, tmp_path: Path) -> None:
+    push_text(root, "a")
+    folder = tmp_path / "pulled"
+    pull_version(root, "fraud@v1", folder)
+    (folder / "weights").write_text("torn")
+    pull_version(root, "fraud@v1", folder)
+    assert (folder / "weights").read_text() == "a"
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(UsageError, match="is not empty"):
+        pull_version(root, "fraud@v1", tmp_path / "full")
+
+
+def test_two_versions_are_compared(root: Root) -> None:
+    push_text(root, "a", data=["x@1"])
+    push_text(root, "bc", data=["y@1"])
+    attest_version(root, "fraud@v2", "eval", PASSED, None, ANN)
+    found = compare_versions(root, "fraud@v1", "fraud@v2")
+
+    def values(part: str) -> Mapping[str, tuple[object, object]]:
+        return {one.key: (one.first, one.second) for one in getattr(found, part)}
+
+    assert values("metrics") == {"accuracy": (None, 0.9)}
+    assert values("data") == {"x@1": (True, None), "y@1": (None, True)}
+    assert values("config") == {"model.name": ("a", "bc")}
+    assert values("content")["parameters"] == (2, 4)
+    assert not compare_versions(root, "fraud@v1", "fraud@v1").is_different
