@@ -110,7 +110,9 @@ def _steps_since_add(route: Sequence[Manifest]) -> list[StepRecord]:
 # How both work: DuckDB joins the rows of the version with those of the earlier one by `_row`, and the clusters that
 # were found among all rows group them. It writes to the disk what exceeds the memory.
 
-_PLACED = "placed AS (SELECT first + file_row_number AS n, * FROM rows JOIN starts USING (file_index))"
+_PLACED = """placed AS (
+    SELECT starts.first + rows.file_row_number AS n, rows._row {0} FROM rows JOIN starts USING (file_index)
+)"""
 _ORDER = "{{'file': regexp_replace({0}, '-[0-9]+$', ''), 'length': length({0}), 'id': {0}}}"
 """Rows of a cluster are ordered by file, then by number."""
 
@@ -133,7 +135,7 @@ def keep_dropped(
     if link is not None and earlier.dropped:  # with the column `step`, and changed rows, which have no rule
         after = f"UNION ALL SELECT _row FROM dropped WHERE step > {link} AND rule IS NOT NULL"
         here = f"step = {link} AND rule IS NOT NULL"
-    sql = f"""WITH {_PLACED},
+    sql = f"""WITH {_PLACED.format("")},
         stayed AS (SELECT _row FROM kept {after}),
         members AS (
             SELECT n, found.cluster, found.rule, copy, placed._row, stayed._row IS NOT NULL AS is_kept,
@@ -185,10 +187,10 @@ def keep_splits(
     """
     cluster = "placed._cluster" if is_clustered else "coalesce(found.cluster, placed._row)"
     name = "NULL" if is_clustered else "groups.name"
-    sql = f"""WITH {_PLACED},
+    sql = f"""WITH {_PLACED.format(", rows._cluster" if is_clustered else "")},
         known AS (
-            SELECT n, placed._row AS id, {cluster} AS cluster, kept._split AS split, kept._cluster AS name
-            FROM placed LEFT JOIN found ON found.row = n LEFT JOIN kept ON kept._row = placed._row
+            SELECT placed.n, placed._row AS id, {cluster} AS cluster, kept._split AS split, kept._cluster AS name
+            FROM placed LEFT JOIN found ON found.row = placed.n LEFT JOIN kept ON kept._row = placed._row
         ),
         groups AS (
             SELECT cluster, min({_ORDER.format("known.name")}).id AS name, count(DISTINCT split) > 1 AS is_mixed,
@@ -225,7 +227,7 @@ class _Found(RowTable):
     def files(self) -> tuple[Path, ...]:
         return tuple(sorted(self.folder.glob("*.parquet")))
 
-    def check_sizes(self) -> None:
+    def check(self) -> None:
         """No manifest has these files."""
 
 

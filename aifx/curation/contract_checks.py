@@ -27,10 +27,10 @@ from aifx.curation.step import DecidedStep, Limits, Outcome, first_rows, without
 from aifx.data.names import ROW
 from aifx.data.versions.catalog import Catalog, check_own_rows
 from aifx.data.versions.manifest import Manifest, Version
-from aifx.data.versions.sql import RowTable, check_selection, identifier, open_tables, quoted, sql_error
+from aifx.data.versions.sql import RowTable, check_free, check_selection, identifier, open_tables, quoted, sql_error
 
-NUMBER = "__number"
-"""The column with the number of a row over all shards."""
+NUMBER, FIRST, TWIN = "__number", "__first", "__twin"
+"""Columns with the number of a row over all shards, and of its key the number and the id of the first row."""
 
 SAMPLE_ROWS = 100_000
 MOST_VALUES = 1000
@@ -41,12 +41,15 @@ _NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "
 DECISION_ROWS = 1 << 20
 _DECISIONS = pa.schema([("row", pa.int64()), ("rule", pa.string()), ("twin", pa.string())])
 
+CURRENT_TIMES = ("current_date", "current_time", "current_timestamp", "localtime", "localtimestamp")
+"""Keywords of SQL that are values of the time of the query."""
+
 CHANGING_FUNCTIONS = (
-    "now", "today", "current_date", "current_time", "current_timestamp", "localtime", "localtimestamp", "random",
-    "get_current_time", "get_current_timestamp", "transaction_timestamp", "current_localtime", "uuid", "uuidv4",
-    "uuidv7", "gen_random_uuid", "current_localtimestamp", "setseed", "nextval", "sleep_ms",
+    *CURRENT_TIMES, "now", "today", "random", "get_current_time", "get_current_timestamp", "transaction_timestamp",
+    "current_localtime", "current_localtimestamp", "uuid", "uuidv4", "uuidv7", "gen_random_uuid", "setseed", "nextval",
+    "sleep_ms", "txid_current", "version", "current_setting", "getvariable",
 )  # fmt: skip
-"""Functions and keywords of SQL that give other values to the same rows later."""
+"""Functions of SQL that give other values to the same rows later."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ def expect(version: Version, rules: Sequence[Expectation], catalog: Catalog, whe
     """
     check_own_rows(version.manifest, f"aifx data {STEP}")
     _check_rows(version.first or version if isinstance(version, PlannedVersion) else version)
+    check_free(version, (NUMBER, FIRST, TWIN))
     others: dict[str, Version] = {}
     resolved = []
     for rule in rules:
@@ -153,6 +157,9 @@ def _check_columns(names: Sequence[str], manifest: Manifest) -> None:
         if name not in manifest.columns:
             what = f"no column {name!r} in {manifest.reference}"
             raise ConfigError(what, did_you_mean(name, manifest.columns), f"aifx data profile {manifest.reference}")
+        if same := [one for one in manifest.columns if one != name and one.lower() == name.lower()]:
+            what = f"columns {name!r} and {same[0]!r} of {manifest.reference} differ in the case of letters alone"
+            raise ConfigError(what, "DuckDB takes them for one", "rename one in the files, and add these")
 
 
 _NEEDED = {"matches": ("text",), "length": ("text", "list", "binary"), "freshness": ("time", "text", "number")}
@@ -163,11 +170,20 @@ def _check_types(rule: Expectation, columns: Mapping[str, str]) -> None:
     for name in rule.column if needed else ():
         if not any(has_type(columns[name], one) for one in needed):
             raise ConfigError(f"column {name!r} is {columns[name]}", f"{rule.check} is for {needed[0]}", REFERENCE)
+    if rule.check in ("range", "values") and has_type(type := columns[rule.column[0]], "text"):
+        for value in (*rule.bounds.values(), *rule.values):
+            if not isinstance(value, str):
+                raise ConfigError(f"column {rule.column[0]!r} is {type}", f"{value!r} is no text", REFERENCE)
     if rule.check == "no_later_than":
-        kinds = ["number" if has_type(columns[name], "number") else "time" for name in (*rule.column, rule.other)]
-        if len(set(kinds)) > 1:
-            what = f"{rule.column[0]!r} is {columns[rule.column[0]]}, and {rule.other!r} is {columns[rule.other]}"
-            raise ConfigError(what, "times cannot be compared with numbers", REFERENCE)
+        both = (rule.column[0], rule.other)
+        kinds = {"number" if has_type(columns[name], "number") else _time_kind(columns[name]) for name in both}
+        if len(kinds) > 1 or None in kinds:
+            what = ", and ".join(f"{name!r} is {columns[name]}" for name in both)
+            raise ConfigError(what, "it compares two times, texts with times, or two numbers", REFERENCE)
+
+
+def _time_kind(type: str) -> str | None:
+    return "time" if has_type(type, "time") or has_type(type, "text") else None
 
 
 @contextmanager
@@ -205,14 +221,14 @@ def _check_sql(rule: Expectation, step: Expect, connection: Any) -> None:
             _check_lasting(rule.sql, connection)
         if rule.check == "matches":
             connection.execute("SELECT regexp_matches('', ?)", [rule.pattern])
-        for value in (*rule.bounds.values(), *rule.values) if rule.column else ():
+        for value in (*rule.bounds.values(), *rule.values) if rule.check in ("range", "values") else ():
             (type,) = connection.sql(f"SELECT {identifier(rule.column[0])} FROM data").types
-            if rule.check in ("range", "values"):
+            if isinstance(value, str):
                 connection.execute(f"SELECT CAST({_literal(value)} AS {type})")
         if (condition := _condition(rule, step)) is not None:
             check_selection(connection, f"SELECT {NUMBER}, NOT ({condition}\n) FROM numbered", hint)
         elif rule.check == "aggregate":
-            check_selection(connection, f"SELECT count(*), CAST(({rule.sql}\n) AS DOUBLE) FROM data", hint)
+            check_selection(connection, f"SELECT count(*), {_aggregate(rule)} FROM data", hint)
         elif rule.check == "distribution":
             for table in ("data", identifier(_table(rule.against))):
                 check_selection(connection, f"SELECT {ROW}, ({_measured(rule)}\n) FROM {table}", hint)
@@ -228,18 +244,23 @@ def _check_lasting(sql: str, connection: Any) -> None:
     """Raise ConfigError for an expression that may judge the same rows otherwise at another time."""
     ((text,),) = connection.execute("SELECT json_serialize_sql(?)", [f"SELECT ({sql}\n) FROM data"]).fetchall()
 
-    def names(node: Any) -> Iterator[str]:
+    def changing(node: Any) -> Iterator[str]:
         if isinstance(node, dict):
-            yield str(node.get("function_name", "")).lower()
-            columns = node.get("column_names") or [""]
-            yield str(columns[0]).lower() if len(columns) == 1 else ""
+            function, columns = str(node.get("function_name", "")).lower(), node.get("column_names") or []
+            if function in CHANGING_FUNCTIONS:
+                yield f"calls {function}"
+            if function == "age" and len(node.get("arguments") or node.get("children", ())) == 1:
+                yield "calls age(time), which is up to today"
+            if len(columns) == 1 and str(columns[0]).lower() in CURRENT_TIMES:
+                yield f"calls {columns[0]}"
+            if node.get("sample"):
+                yield "takes a sample"
         for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-            yield from names(child)
+            yield from changing(child)
 
-    for name in names(json.loads(text)):
-        if name in CHANGING_FUNCTIONS:
-            what, why = f"the SQL calls {name}", "a version is judged once, and the result must last"
-            raise ConfigError(what, why, 'check = "freshness" judges the age of a data set')
+    if found := next(changing(json.loads(text)), None):
+        why = "a version is judged once, and the result must last"
+        raise ConfigError(f"the SQL {found}", why, 'check = "freshness" judges the age of a data set')
 
 
 def _literal(value: Any) -> str:
@@ -298,6 +319,10 @@ def _time(name: str, type: str) -> str:
 def _filled(name: str, type: str) -> str:
     """SQL for a column; null for a blank text, as an empty cell of CSV is."""
     return f"nullif(trim({identifier(name)}), '')" if has_type(type, "text") else identifier(name)
+
+
+def _aggregate(rule: Expectation) -> str:
+    return f"CAST(({rule.sql}\n) AS DOUBLE)"
 
 
 def _measured(rule: Expectation) -> str:
@@ -388,13 +413,13 @@ class _Judge:
         rows = f"numbered ANTI JOIN dropped USING ({NUMBER})"
         self.connection.execute(
             f"""CREATE TABLE {copies} AS WITH repeated AS (
-                SELECT {keys}, min({NUMBER}) AS first, arg_min({ROW}, {NUMBER}) AS twin FROM {rows}
+                SELECT {keys}, min({NUMBER}) AS {FIRST}, arg_min({ROW}, {NUMBER}) AS {TWIN} FROM {rows}
                 WHERE {filled} GROUP BY {keys} HAVING count(*) > 1
-            ) SELECT {NUMBER}, {ROW}, twin FROM {rows} JOIN repeated USING ({keys}) WHERE {NUMBER} > first"""
+            ) SELECT {NUMBER}, {ROW}, {TWIN} FROM {rows} JOIN repeated USING ({keys}) WHERE {NUMBER} > {FIRST}"""
         )
         self.connection.execute(f"INSERT INTO broken SELECT {NUMBER}, {ROW}, [{number}] FROM {copies}")
         if rule.drops_rows:
-            self.connection.execute(f"INSERT INTO dropped SELECT {NUMBER}, {self._id(number)}, twin FROM {copies}")
+            self.connection.execute(f"INSERT INTO dropped SELECT {NUMBER}, {self._id(number)}, {TWIN} FROM {copies}")
 
     def _broken(self, number: int) -> dict[str, Any]:
         of_rule = f"FROM broken WHERE list_contains(rules, {number})"
@@ -418,7 +443,7 @@ class _Judge:
                 case "rows":
                     measured[number] = "count(*)"
                 case "aggregate":
-                    measured[number] = f"CAST(({rule.sql}\n) AS DOUBLE)"
+                    measured[number] = _aggregate(rule)
                 case "freshness":
                     measured[number] = _newest(rule.column[0], columns[rule.column[0]])
                 case "distribution":
@@ -427,7 +452,7 @@ class _Judge:
                     pass
         if measured:
             sql = ", ".join(measured.values())
-            (values,) = self.connection.execute(f"SELECT {sql} FROM left_rows").fetchall()
+            ((_, *values),) = self.connection.execute(f"SELECT count(*), {sql} FROM left_rows").fetchall()
             for number, value in zip(measured, values, strict=True):
                 is_finite = not isinstance(value, float) or np.isfinite(value)
                 found[number] = {"value": value if is_finite else None}
@@ -462,8 +487,8 @@ class _Judge:
         return values[np.isfinite(values)]
 
     def _values(self, sql: str, table: str) -> dict[str, int]:
-        query = f"""SELECT CAST(({sql}\n) AS VARCHAR) AS v, count(*) AS n FROM {table} GROUP BY 1 HAVING v IS NOT NULL
-            ORDER BY n DESC, v LIMIT {10 * MOST_VALUES}"""
+        counts = f"SELECT CAST(({sql}\n) AS VARCHAR) AS v, count(*) AS n FROM {table} GROUP BY 1"
+        query = f"SELECT v, n FROM ({counts}) WHERE v IS NOT NULL ORDER BY n DESC, v LIMIT {10 * MOST_VALUES}"
         return dict(self.connection.execute(query).fetchall())
 
     def fault_of(self, error: Exception) -> AifxError:
@@ -472,11 +497,16 @@ class _Judge:
 
         hint = f"aifx data query {self.step.parents[0].reference} 'DESCRIBE data'"
         for number, rule in self._judged:
-            sql = self._conditions.get(number) or (rule.sql if rule.check == "aggregate" else "")
+            if (condition := self._conditions.get(number)) is not None:
+                selected = f"count(*) FILTER (NOT ({condition}\n))"
+            elif rule.check == "aggregate":
+                selected = f"count(*), {_aggregate(rule)}"
+            elif rule.check == "distribution":
+                selected = f"count(({_measured(rule)}\n))"
+            else:
+                continue
             try:
-                if sql:
-                    one = f"count(*) FILTER (NOT ({sql}\n))" if rule.judges_rows else f"CAST(({sql}\n) AS DOUBLE)"
-                    self.connection.execute(f"SELECT {one} FROM numbered").fetchall()
+                self.connection.execute(f"SELECT {selected} FROM numbered").fetchall()
             except duckdb.Error as e:
                 found = sql_error(e, hint, hides_values=True)
                 return UsageError(f"rule {rule.name}: {found.what}", found.why, found.hint)
@@ -484,6 +514,7 @@ class _Judge:
 
 
 def _newest(name: str, type: str) -> str:
-    """SQL for the newest time of a column, as text. Numbers are seconds since 1970."""
-    time = f"to_timestamp({identifier(name)})" if has_type(type, "number") else _time(name, type)
-    return f"strftime(max({time}) AT TIME ZONE 'UTC', '%Y-%m-%dT%H:%M:%S.%f+00:00')"
+    """SQL for the newest time of a column, as text. Numbers are seconds since 1970. Years have four digits."""
+    time = f"TRY(to_timestamp({identifier(name)}))" if has_type(type, "number") else _time(name, type)
+    newest = f"max({time}) FILTER ({time} BETWEEN '1000-01-01' AND '9999-12-31 23:59:59.999999')"
+    return f"strftime({newest} AT TIME ZONE 'UTC', '%Y-%m-%dT%H:%M:%S.%f+00:00')"

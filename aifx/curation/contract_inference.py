@@ -61,16 +61,16 @@ def _rules(version: Version, profile: Profile) -> Iterator[dict[str, Any]]:
             yield {"column": name, "check": "type", "type": family}
             if column.nulls == profile.rows:
                 continue
-            yield _filled(name, column, profile.rows)
+            yield from _filled(name, column, profile.rows)
             more = _of_texts if family == "text" else _of_others
             yield from more(name, column, profile, version, connection)
 
 
-def _filled(name: str, column: ColumnProfile, rows: int) -> dict[str, Any]:
+def _filled(name: str, column: ColumnProfile, rows: int) -> Iterator[dict[str, Any]]:
     if not column.nulls:
-        return {"column": name, "check": "not_null"}
-    share = math.floor(100 * (1 - column.nulls / rows)) / 100
-    return {"column": name, "check": "not_null", "mostly": max(share, 0.01), "level": "warn"}
+        yield {"column": name, "check": "not_null"}
+    elif percent := 100 * (rows - column.nulls) // rows:
+        yield {"column": name, "check": "not_null", "mostly": percent / 100, "level": "warn"}
 
 
 def _of_texts(
@@ -104,6 +104,13 @@ def _of_others(
         yield {"column": name, "check": "values", "values": [value for (value,) in values], "level": "warn"}
         return
     bounds = (column.min, column.max)
+    filled = profile.rows - column.nulls
+    if column.type in ("float", "double"):
+        sql = f"SELECT count(*) FILTER (NOT isnan({identifier(name)})) FROM data"
+        ((numbers,),) = connection.execute(sql).fetchall()
+        if numbers < filled:  # a range has no room for NaN
+            bounds = (None, None)
+        filled = numbers
     if is_number and all(isinstance(bound, int | float) and math.isfinite(bound) for bound in bounds):
         yield {"column": name, "check": "range", "at_least": column.min, "at_most": column.max, "level": "warn"}
     elif has_type(column.type, "time") and column.min is not None:
@@ -111,7 +118,7 @@ def _of_others(
     is_key = is_integer and _is_unique(name, column, profile.rows, connection)
     if is_key:
         yield {"column": name, "check": "unique"}
-    elif is_number and profile.rows - column.nulls >= LEAST_ROWS:
+    elif is_number and filled >= LEAST_ROWS:
         what = {"against": version.manifest.reference, "measure": "psi", "at_most": PSI_BOUND}
         yield {"column": name, "check": "distribution", **what, "level": "warn"}
 
@@ -129,11 +136,12 @@ def _is_unique(name: str, column: ColumnProfile, rows: int, connection: Any) -> 
 def _toml(rule: Expectation) -> str:
     settings: Mapping[str, Any] = rule.settings
     keys = [key for key in ("column", "check", *type(rule).model_fields) if key in settings]
-    return "\n".join(["[[rule]]", *(f"{key} = {_value(settings[key])}" for key in dict.fromkeys(keys))])
+    values = {key: settings[key] for key in dict.fromkeys(keys)}
+    if len(values.get("column", ())) == 1:
+        (values["column"],) = values["column"]
+    return "\n".join(["[[rule]]", *(f"{key} = {_value(value)}" for key, value in values.items())])
 
 
 def _value(value: Any) -> str:
     """A value as TOML has it: its strings escape what JSON's do, and U+007F."""
-    if isinstance(value, list):
-        return _value(value[0]) if len(value) == 1 and isinstance(value[0], str) else json.dumps(value)
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

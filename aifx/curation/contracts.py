@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -146,12 +147,15 @@ class Expectation(BaseModel):
             raise ValueError(f"column: {self.check} takes one column")
         if self.to_column and len(self.to_column) != len(self.column):
             raise ValueError(f"to_column: {len(self.to_column)} columns for {len(self.column)}")
-        self._check_bounds()
+        self._check_numbers()
         if self.within and not _WITHIN.fullmatch(self.within):
             raise ValueError(f"within: {self.within!r} is no time such as {', '.join(f'2{unit}' for unit in _UNITS)}")
         return self
 
-    def _check_bounds(self) -> None:
+    def _check_numbers(self) -> None:
+        for value in self.values:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"values: {value} cannot be compared; check = 'sql' finds it")
         for name, bound in self.bounds.items():
             if isinstance(bound, float) and not math.isfinite(bound):
                 raise ValueError(f"{name}: {bound} is no bound")
@@ -305,7 +309,7 @@ def _outcome(rule: Expectation, fact: Mapping[str, Any], now: datetime) -> RuleO
 def _is_kept(rule: Expectation, fact: Mapping[str, Any], now: datetime) -> bool:
     if rule.judges_rows:
         rows, broken = fact["rows"], fact["broken"]
-        return bool(not broken if rule.mostly is None else rows - broken >= rule.mostly * rows)
+        return bool(not broken if rule.mostly is None else rows - broken >= Fraction(str(rule.mostly)) * rows)
     value = fact["value"]
     if value is None:  # of no row
         return False

@@ -13,7 +13,8 @@ LEAST_ROWS = 100
 
 def binned(before: Any, after: Any) -> tuple[Any, Any]:
     """The counts of numbers by bin; each bin holds a tenth of those before."""
-    edges = np.unique(np.quantile(before, np.linspace(0, 1, BINS + 1)[1:-1]))
+    with np.errstate(over="ignore"):  # between the largest numbers of both signs
+        edges = np.unique(np.quantile(before, np.linspace(0, 1, BINS + 1)[1:-1]))
     counts = [np.bincount(np.searchsorted(edges, one, "right"), minlength=len(edges) + 1) for one in (before, after)]
     return counts[0], counts[1]
 

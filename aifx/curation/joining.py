@@ -27,7 +27,7 @@ from aifx.data.names import RESERVED, ROW, joined_row_column
 from aifx.data.readers.arrow import pa, pq
 from aifx.data.versions.catalog import JOIN
 from aifx.data.versions.manifest import Version
-from aifx.data.versions.sql import RowTable, batches_of, identifier, open_tables, quoted
+from aifx.data.versions.sql import NUMBERING, RowTable, batches_of, check_free, identifier, open_tables, quoted
 
 BATCH_ROWS = 10_000
 THREAD_BYTES = 256 << 20
@@ -49,7 +49,6 @@ TEXTS: Mapping[str, Kind] = {
 }
 """Texts of ISO 8601 that are dates or times."""
 
-_DUCKDB_COLUMNS = {"file_row_number", "file_index"}
 _DAY_NS = 86_400_000_000_000
 
 
@@ -151,9 +150,7 @@ class Join(DecidedStep):
                     why = did_you_mean(name, version.manifest.columns)
                     hint = f"aifx data show {version.manifest.name}"
                     raise UsageError(f"{version.reference} has no column {name!r}", why, hint)
-            for name in _DUCKDB_COLUMNS.intersection(version.manifest.columns):
-                why = f"DuckDB numbers rows by columns of the names {' and '.join(sorted(_DUCKDB_COLUMNS))}"
-                raise UsageError(f"{version.reference} has a column {name!r}", why, _convert(version, name))
+            check_free(version, NUMBERING)
         before, after = (_schema(version) for version in self.parents)
         for name in self.key:
             kinds = kind_of(before.field(name).type), kind_of(after.field(name).type)

@@ -411,13 +411,19 @@ def _merged_lengths(parts: Sequence[Lengths]) -> Lengths:
     )
 
 
+def _has_bins(low: float, high: float) -> bool:
+    """Whether float64 tells the edges of bins between two numbers apart."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.all(np.diff(np.linspace(low, high, BINS + 1)) > 0)) and np.isfinite(high - low)
+
+
 def _histograms(part: PartialProfile, shards: Sequence[Path]) -> dict[str, Histogram]:
     ranges = {
         name: (float(one.min), float(one.max))
         for name, one in part.columns.items()
         if isinstance(one.min, int | float) and isinstance(one.max, int | float) and not isinstance(one.min, bool)
     }
-    ranges = {name: ends for name, ends in ranges.items() if np.isfinite(ends).all() and ends[0] < ends[1]}
+    ranges = {name: ends for name, ends in ranges.items() if np.isfinite(ends).all() and _has_bins(*ends)}
     if not ranges:
         return {}
     every = -(-len(shards) // HISTOGRAM_SHARDS)

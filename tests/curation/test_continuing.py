@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from made_rows import clusters_of, edited, jaccard, order_of, some_texts
 from made_rows import rows_of as dropped_rows
 
+import aifx
 from aifx.curation.duplicates import Dedupe, Split
 from aifx.curation.execution import execute
 from aifx.curation.history import ancestors
@@ -168,6 +169,21 @@ def test_the_same_again_is_the_same_version_and_lineage_names_what_it_continues(
     row = next(row[ROW] for row in dropped_rows(every[-1][0].dropped) if row[ROW] in first)
     (history,) = explain_row(catalog, row, None, [every[-1][0].manifest.whole_reference]).histories
     assert [step.outcome for step in history.steps] == ["added", "kept", "dropped"]
+
+
+def test_columns_may_have_the_names_of_the_decisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "aifx.toml").write_text("")
+    (tmp_path / "tables").mkdir()
+    monkeypatch.chdir(tmp_path)
+    names = ("first", "n", "copy", "cluster", "rule", "row", "id", "split", "is_kept")
+    for number, rows in enumerate((range(20), range(15, 40))):
+        lines = [",".join(names), *(",".join([str(row)] * len(names)) for row in rows)]
+        (tmp_path / f"tables/{number}.csv").write_text("\n".join(lines) + "\n")
+        aifx.data_add("rows", "tables", kind="table", license="MIT")
+        deduped = aifx.data_dedupe("rows")
+        split = aifx.data_split("rows", validation=0.2, test=0.2)
+    assert (deduped.dropped, deduped.rows) == (5, 40)
+    assert deduped.facts[CONTINUES] != split.facts[CONTINUES]
 
 
 def test_new_rows_leave_the_shards_of_earlier_ones(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,9 @@ THREAD_BYTES = 32 << 20
 """Memory for the buffers of a thread of DuckDB."""
 
 INTERRUPT_EVERY_S = 0.1
+
+NUMBERING = ("file_index", "file_row_number")
+"""Columns that number the rows of a table that `is_numbered`."""
 
 DROPPED_COLUMNS = ("_row", "rule", "twin")
 QUARANTINE_COLUMNS = ("source", "line", "reason", "value")
@@ -46,8 +49,13 @@ class RowTable:
         found: tuple[Path, ...] = getattr(self.version, self.part)
         return found
 
-    def check_sizes(self) -> None:
-        """Raise DataError for a file that is missing or has not the size that the manifest has."""
+    def check(self) -> None:
+        """Raise DataError for a file that is missing or has not the size that the manifest has.
+
+        Raise UsageError for a column with the name of one that is added.
+        """
+        if self.is_numbered:
+            check_free(self.version, NUMBERING)
         for file, path in zip(getattr(self.version.manifest, self.part), self.files, strict=True):
             if why := missing_file(path.parent, {path.name: SealedFile(file.bytes, file.sha256)}):
                 reference = self.version.reference
@@ -67,6 +75,19 @@ class RowTable:
         return f"SELECT {columns} FROM read_parquet([{', '.join(quoted(str(file)) for file in self.files)}])"
 
 
+def check_free(version: Version, names: Collection[str]) -> None:
+    """Raise UsageError if a version has a column with one of these names, which SQL of aifx gives to its own.
+
+    DuckDB takes names that differ in the case of letters alone for one.
+    """
+    for name in version.manifest.columns:
+        if name.lower() in names:
+            why = f"aifx numbers its rows by columns of the names {' and '.join(sorted(names))}"
+            select = f"SELECT * EXCLUDE ({identifier(name)}), {identifier(name)} AS other FROM data"
+            hint = f"aifx data query {version.manifest.name} '{select}' --output FILE writes a file to add"
+            raise UsageError(f"{version.reference} has a column {name!r}", why, hint)
+
+
 @contextmanager
 def open_tables(
     tables: Mapping[str, RowTable], memory_bytes: int = MEMORY_BYTES, thread_bytes: int = THREAD_BYTES
@@ -81,7 +102,7 @@ def open_tables(
     import duckdb
 
     for table in tables.values():
-        table.check_sizes()
+        table.check()
     with tempfile.TemporaryDirectory(prefix="aifx-sql-") as spill:
         threads = max(1, min(len(os.sched_getaffinity(0)), memory_bytes // thread_bytes))
         config: dict[str, Any] = {
