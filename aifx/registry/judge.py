@@ -137,7 +137,7 @@ def _better(case: Case, rule: BetterRule) -> Finding:
 
 
 def _contamination(case: Case, rule: ContaminationRule) -> Finding:
-    needed = {reference for version in (case.version, case.incumbent) if version for reference in data_of(version)}
+    needed = {reference for version in (case.version, case.incumbent) if version for reference in version.data}
     report = f"aifx registry attest {case.reference} report.json --contamination"
     clean: dict[str, str] = {}
     for one in case.attestations:
@@ -165,7 +165,7 @@ def _named_by(reference: str, known: Iterable[str]) -> list[str]:
 def _licences(case: Case, rule: LicencesRule) -> Finding:
     found = tuple(case.version.pushed.facts.get("licenses", ("unknown",)))
     if others := sorted(set(found) - set(rule.allow)):
-        hint = f"aifx data lineage {next(iter(data_of(case.version)), 'NAME')}"
+        hint = f"aifx data lineage {next(iter(case.version.data), 'NAME')}"
         return Finding("licences", False, f"{', '.join(others)}: allowed are {', '.join(rule.allow)}", hint)
     return Finding("licences", True, ", ".join(found) or "no data set is known")
 
@@ -263,11 +263,6 @@ _JUDGES: Mapping[str, Callable[[Case, Any], Finding]] = {
     "drill": _drill,
     "file": _file,
 }
-
-
-def data_of(version: NumberedVersion) -> tuple[str, ...]:
-    """The versions of data sets that a version was trained on, and what it was tuned from, "name@<64 digits>"."""
-    return tuple(version.pushed.facts.get("data", ()))
 
 
 def _is_of_data(attested: Attestation, reference: str) -> bool:

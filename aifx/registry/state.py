@@ -37,6 +37,11 @@ class NumberedVersion:
     def label(self) -> str:
         return f"v{self.number}"
 
+    @property
+    def data(self) -> tuple[str, ...]:
+        """The versions of data sets that it, and what it was tuned from, was trained on, "name@<64 digits>"."""
+        return tuple(self.pushed.facts.get("data", ()))
+
 
 @dataclass(frozen=True)
 class ModelState:

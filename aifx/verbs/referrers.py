@@ -72,7 +72,19 @@ def _pinned(value: Any, who: str) -> Iterator[Use]:
             yield from _pinned(each, who)
 
 
-REFERRERS: list[Referrer] = [runs, configuration, recipe]
+def models(catalog: Catalog, project: Project) -> Iterator[Use]:
+    """The versions that models of the project's registry were trained on, also if their runs are gone."""
+    from aifx.kinds import load_config
+    from aifx.registry.roots import open_root
+
+    root = open_root(None, load_config(project).apply_to(project))
+    for name in root.names():
+        for version in root.state(name).versions.values():
+            for reference in version.data if not version.is_withdrawn else ():
+                yield Use(reference, f"model {name}@{version.label}")
+
+
+REFERRERS: list[Referrer] = [runs, configuration, recipe, models]
 """A function for each kind of thing in a project that names versions. What else names versions adds its own here."""
 
 

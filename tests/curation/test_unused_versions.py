@@ -16,6 +16,7 @@ from toy_steps import Rows, WithoutLetter
 import aifx
 from aifx.core.errors import AifxError, DataError, EnvironmentFault
 from aifx.core.project import Project
+from aifx.core.stores import open_store
 from aifx.curation.compact import Compact
 from aifx.curation.execution import execute
 from aifx.curation.leftovers import collect_garbage
@@ -27,6 +28,8 @@ from aifx.data.versions import leases
 from aifx.data.versions.catalog import Catalog, open_catalog, open_parts
 from aifx.data.versions.leases import LEASES, READ_DAYS, Use, leased_uses, renew_lease
 from aifx.data.versions.manifest import Version
+from aifx.registry.ledger import Entry
+from aifx.registry.roots import Root
 
 LIMITS = Limits(1 << 30, 1)
 
@@ -98,6 +101,16 @@ def test_a_version_stays_if_something_names_it_or_was_made_of_it(
     assert gc("--yes")[1] == {}
     assert catalog.versions("pets") == [versions["latest"].manifest.version]
     assert inprocess.run(["data", "verify", "--all"], Path.cwd(), {}).returncode == 0
+
+
+def test_the_data_of_a_registered_model_stays(versions: dict[str, Version], project: Project) -> None:
+    root = Root(open_store(str(project.root / "registry")))
+    data = [versions["g"].manifest.whole_reference]
+    for action in ("push", "withdraw"):
+        entry = Entry(action, "ann", version="1" * 64, facts={"data": data})
+        root.act("fraud", None, lambda _, entry=entry: entry, again=True)  # type: ignore[misc]
+        kept = gc("--dry-run")[1].get(versions["g"].reference)
+        assert kept == ("model fraud@v1" if action == "push" else None)
 
 
 def test_versions_that_rules_of_a_contract_name_stay(
