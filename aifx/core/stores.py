@@ -9,7 +9,7 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from aifx.core.redaction import redact
 logger = logging.getLogger(__name__)
 
 BLOCK_BYTES = 8 << 20
+FILES_AT_ONCE = 128
 
 _CONDITIONAL = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"})
 """Schemes whose clients let the store refuse a name that is taken, by `If-None-Match: *` or `ifGenerationMatch=0`.
@@ -91,17 +92,26 @@ class Store:
 
     def read_files(self, folder: str = "") -> dict[str, bytes]:
         """The content of each small file in a folder, by name, in order: of a remote store, many are read at a time."""
-        names = sorted(name for name in self.files(folder) if not is_temporary(name))
-        paths = {name: f"{folder}/{name}".lstrip("/") for name in names}
-        if self.folder is not None or not names:
-            return {name: data for name in names if (data := self.read(paths[name])) is not None}
-        with _naming(f"read {self.url}/{folder}"):
-            by_path = self.fs.cat([f"{self.path}/{path}" for path in paths.values()], on_error="return")
-            for error in by_path.values():
-                if isinstance(error, BaseException) and not isinstance(error, FileNotFoundError):
-                    raise error
-        read = dict(zip(names, by_path.values(), strict=True))
-        return {name: data for name, data in read.items() if isinstance(data, bytes)}
+        names = [name for name in self.files(folder) if not is_temporary(name)]
+        return dict(self.below(folder).read_many(names) if folder else self.read_many(names))
+
+    def read_many(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """The names and contents of those of some small files that are there, by name.
+
+        Of a remote store, FILES_AT_ONCE are read at a time. Raises as `read`.
+        """
+        names = sorted(names)  # as fsspec sorts them
+        if self.folder is not None:
+            yield from ((name, data) for name in names if (data := self.read(name)) is not None)
+            return
+        for start in range(0, len(names), FILES_AT_ONCE):
+            some = names[start : start + FILES_AT_ONCE]
+            with _naming(f"read {self.url}"):
+                found = self.fs.cat([f"{self.path}/{name}" for name in some], on_error="return").values()
+                for error in found:
+                    if isinstance(error, BaseException) and not isinstance(error, FileNotFoundError):
+                        raise error
+            yield from ((name, data) for name, data in zip(some, found, strict=True) if isinstance(data, bytes))
 
     def size(self, name: str) -> int | None:
         with _naming(f"read {self.url}/{name}"):

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aifx.core.errors import DataError, UsageError
 from aifx.core.json_values import plain
 from aifx.curation.step import DECISIONS, DecidedStep, Limits, Step, first_rows, write_decisions
 from aifx.data.names import ROW
 from aifx.data.readers.arrow import pa, pc
 from aifx.data.versions.catalog import Catalog
-from aifx.data.versions.manifest import CONTINUES, Manifest, StepRecord, Version
+from aifx.data.versions.manifest import CONTINUES, Origin, StepRecord, Version
 from aifx.data.versions.sql import RowTable, open_tables, quoted
 
 ADD = "add"
@@ -56,55 +54,55 @@ class LastingStep(DecidedStep):
         return (record.name, plain(record.settings)) == (self.name, plain(self.settings))
 
 
-def continued(step: T, name: str, catalog: Catalog) -> T:
+def continued(step: T, catalog: Catalog, origins: Mapping[str, Origin]) -> T:
     """The step with the version whose decisions it keeps as its last parent, if there is one.
 
     That is a version of the data set which a step made that this one continues, from rows that were there before its
     parent's last files were added. Of several, the one of the newest rows, and if possible made by the same steps.
+
+    Args:
+        origins: of the versions of the data set.
+
+    Raises DataError if it is damaged.
     """
     parent = step.parents[0].manifest if len(step.parents) == 1 else None
     if parent is None or not parent.rows or not step.continues(step.record):
         return step
-    route = list(_route(catalog, parent))
-    earlier = [one.sha256 for one in route if one.step.name == ADD][1:]
-    if not earlier:
-        return step
-    ours, found = _steps_since_add(route), []
-    for version in catalog.versions(name):
-        try:
-            manifest = catalog.manifest(f"{name}@{version}")
-        except DataError:
-            continue
-        if step.continues(manifest.made_by):
-            theirs = list(_route(catalog, manifest))
-            base = next((one.sha256 for one in theirs if one.step.name == ADD), "")
-            if base in earlier:
-                since = _steps_since_add(theirs[1:])
-                differs = [one.name for one in since] != [one.name for one in ours], since != ours
-                is_other = manifest not in theirs  # but its rows in other shards
-                found.append((earlier.index(base), *differs, is_other, manifest.whole_reference))
+    adds = [one.reference for one in _route(origins, parent.origin) if one.step.name == ADD]
+    ages = {reference: age for age, reference in enumerate(adds[1:])}
+    ours, _ = _since_add(origins, parent.origin)
+    found = []
+    for origin in origins.values() if ages else ():
+        if step.continues(origin.made_by):
+            (_, *theirs), base = _since_add(origins, origin)
+            if base in ages:
+                differs = [one.name for one in theirs] != [one.name for one in ours], theirs != ours
+                is_compact = origin.step != origin.made_by
+                found.append((ages[base], *differs, is_compact, origin.reference))
     return replace(step, parents=(*step.parents, catalog.open(min(found)[-1]))) if found else step
 
 
-def _route(catalog: Catalog, manifest: Manifest) -> Iterator[Manifest]:
+def _route(origins: Mapping[str, Origin], origin: Origin | None) -> Iterator[Origin]:
     """A version and those that its rows came from, the newest first, up to one that was deleted.
 
     Those that only hold the rows of another in other shards are passed over.
     """
-    while True:
-        if manifest.step == manifest.made_by:
-            yield manifest
-        own = next(iter(manifest.row_parents), "")
-        if not own.startswith(f"{manifest.name}@"):
-            return
-        try:
-            manifest = catalog.manifest(own)
-        except (UsageError, DataError):
-            return
+    seen: set[str] = set()  # no manifest was compared with its digest, so that they could name each other
+    while origin is not None and origin.reference not in seen:
+        seen.add(origin.reference)
+        if origin.step == origin.made_by:
+            yield origin
+        origin = origins.get(next(iter(origin.row_parents), ""))
 
 
-def _steps_since_add(route: Sequence[Manifest]) -> list[StepRecord]:
-    return [one.step for one in takewhile(lambda one: one.step.name != ADD, route)]
+def _since_add(origins: Mapping[str, Origin], origin: Origin) -> tuple[list[StepRecord], str]:
+    """The steps on the route of a version before files were added, its own first, and the version with these files."""
+    steps: list[StepRecord] = []
+    for one in _route(origins, origin):
+        if one.step.name == ADD:
+            return steps, one.reference
+        steps.append(one.step)
+    return steps, ""
 
 
 # How both work: DuckDB joins the rows of the version with those of the earlier one by `_row`, and the clusters that

@@ -64,7 +64,7 @@ from aifx.data.versions.catalog import (
     rows_and_bytes,
 )
 from aifx.data.versions.lineage import is_recorded, record_run
-from aifx.data.versions.manifest import DROPPED, QUARANTINE, SHARDS, Manifest, Source, StepRecord, Version
+from aifx.data.versions.manifest import DROPPED, QUARANTINE, SHARDS, Manifest, Origin, Source, StepRecord, Version
 from aifx.data.versions.sealing import seal_version
 from aifx.data.versions.shards import ShardWriter, columns_of, return_memory
 
@@ -181,15 +181,16 @@ def execute(
     for parent in step.parents:
         check_own_rows(parent.manifest, f"aifx data {step.name}")
     if dry_run:
-        if (found := _find_version(step, name, catalog)) is None:
+        if (found := _find_version(step, catalog, catalog.origins(name))) is None:
             raise NotMade(step)
         return Made(found, is_new=False, is_accepted=accepts(found.manifest))
     if run_tasks is None:
         limits = limits.for_work(sum(size for _, size in step.tasks()), step.worker_bytes)
     with holding_dataset(name, catalog, "makes a version of it"):
-        found = _find_version(step, name, catalog)
+        origins = catalog.origins(name)
+        found = _find_version(step, catalog, origins)
         is_new = found is None
-        step = continued(step, name, catalog) if found is None else step
+        step = continued(step, catalog, origins) if found is None else step
         parents = found.manifest.parents if found is not None and found not in step.parents else _references(step)
         key = _key(step.record, [parent.partition("@")[2] for parent in parents], code_of(step))
         work = steps_folder(name, catalog) / f"{WORK}{key}"
@@ -198,7 +199,7 @@ def execute(
                 for parent in step.parents:
                     check_shards(parent)
                 with holding_work(work):
-                    found = _make_version(step, name, catalog, work, limits, run_tasks)
+                    found = _make_version(step, name, catalog, origins, work, limits, run_tasks)
             is_accepted = accepts(found.manifest)
             if is_accepted and set_name:
                 catalog.set_latest(name, found.manifest.version)
@@ -238,7 +239,7 @@ def _key(step: StepRecord, parents: Sequence[str], code: Code) -> str:
     return sha256_of_json(plain([step, parents, code]))
 
 
-def _find_version(step: Step, name: str, catalog: Catalog) -> Version | None:
+def _find_version(step: Step, catalog: Catalog, origins: Mapping[str, Origin]) -> Version | None:
     """The version that the same step made before.
 
     Its parent, if that is what the step made: a step changes nothing in its own result, and a command that is repeated
@@ -246,49 +247,42 @@ def _find_version(step: Step, name: str, catalog: Catalog) -> Version | None:
     """
     record, code = step.record, code_of(step)
 
-    def is_result(manifest: Manifest) -> bool:
+    def is_result(origin: Origin) -> bool:
         """Whether the step made it, with the code that it has now. Other code may have made the same rows before."""
-        if plain(manifest.step) != plain(record):
+        if plain(origin.step) != wanted:
             return False
+        if origin.code == code:
+            return True
+        manifest = catalog.manifest(origin.reference)
         parents = [parent.partition("@")[2] for parent in manifest.parents]
-        return manifest.code == code or is_recorded(catalog, manifest, _key(record, parents, code))
+        return is_recorded(catalog, manifest, _key(record, parents, code))
 
-    parents = _references(step)
-    if parents and (own := step.parents[0].manifest).row_parents[1:] == parents[1:] and is_result(own):
+    wanted, parents = plain(record), _references(step)
+    if parents and (own := step.parents[0].manifest.origin).row_parents[1:] == parents[1:] and is_result(own):
         return step.parents[0]
-    for version in catalog.versions(name):
-        reference = f"{name}@{version}"
-        try:
-            manifest = catalog.manifest(reference)
-        except DataError:
-            continue
-        if manifest.row_parents == parents and is_result(manifest):
-            return catalog.open(reference)
-    return None
+    found = (one for one in origins.values() if one.row_parents == parents and is_result(one))
+    return next((catalog.open(one.reference) for one in found), None)
 
 
 def _make_version(
-    step: Step, name: str, catalog: Catalog, work: Path, limits: Limits, run_tasks: Runner | None
+    step: Step,
+    name: str,
+    catalog: Catalog,
+    origins: Mapping[str, Origin],
+    work: Path,
+    limits: Limits,
+    run_tasks: Runner | None,
 ) -> Version:
     tasks = step.tasks()
     facts = _prepare(step, work, limits)
     with report_progress(f"{step.name} {name}", sum(size for _, size in tasks), "bytes") as progress:
-        known, keys = _known_results(step, name, catalog, work)
+        known, keys = _known_results(step, name, catalog, origins, work)
         results = _run_tasks(step, work, limits, progress, run_tasks, known)
     results = [replace(result, key=keys.get(task, "")) for task, result in enumerate(results)]
     manifest = _manifest(step, name, results, facts)
     whole = work / WHOLE
     (whole / SHARDS).mkdir(parents=True, exist_ok=True)
-    remove_temporary(whole)  # of a call that was killed
-    for file in manifest.files:
-        if file.holder:
-            continue
-        (whole / file.name).parent.mkdir(exist_ok=True)
-        try:
-            os.replace(work / OUT / file.name, whole / file.name)
-        except FileNotFoundError:  # a call that was killed may have moved it
-            if not (whole / file.name).exists():
-                raise
+    _collect_files(manifest, work / OUT, whole)
     made = Version(whole, manifest, catalog.folders_of(manifest))
     profile = complete_profile(merge_profiles(part for result in results for part in result.profiles), made)
     seal_version(whole, manifest, plain(profile), tasks_document(results))
@@ -305,6 +299,22 @@ def _make_version(
     return made
 
 
+def _collect_files(manifest: Manifest, out: Path, whole: Path) -> None:
+    """Move the files that a version holds into its folder, which a call that was killed may have begun to fill."""
+    own = {whole / file.name: out / file.name for file in manifest.files if not file.holder}
+    remove_temporary(whole)
+    for path in whole.glob("*/*.parquet"):
+        if path not in own:  # another version has it since
+            path.unlink()
+    for path, source in own.items():
+        path.parent.mkdir(exist_ok=True)
+        try:
+            os.replace(source, path)
+        except FileNotFoundError:
+            if not path.exists():
+                raise
+
+
 def _prepare(step: Step, work: Path, limits: Limits) -> Mapping[str, Any]:
     done = work / f"{PREPARED}.json"
     if done.exists():
@@ -319,7 +329,9 @@ def _prepare(step: Step, work: Path, limits: Limits) -> Mapping[str, Any]:
     return facts
 
 
-def _known_results(step: Step, name: str, catalog: Catalog, work: Path) -> tuple[dict[int, TaskResult], dict[int, str]]:
+def _known_results(
+    step: Step, name: str, catalog: Catalog, origins: Mapping[str, Origin], work: Path
+) -> tuple[dict[int, TaskResult], dict[int, str]]:
     """The results of the tasks that need not run, since a version has their files, and the keys of the others."""
     results: dict[int, TaskResult] = {}
     keys: dict[int, str] = {}
@@ -332,7 +344,7 @@ def _known_results(step: Step, name: str, catalog: Catalog, work: Path) -> tuple
             results[task] = kept.result(file, task)
         else:
             keys[task] = task_key(step, code, step.task_inputs(task, work / PREPARED))
-    return results | earlier_results(step, name, catalog, code, keys), keys
+    return results | earlier_results(step, catalog, origins, code, keys), keys
 
 
 def _run_tasks(

@@ -8,24 +8,24 @@ is a file of the parent, unchanged, refers to that. So a few new rows cost about
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from aifx.core.artifact import missing_file, short
+from aifx.core.artifact import short, short_reference
 from aifx.core.code_digest import Code
-from aifx.core.digests import sha256_of_json
+from aifx.core.digests import sha256_of, sha256_of_json
 from aifx.core.errors import DataError
 from aifx.core.json_values import plain
 from aifx.core.parsing import parse_json
 from aifx.curation.profile import PartialProfile, merge_profiles, profile_rows
 from aifx.curation.step import Step
 from aifx.data.names import Kind
-from aifx.data.versions.catalog import Catalog, check_shards
-from aifx.data.versions.manifest import DROPPED, QUARANTINE, SHARDS, TASKS, Manifest, ShardFile, Source, Version
+from aifx.data.versions.catalog import Catalog
+from aifx.data.versions.manifest import DROPPED, QUARANTINE, SHARDS, TASKS, Origin, ShardFile, Source, Version
 from aifx.data.versions.shards import read_parts
 
 logger = logging.getLogger(__name__)
@@ -89,61 +89,57 @@ def tasks_document(results: Sequence[TaskResult]) -> list[Any]:
     return [plain(one if one.key else replace(one, sources=())) for one in own]
 
 
-def read_tasks(catalog: Catalog, name: str, version: str) -> tuple[TaskResult, ...]:
-    """The results of the tasks that a version ran; none if its file cannot be read, since they can be had again."""
+def read_tasks(catalog: Catalog, name: str, version: str, sha256: str | None = None) -> tuple[TaskResult, ...]:
+    """The results of the tasks that a version ran; none if its file cannot be read, since they can be had again.
+
+    Args:
+        sha256: of the file, by the manifest; None if that may be about to change.
+    """
     data = catalog.store.read(f"{name}/{version}/{TASKS}")
     try:
-        return _RESULTS.validate_python(parse_json(data)) if data is not None else ()
+        return _RESULTS.validate_python(parse_json(data)) if data and sha256 in (None, sha256_of(data)) else ()
     except ValueError:
         return ()
 
 
 def earlier_results(
-    step: Step, name: str, catalog: Catalog, code: Code, keys: Mapping[int, str]
+    step: Step, catalog: Catalog, origins: Mapping[str, Origin], code: Code, keys: Mapping[int, str]
 ) -> dict[int, TaskResult]:
     """The results of tasks that the same step did for an earlier version of the data set, by task.
 
-    A version is passed over if one of its shards is damaged or gone.
+    A version is passed over if one of the files of its tasks is damaged or gone.
 
     Args:
         keys: of the tasks.
     """
     wanted = {key: task for task, key in keys.items() if key}
     found: dict[int, TaskResult] = {}
-    for manifest in _made_by(step, name, catalog, code) if wanted else ():
+    made = [one for one in origins.values() if one.step.name == step.name and one.code == code]
+    for origin in made if wanted else ():
+        name, _, digest = origin.reference.partition("@")
+        results = read_tasks(catalog, name, short(digest), origin.tasks_sha256)
         same = {
-            wanted[result.key]: result.of_task(wanted[result.key], manifest.sha256)
-            for result in read_tasks(catalog, name, manifest.version)
+            wanted[result.key]: result.of_task(wanted[result.key], digest)
+            for result in results
             if result.key in wanted and wanted[result.key] not in found
         }
-        if same and _is_intact(catalog, manifest):
+        if same and _are_intact(catalog, origin.reference, results):
             found.update(same)
         if len(found) == len(wanted):
             break
     return found
 
 
-def _made_by(step: Step, name: str, catalog: Catalog, code: Code) -> Iterator[Manifest]:
-    """The versions that a step made with the same code."""
-    for version in catalog.versions(name):
-        try:
-            manifest = catalog.manifest(f"{name}@{version}")
-        except DataError:
-            continue
-        if manifest.step.name == step.name and manifest.code == code:
-            yield manifest
-
-
-def _is_intact(catalog: Catalog, manifest: Manifest) -> bool:
+def _are_intact(catalog: Catalog, reference: str, results: Sequence[TaskResult]) -> bool:
+    """Whether the files of the tasks that a version ran are as they were."""
+    shards = [file for result in results for file in result.shards]
+    others = [file for result in results for file in (*result.dropped, *result.quarantine)]
     try:
-        version = catalog.open(manifest.whole_reference)
-        check_shards(version)
-        why = missing_file(version.path, manifest.artifact().own_files)
+        catalog.held_files(reference, shards, others)
     except DataError as e:
-        why = e.what
-    if why:
-        logger.warning(f"{manifest.reference} is not used again, and its tasks run again: {why}")
-    return not why
+        logger.warning(f"{short_reference(reference)} is not used again, and its tasks run again: {e.why}")
+        return False
+    return True
 
 
 class KeptFiles:

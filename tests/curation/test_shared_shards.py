@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from toy_steps import Rows, WithoutLetter
 
 from aifx.core.artifact import Artifact, DamagedArtifact, parse_artifact, read_artifact
 from aifx.core.errors import DataError
+from aifx.core.stores import Store
 from aifx.curation import execution
 from aifx.curation.cleaning import Clean
 from aifx.curation.compact import Compact, is_compact
@@ -171,6 +173,51 @@ def test_a_damaged_record_of_tasks_makes_them_run(catalog: Catalog) -> None:
     (first.path / "tasks.json").write_text("{")
     assert clean(collect(catalog, TEXTS), catalog).manifest.holders == ()
     assert damages(catalog, first) == ("tasks.json has 1 bytes and had " + f"{size_of_tasks(first):,}",)
+
+
+def test_a_changed_record_of_tasks_is_not_believed(catalog: Catalog) -> None:
+    first = clean(collect(catalog, TEXTS[:2]), catalog)
+    tasks = first.path / "tasks.json"
+    tasks.write_text(tasks.read_text().replace('{"seen":2}', '{"seen":3}').replace('{"seen": 2}', '{"seen": 3}'))
+    assert tasks.stat().st_size == size_of_tasks(first)
+    second = clean(collect(catalog, TEXTS), catalog)
+    assert (second.manifest.facts, second.manifest.holders) == ({"seen": 6}, ())
+
+
+def test_files_of_a_killed_call_that_another_version_has_meanwhile_do_not_stay(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parents = collect(catalog, TEXTS[:2]), collect(catalog, TEXTS)
+    with monkeypatch.context() as patched:
+        patched.setattr(execution, "seal_version", lambda *given: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            clean(parents[1], catalog)
+    clean(parents[0], catalog)
+    made = clean(parents[1], catalog)
+    own = ["shards/00002-000.parquet", "dropped/00002-000.parquet"]
+    assert own_names(made) == own
+    assert {path.relative_to(made.path).as_posix() for path in made.path.rglob("*.parquet")} == {*own}
+
+
+def test_a_step_reads_each_manifest_once(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the cost of a step does not grow with the square of the number of versions."""
+    texts = [(f"text {number}", f"other {number}") for number in range(16)]
+
+    def reads(count: int) -> int:
+        for each in range(1, count):
+            clean(collect(catalog, texts[:each]), catalog)
+        parent, versions = collect(catalog, texts[:count]), len(catalog.versions("pets"))
+        names: list[str] = []
+        real = Store.read
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, "read", lambda store, name: names.append(name) or real(store, name))
+            made = clean(parent, catalog)
+        assert len(made.manifest.holders) == count - 1
+        return len(names) - versions
+
+    few, many = reads(4), reads(16)
+    assert few >= 3
+    assert many - few == 12, "the tasks of each of twelve versions"
 
 
 def size_of_tasks(version: Version) -> int:

@@ -26,6 +26,7 @@ from aifx.core.artifact import (
     SealedFile,
     check_once,
     mark_checked,
+    missing_file,
     parse_artifact,
     parse_files,
     short,
@@ -34,6 +35,7 @@ from aifx.core.artifact import (
 from aifx.core.artifact_copies import copy_artifact, damaged_in_store, fetch_artifact
 from aifx.core.errors import AifxError, DataError, UsageError, did_you_mean
 from aifx.core.files import UnsafeFile
+from aifx.core.parsing import fault_in
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, cache_path
 from aifx.core.stores import Store, open_store
@@ -51,7 +53,10 @@ from aifx.data.versions.manifest import (
     SUMS,
     VERSION,
     Manifest,
+    Origin,
+    RowFile,
     Version,
+    origin_in,
     path_in,
     read_version,
     sums_of,
@@ -100,12 +105,31 @@ class Catalog:
     def versions(self, name: str) -> list[str]:
         """The complete versions of a data set, by name."""
         found = [folder for folder in self.store.folders(name) if _VERSION.fullmatch(folder)]
-        return sorted(version for version in found if self.store.size(f"{name}/{version}/{MANIFEST}") is not None)
+        return sorted(version for version in found if self._has_version(name, version))
 
     def holds(self, reference: str) -> bool:
         """Whether a version that a manifest names as a parent is still there."""
         name, _, digits = reference.partition("@")
-        return any(digits.startswith(version) for version in self.versions(name))
+        return self._has_version(name, short(digits))
+
+    def _has_version(self, name: str, version: str) -> bool:
+        return self.store.size(f"{name}/{version}/{MANIFEST}") is not None
+
+    def origins(self, name: str) -> dict[str, Origin]:
+        """What made each version of a data set, by whole reference. One that is damaged is logged and left out."""
+        found = {}
+        folders = [f"{folder}/{MANIFEST}" for folder in self.store.folders(name) if _VERSION.fullmatch(folder)]
+        for file, data in self.store.below(name).read_many(folders):
+            try:
+                origin = origin_in(data)
+                if short_reference(origin.reference) != f"{name}@{file.partition('/')[0]}":
+                    raise ValueError(f"it is that of {short_reference(origin.reference)}")
+            except (ValueError, KeyError, TypeError, AttributeError) as e:
+                where = f"{self.store.url}/{name}/{file}"
+                logger.warning(f"{where} is damaged, and no step looks at its version: {fault_in(e)}")
+            else:
+                found[origin.reference] = origin
+        return found
 
     def incomplete_versions(self, name: str) -> list[str]:
         """The folders of a data set that would be versions if they had a manifest."""
@@ -139,11 +163,14 @@ class Catalog:
             version = self.latest(name)
             if version is None:
                 raise self._unknown(name)
-            if not _VERSION.fullmatch(version) or self.store.size(f"{name}/{version}/{MANIFEST}") is None:
+            if not _VERSION.fullmatch(version) or not self._has_version(name, version):
                 what, why = f"{self.store.url}/{name}/{LATEST} is damaged", f"there is no version {version[:20]!r}"
                 raise DataError(what, why, f"aifx data ls {name}, and write the version that you want into that file")
             return name, version, ""
-        known, digits = self.versions(name), short(beginning)
+        digits = short(beginning)
+        if len(digits) == SHORT_DIGITS and _VERSION.fullmatch(digits) and self._has_version(name, digits):
+            return name, digits, beginning  # without a look at all others
+        known = self.versions(name)
         if not known:
             raise self._unknown(name)
         if len(beginning) < LEAST_DIGITS:
@@ -200,6 +227,24 @@ class Catalog:
             store, part = self.store.below(f"{manifest.name}/{short(holder)}"), _part_of(artifact, holder)
             folders[holder] = fetch(store, part, cache_path("datasets") / holder, is_whole=False)
         return folders
+
+    def held_files(self, reference: str, shards: Sequence[RowFile], others: Sequence[RowFile]) -> None:
+        """Check files that a version holds, which is named by its whole reference. If the root is remote, copy them.
+
+        Of a local root, shards are compared with their SHA-256 as `check_shards` does, and others by their sizes.
+        Raises DataError for a damaged or missing file, EnvironmentFault if the store fails.
+        """
+        name, _, holder = reference.partition("@")
+        held, more = ({one.name: SealedFile(one.bytes, one.sha256) for one in files} for files in (shards, others))
+        folder = f"{name}/{short(holder)}"
+        if self.local is None:
+            part = Artifact(KIND, VERSION, {}, held | more)
+            fetch(self.store.below(folder), part, cache_path("datasets") / holder, is_whole=False)
+            return
+        with _damaged_data():
+            check_once(self.local / folder, Artifact(KIND, VERSION, {}, held), held)
+            if why := missing_file(self.local / folder, more):
+                raise DamagedArtifact(f"{self.store.url}/{folder}", why)
 
     def referring(self, name: str, holders: Collection[str]) -> list[Manifest]:
         """The other versions of a data set that have files in the folders of some.
