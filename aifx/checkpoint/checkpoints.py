@@ -271,7 +271,7 @@ class Checkpoints:
             return _placed(folder, manifest, wanted, digests), folder, manifest
 
         arrays, folder, manifest = self._together(read)
-        if damaged := digests.damaged(manifest, self._peers):
+        if damaged := digests.damaged(manifest.arrays, self._peers):
             more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
             why = f"bytes differ from what was saved: {', '.join(damaged[:3])}{more}"
             raise Damaged(f"checkpoint {folder} is damaged", why)

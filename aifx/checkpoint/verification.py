@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,6 @@ from aifx.checkpoint.manifest import (
     ArrayEntry,
     CheckpointName,
     Damaged,
-    Manifest,
     digest_of,
     read_checkpoint,
     read_manifest,
@@ -87,22 +86,22 @@ class DeviceDigests:
             self._futures[copy].append(shard_lanes(shard.data, starts, array.shape))
             self._missing[copy] = self._missing.get(copy, array.size) - shard.data.size
 
-    def damaged(self, manifest: Manifest, peers: Group) -> list[str]:
+    def damaged(self, entries: Mapping[str, ArrayEntry], peers: Group) -> list[str]:
         """The names of the arrays whose bytes on the devices are not those that were saved, in all processes."""
         lanes = {copy: add(future.result() for future in found) for copy, found in self._futures.items()}
         whole = [copy for copy in lanes if not self._missing[copy]]
-        damaged = {name for name, replica in whole if as_hex(lanes[name, replica]) != manifest.arrays[name].digest}
+        damaged = {name for name, replica in whole if as_hex(lanes[name, replica]) != entries[name].digest}
         shared = [(name, replica, lanes[name, replica]) for name, replica in lanes.keys() - set(whole)]
-        return sorted({*damaged, *_damaged_across(shared, manifest, peers)})
+        return sorted({*damaged, *_damaged_across(shared, entries, peers)})
 
 
-def _damaged_across(shared: list[tuple[str, int, Lanes]], manifest: Manifest, peers: Group) -> list[str]:
+def _damaged_across(shared: list[tuple[str, int, Lanes]], entries: Mapping[str, ArrayEntry], peers: Group) -> list[str]:
     """The damaged ones among the copies (name, number of the copy, digest of this process's part) that are divided."""
     sums: dict[tuple[str, int], Lanes] = defaultdict(lambda: NOTHING)
     for parts in peers.gather(shared):
         for name, replica, lanes in parts:
             sums[name, replica] = add([sums[name, replica], lanes])
-    wrong = sorted({name for (name, _), lanes in sums.items() if as_hex(lanes) != manifest.arrays[name].digest})
+    wrong = sorted({name for (name, _), lanes in sums.items() if as_hex(lanes) != entries[name].digest})
     found: list[str] = peers.broadcast(wrong)
     return found
 

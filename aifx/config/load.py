@@ -68,8 +68,8 @@ def read_config(
     Args:
         kinds: as `load_config` takes them.
         overrides: as `load_config` takes them; they win over everything.
-        current: sections whose keys the environment (`environ`) and the project's `aifx.toml` override. Other keys and
-            sections keep the run's values.
+        current: sections, or keys such as "data.path", that the environment (`environ`) and the project's `aifx.toml`
+            override. All others keep the run's values.
     """
     label = str(path.relative_to(project.root)) if path.is_relative_to(project.root) else str(path)
     layers = Layers(kinds)
@@ -81,10 +81,12 @@ def read_config(
             now.add_file(project.config_path, CONFIG_NAME)
         now.add_environment(os.environ if environ is None else environ)
         layers.mistakes += now.mistakes  # a header that is misspelt must not hide its gates
-        for section in current:
+        for name in current:
+            section, _, only = name.partition(".")
             for key, given in now.given.get(section, {}).items():
-                layers.put(section, key, given)
-                changed.add(f"{section}.{key}")
+                if only in ("", key):
+                    layers.put(section, key, given)
+                    changed.add(f"{section}.{key}")
     changed.update(layers.add_overrides(overrides))
     config = _resolve(layers, project, presets=False)  # what a preset gave is written out
     check_conflicts(config, changed)

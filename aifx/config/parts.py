@@ -104,13 +104,13 @@ def import_object(key: str, name: str, project: Project) -> Any:
         raise ConfigError(f"{key} = {name!r} cannot be imported", why, f'{key.partition(".")[2]} = "my_code:NAME"')
     try:
         with redirect_stdout(sys.stderr):  # what a module prints is not part of aifx's answer
-            module = _import_module(module_name, key, project.root)
+            module = _import_module(module_name, key, project.code_path)
     except (KeyboardInterrupt, ConfigError):
         raise
     except BaseException as error:  # a module may raise anything while it is imported, SystemExit too
         is_missing = isinstance(error, ModuleNotFoundError)
-        hint = f"create {module_name.split('.')[0]}.py in {project.root}, or change {key}" if is_missing else ""
-        why = _why(error, module_name, project.root)
+        hint = f"create {module_name.split('.')[0]}.py in {project.code_path}, or change {key}" if is_missing else ""
+        why = _why(error, module_name, project.code_path)
         raise ConfigError(f"{key} = {name!r} cannot be imported", why, hint) from error
     if not hasattr(module, attribute):
         own = [name for name, value in vars(module).items() if not name.startswith("_") and _is_own(value, module)]

@@ -32,7 +32,7 @@ def project_errors(parts: TaskParts | str, project: Project, what: str = "") -> 
         name = what or (frame.name if frame else "")
         if not name:
             raise
-        place = f" ({Path(frame.filename).relative_to(project.root)}:{frame.lineno})" if frame else ""
+        place = f" ({Path(frame.filename).relative_to(project.code_path)}:{frame.lineno})" if frame else ""
         message = " ".join(f"{type(error).__name__}: {error}".split())
         failed = f"{CONFIG_NAME}: {_named(parts, frame, project)}: {name} failed"
         raise ConfigError(failed, f"{message[:300]}{place}", "fix it; --debug shows the whole traceback") from error
@@ -42,7 +42,7 @@ def _own_frame(error: BaseException, project: Project) -> traceback.FrameSummary
     """The innermost call in the project's own files, installed packages left out, that the exception went through."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        if path.is_relative_to(project.root) and not {"site-packages", "dist-packages"} & set(path.parts):
+        if path.is_relative_to(project.code_path) and not {"site-packages", "dist-packages"} & set(path.parts):
             return frame
     return None
 
@@ -55,6 +55,6 @@ def _named(parts: TaskParts | str, frame: traceback.FrameSummary | None, project
     keys |= {part.path: parts.names.get(part.section, "") for part in PARTS}
     own = {key: value for key, value in keys.items() if ":" in value}
     if frame is not None:
-        top = Path(frame.filename).relative_to(project.root).parts[0].removesuffix(".py")
+        top = Path(frame.filename).relative_to(project.code_path).parts[0].removesuffix(".py")
         own = {key: value for key, value in own.items() if value.partition(":")[0].split(".")[0] == top} or own
     return ", ".join(f"{key} = {value!r}" for key, value in own.items())

@@ -65,6 +65,11 @@ class RunDirectory:
     def name(self) -> str:
         return self.path.name
 
+    @property
+    def option(self) -> str:
+        """The option by which commands take it."""
+        return f"--run {self.name}"
+
     def exists(self) -> bool:
         return self.config.is_file()
 
@@ -87,6 +92,7 @@ class Project:
     """A folder that holds an `aifx.toml`.
 
     Attributes:
+        code: the folder of its own modules; `root` if not set. That of a model version has its own.
         datasets: where its data sets are: a folder relative to `root`, or a URL. `Config.apply_to` sets all but `root`.
         registry: where its models are, likewise.
         license_allow: SPDX identifiers of the licences that its data may have; any if empty.
@@ -98,6 +104,11 @@ class Project:
     registry: str = "registry"
     license_allow: tuple[str, ...] = ()
     license_conflicts: Literal["warn", "refuse"] = "warn"
+    code: Path | None = None
+
+    @property
+    def code_path(self) -> Path:
+        return self.code or self.root
 
     @property
     def config_path(self) -> Path:

@@ -10,13 +10,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.manifest import ArrayEntry, Manifest
 from aifx.checkpoint.naming import flat_names, nest
+from aifx.checkpoint.peers import peers_of
+from aifx.checkpoint.verification import DeviceDigests
 from aifx.config.sections import CheckpointSection, LoraSection
-from aifx.core.errors import ConfigError
+from aifx.core.artifact import DamagedArtifact
+from aifx.core.errors import CheckpointError, ConfigError
 from aifx.core.project import RunDirectory
 from aifx.data.spec import need_spec
 from aifx.models.adapted import AdaptedModel
@@ -26,6 +30,9 @@ from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
 from aifx.programs.build import Programs
 from aifx.programs.state import head_names, make_frozen
+from aifx.registry.versions import BASE as VERSION_BASE
+from aifx.registry.versions import WEIGHTS, ModelDirectory, level_of, prefix_of
+from aifx.registry.weight_file import Array, WeightFile
 from aifx.runs.binding import BaseRun, base_manifest, read_digests, weights_digest, weights_of
 from aifx.runs.provenance import read_provenance
 from aifx.specs import ArraySpec, Params, Specs, array_names, is_spec
@@ -46,8 +53,13 @@ class BaseWeights:
     """
 
     def __init__(self, run: RunDirectory, base: BaseRun, groups: Collection[str]) -> None:
-        manifest = base_manifest(run, base)
-        self.step, self.run, self._groups = base.step, run.sibling(base.run), groups
+        self.step, self._groups = base.step, groups
+        self.run: RunDirectory = run
+        self._level = level_of(base) if isinstance(run, ModelDirectory) else 0
+        if isinstance(run, ModelDirectory):  # it has the weights of its base
+            manifest = run.content.manifest(self._level)
+        else:
+            self.run, manifest = run.sibling(base.run), base_manifest(run, base)
         self._own = weights_of(manifest)
         self._part = "ema" if f"ema/{next(iter(self._own))}" in manifest.arrays else "params"
         own_base = manifest.run.get("base")
@@ -57,14 +69,20 @@ class BaseWeights:
     @classmethod
     def of_run(cls, run: RunDirectory, manifest: Manifest, groups: Collection[str]) -> BaseWeights:
         """The weights of a run itself."""
-        return cls(run, BaseRun(run.name, manifest.step, weights_digest(manifest)), groups)
+        name = f"{VERSION_BASE}0" if isinstance(run, ModelDirectory) else run.name
+        return cls(run, BaseRun(name, manifest.step, weights_digest(manifest)), groups)
 
     @functools.cached_property
     def adapters(self) -> tuple[LoraSection, bool]:
         """The run's `[lora]`, and whether its adapters were trained beside int8 matrices."""
-        settings = read_digests(self.run).settings
-        values = {key.removeprefix("lora."): value for key, value in settings.items() if key.startswith("lora.")}
-        return LoraSection(**values), settings.get("finetune.base_quantize") == "int8"
+        if isinstance(self.run, ModelDirectory):
+            level = self.run.content.levels[self._level]
+            values, quantize = level.lora or {}, level.quantize
+        else:
+            settings = read_digests(self.run).settings
+            values = {key.removeprefix("lora."): value for key, value in settings.items() if key.startswith("lora.")}
+            quantize = str(settings.get("finetune.base_quantize"))
+        return LoraSection(**values), quantize == "int8"
 
     def read(self, wanted: Mapping[str, Any], specs: Mapping[str, ArraySpec]) -> dict[str, jax.Array]:
         """Arrays by name, with their stored types and the shardings of `wanted`.
@@ -111,9 +129,43 @@ class BaseWeights:
         return ConfigError(what, "; ".join(differences[:3]) + more, hint)
 
     def _read(self, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+        if isinstance(self.run, ModelDirectory):
+            return read_stored(self.run, self._level, wanted)
         named = {f"{self._part}/{name}": struct for name, struct in wanted.items()}
         read = Checkpoints(self.run.checkpoints, CheckpointSection()).read(self.step, named)
         return {name.partition("/")[2]: array for name, array in read.items()}
+
+
+def read_stored(version: ModelDirectory, level: int, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Arrays of a model version by name, in the shapes and shardings of `wanted`. Their digests are verified.
+
+    Args:
+        level: of `ModelContent.levels`.
+
+    Raises CheckpointError if an array is missing or differs in shape or type, DamagedArtifact.
+    """
+    file, entries, digests = WeightFile(version.weights), version.content.levels[level].arrays, DeviceDigests()
+    found: dict[str, jax.Array] = {}
+    for name, struct in wanted.items():
+        entry = entries.get(name)
+        if entry is None or (entry.shape, np.dtype(entry.dtype)) != (tuple(struct.shape), np.dtype(struct.dtype)):
+            there = "there is none" if entry is None else f"there it is {entry.dtype}{list(entry.shape)}"
+            why = f"{name} is {np.dtype(struct.dtype).name}{list(struct.shape)}, and {there}"
+            raise CheckpointError(
+                f"the arrays of {version.name} do not fit its model", why, "use the aifx that made it"
+            )
+        stored = file.read(f"{prefix_of(level)}/{name}")
+        # Copied: JAX may use memory that it is given, and that of the file changes with the file.
+        part = functools.partial(_copy_of, stored)
+        found[name] = jax.make_array_from_callback(entry.shape, struct.sharding, part)
+        digests.add(name, found[name])
+    if damaged := digests.damaged(entries, peers_of(f"the model {version.artifact.digest}")):
+        raise DamagedArtifact(version.path, f"{WEIGHTS}: bytes differ from what was saved: {', '.join(damaged[:3])}")
+    return found
+
+
+def _copy_of(stored: Array, index: tuple[slice, ...]) -> Array:
+    return np.array(stored[index])
 
 
 def with_base_params(params: Params, programs: Programs, run: RunDirectory) -> Params:
@@ -160,7 +212,7 @@ def frozen_arrays(programs: Programs, run: RunDirectory) -> Params:
     model = programs.model
     if not isinstance(model, AdaptedModel):
         return make_frozen(programs.frozen_specs, programs.config.train.seed, programs.layout)
-    base = read_digests(run).base
+    base = run.content.manifest().run["base"] if isinstance(run, ModelDirectory) else read_digests(run).base
     assert base is not None
     weights = BaseWeights(run, BaseRun(**base), model.adapts)
     return read_frozen(weights, model.model.specs(), programs.frozen_specs, programs.layout)

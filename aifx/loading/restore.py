@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeAlias
 
 import jax
 
-from aifx.checkpoint.manifest import read_manifest
+from aifx.checkpoint.manifest import Manifest, read_manifest
+from aifx.checkpoint.naming import flat_names, from_named, nest
 from aifx.config import Config
 from aifx.config.project_errors import project_errors
 from aifx.config.sections import MeshSection, Quantization
@@ -27,6 +28,7 @@ from aifx.nn.stacking import stack_layers, unstack_layers
 from aifx.parallel.joining import current_group
 from aifx.parallel.layout import Layout, local_layout
 from aifx.programs.build import Programs, build
+from aifx.registry.versions import ModelDirectory
 from aifx.runs.agreement import agree, facts_of_program, share_choices
 from aifx.runs.binding import binding_errors
 from aifx.specs import Params
@@ -46,7 +48,7 @@ OpenTask: TypeAlias = Callable[[Config, Project, Path], Task]
 class RestoredRun:
     """A task with the arrays that a run reached at `step`."""
 
-    run: RunDirectory
+    run: RunDirectory  # of a model version, a ModelDirectory
     project: Project
     config: Config
     task: Task
@@ -54,6 +56,7 @@ class RestoredRun:
     frozen: Params  # the arrays that training does not change
     step: int
     layout: Layout  # where they are
+    manifest: Manifest  # of the checkpoint
 
     def programs(self, quantize: Quantization) -> tuple[Programs, Params, Params]:
         """The programs of the run on its devices, and parameters and frozen arrays as these take them.
@@ -69,11 +72,11 @@ class RestoredRun:
             return programs, self.params, self.frozen
         if not programs.can_decode:
             why = f"it is for language models, and {self.config.parts.named('model')} does not define decode"
-            hint = f"aifx eval --run {self.run.name} --set eval.quantize=none"
+            hint = f"aifx eval {self.run.option} --set eval.quantize=none"
             raise UsageError(f"eval.quantize = {quantize}", why, hint)
         if jax.process_count() > 1:
             why = "a quantized matrix is not divided, so one device computes"
-            hint = f"aifx eval --run {self.run.name} --set eval.quantize={quantize}, as one process"
+            hint = f"aifx eval {self.run.option} --set eval.quantize={quantize}, as one process"
             raise UsageError(f"eval.quantize = {quantize}, in a job of {jax.process_count()} processes", why, hint)
         if self.layout.num_devices > 1:  # a quantized matrix is not divided
             programs = replace(programs, layout=local_layout(1))
@@ -93,6 +96,7 @@ def restore_run(
     """Open a run's task and restore its parameters, nothing else of the state.
 
     Args:
+        run: or a model version.
         step: which checkpoint; by default `eval.checkpoint`.
         overrides: `--set` strings over the run's configuration and the project's sections CURRENT.
         open_task: by default without any data: the run alone is needed.
@@ -100,19 +104,41 @@ def restore_run(
     Raises CheckpointError if there is no such checkpoint, it is damaged, or a file of the run is not what it names.
     """
     enable_compilation_cache()
-    config = read_config(run.config, project, overrides, current=CURRENT)
-    at = choose_step(run, config, step)
-    check_tree(run.assets)
-    manifest = read_manifest(run.checkpoints / str(at))
-    for error in binding_errors(run, read_config(run.config, project), at, manifest.run):
-        raise error
+    config = read_current(run, project, overrides)
+    manifest = _verified_manifest(run, project, config, step)
+    at = manifest.step
     task = open_task(config, project, run.assets)
     with project_errors(config.parts, project):
         layout = layout_here(config.mesh, config.train.devices)
         params, frozen = restore_params(build(config, task, layout), run, at)
         thresholds = (manifest.host.get("progress") or {}).get("thresholds") or {}
         task = replace(task, objective=task.objective.with_thresholds(thresholds))
-    return RestoredRun(run, project, config, task, params, frozen, at, layout)
+    return RestoredRun(run, project, config, task, params, frozen, at, layout, manifest)
+
+
+def read_current(run: RunDirectory, project: Project, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a trained model, with what the project says of its use now. Raises ConfigError.
+
+    A model version names no files of data, so those are the project's as well.
+    """
+    if isinstance(run, ModelDirectory):
+        current = (*CURRENT, *run.files)
+        return read_config(run.config, project, [*run.layout, *overrides], current=current)
+    return read_config(run.config, project, overrides, current=CURRENT)
+
+
+def _verified_manifest(run: RunDirectory, project: Project, config: Config, step: StepChoice | None) -> Manifest:
+    """The manifest of the checkpoint to open, once the files of the run are those that it names."""
+    if isinstance(run, ModelDirectory):  # which `open_version` verified
+        if step is not None:
+            raise UsageError("--step cannot be used with --model", "a model version is one checkpoint", "--run NAME")
+        return run.content.manifest()
+    at = choose_step(run, config, step)
+    check_tree(run.assets)
+    manifest = read_manifest(run.checkpoints / str(at))
+    for error in binding_errors(run, read_config(run.config, project), at, manifest.run):
+        raise error
+    return manifest
 
 
 def layout_here(mesh: MeshSection, devices: int | Literal["all"]) -> Layout:
@@ -136,12 +162,17 @@ def restore_params(programs: Programs, run: RunDirectory, step: int) -> tuple[Pa
     """
     # Here, so that training does not wait for TensorStore before its first step.
     from aifx.checkpoint.checkpoints import Checkpoints
-    from aifx.loading.base_weights import frozen_arrays
+    from aifx.loading.base_weights import frozen_arrays, read_stored
 
     part = "ema" if programs.has_ema else "params"
     structs, stacked = programs.abstract[0].evaluated, programs.is_stacked
     wanted = {part: unstack_layers(structs) if stacked else structs}
-    tree, host = Checkpoints(run.checkpoints, programs.config.checkpoint).restore(step, wanted)
+    host: Mapping[str, Any]
+    if isinstance(run, ModelDirectory):
+        tree = {part: from_named(nest(read_stored(run, 0, flat_names(wanted[part]))), wanted[part])}
+        host = run.content.manifest().host
+    else:
+        tree, host = Checkpoints(run.checkpoints, programs.config.checkpoint).restore(step, wanted)
     frozen = frozen_arrays(programs, run)
     check_frozen(programs, frozen, host, run, step)
     places = jax.tree.map(lambda x: x.sharding, structs)

@@ -15,20 +15,27 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
 from aifx.checkpoint.manifest import ArrayEntry, Manifest, read_manifest
-from aifx.checkpoint.storage import StoredArrays
-from aifx.config import Config
-from aifx.config.config import number_settings
-from aifx.config.toml import to_toml
-from aifx.core.artifact import Artifact, DamagedArtifact, files_below, seal, seal_files
+from aifx.config.sections import RESUME_SAFE, ROUNDING, Section, is_marked
+from aifx.config.toml import literal, to_toml
+from aifx.core.artifact import (
+    Artifact,
+    DamagedArtifact,
+    check_once,
+    files_below,
+    read_artifact,
+    seal,
+    seal_files,
+    short,
+)
 from aifx.core.code_digest import modules_below
-from aifx.core.errors import CheckpointError
+from aifx.core.errors import CheckpointError, UsageError
 from aifx.core.files import check_tree, make_folders, open_file
 from aifx.core.json_files import write_text
 from aifx.core.json_values import plain
@@ -39,13 +46,15 @@ from aifx.data.spec import Column, DataSpec, need_spec
 from aifx.kernels.choices_file import read_kernel_choices, write_kernel_choices
 from aifx.kinds import read_config
 from aifx.registry.roots import KIND, VERSION
-from aifx.registry.weight_file import StoredArray, write_weights
-from aifx.runs.binding import BaseRun, base_manifest, binding_errors, read_digests, weights_of
+from aifx.runs.binding import BaseRun, base_manifest, binding_errors, read_digests, weights_digest, weights_of
 from aifx.runs.provenance import read_provenance
+
+if TYPE_CHECKING:
+    from aifx.registry.weight_file import StoredArray  # imports jax
 
 WEIGHTS = "weights.safetensors"
 CODE = "code"
-PARAMS = "params"
+PARAMS, BASE = "params", "base"
 
 ANSWERING = {
     "task": (),
@@ -68,18 +77,25 @@ Batch sizes are among them: a program for other shapes may round otherwise.
 FILES = ("path", "train", "validation", "test", "dataset")
 """Keys of `[data]` that name the data itself. `content["data"]` has its digest and versions instead."""
 
-LAYOUT = ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context", "mesh.context_method", "train.devices")
-"""Settings of the arrangement on devices: notes of the artefact, since they change the rounding alone."""
+TRUSTED_DIGITS = 12
+"""Fewest digits of a digest by which a user trusts the code of a version."""
+
+LAYOUT = ("model", "mesh", "train.devices")
+"""Settings of the arrangement of the computation: those of a key, or of a section, that change the rounding alone.
+
+Notes of the artefact have them, since training may go on with others.
+"""
 
 
 @dataclass(frozen=True)
-class BaseLevel:
-    """The arrays that adapters change. If these are adapters themselves, there is another level below.
+class Level:
+    """The arrays of a whole model, or adapters. Those change the arrays of the next level.
 
     Attributes:
-        lora: `[lora]` of the adapters at this level; None if its arrays are those of a whole model.
-        quantize: `finetune.base_quantize` of these adapters.
-        arrays: by name; the file has them as `base<level>/<name>`.
+        lora: `[lora]` of the adapters; None for a whole model.
+        quantize: `finetune.base_quantize` of the adapters.
+        arrays: the weights that evaluation uses and the buffers, by name. The file has them as `params/<name>`, those
+            of further levels as `base<level>/<name>`.
     """
 
     lora: Mapping[str, Any] | None
@@ -94,8 +110,7 @@ class ModelContent:
     Attributes:
         task: `task.kind`.
         step: of the checkpoint.
-        arrays: the weights that evaluation uses and the buffers, by name; the file has them as `params/<name>`.
-        bases: the arrays that adapters change, from the nearest.
+        levels: the model, and what its adapters change, from the nearest.
         tuned_from: digest of the weights, or of the model version, that training began with.
         frozen_digest: of arrays that no checkpoint has because they follow from the model and the seed.
         thresholds: of a classification, as its last validation found them.
@@ -108,8 +123,7 @@ class ModelContent:
 
     task: str
     step: int
-    arrays: Mapping[str, ArrayEntry]
-    bases: tuple[BaseLevel, ...]
+    levels: tuple[Level, ...]
     tuned_from: str | None
     frozen_digest: str | None
     thresholds: Mapping[str, Any]
@@ -121,12 +135,85 @@ class ModelContent:
 
     @property
     def num_parameters(self) -> int:
-        """Elements of all arrays, those of bases too."""
-        groups = (self.arrays, *(base.arrays for base in self.bases))
-        return sum(entry.size for arrays in groups for entry in arrays.values())
+        """Elements of all arrays."""
+        return sum(entry.size for level in self.levels for entry in level.arrays.values())
+
+    def manifest(self, level: int = 0) -> Manifest:
+        """The manifest of a checkpoint with the arrays of a level, as evaluation uses them."""
+        base = None
+        if level + 1 < len(self.levels):
+            base = BaseRun(f"{BASE}{level + 1}", self.step, weights_digest(self.manifest(level + 1))).document()
+        named = {f"{PARAMS}/{name}": entry for name, entry in self.levels[level].arrays.items()}
+        host = {"frozen_digest": self.frozen_digest, "progress": {"thresholds": dict(self.thresholds)}}
+        return Manifest(self.step, 0.0, None, named, host, None, {"base": base})
 
 
 _CONTENT = TypeAdapter(ModelContent)
+
+
+class UntrustedCode(UsageError):
+    """A model version has code of its own, and the user did not say that it may run."""
+
+
+@dataclass(frozen=True)
+class ModelDirectory(RunDirectory):
+    """The paths of a model version on this machine. They are those of a run that has neither checkpoints nor records.
+
+    Attributes:
+        label: as the user named it, such as "fraud@production".
+    """
+
+    label: str
+    artifact: Artifact = field(repr=False)
+    content: ModelContent = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+    @property
+    def option(self) -> str:
+        return f"--model {self.label}"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / WEIGHTS
+
+    @property
+    def layout(self) -> list[str]:
+        """Its arrangement on devices, as `--set` takes it."""
+        return [f"{key}={literal(value)}" for key, value in self.artifact.notes.get("layout", {}).items()]
+
+    @property
+    def files(self) -> list[str]:
+        """The keys that name files of data, such as "data.path": a version has none, and a project may."""
+        return [f"data.{key}" for key in self.artifact.notes.get("files", ())]
+
+
+def open_version(
+    folder: Path, label: str, project: Project, *, trust_code: str | None = None
+) -> tuple[ModelDirectory, Project]:
+    """The model version in a folder of this machine, and the project with the code that it may run.
+
+    All its bytes are compared with their digests (`check_once`).
+
+    Args:
+        label: for messages and reports.
+        trust_code: the digest of a version whose own code may run, or its first TRUSTED_DIGITS or more.
+
+    Raises DamagedArtifact, UntrustedCode, OSError.
+    """
+    artifact = read_artifact(folder, KIND, VERSION)
+    content = content_of(artifact, folder)
+    check_once(folder, artifact, artifact.files)
+    if content.code:
+        if len(trust_code or "") < TRUSTED_DIGITS or not artifact.digest.startswith(str(trust_code)):
+            own = ", ".join(name for name in artifact.files if name.startswith(f"{CODE}/"))
+            why = f"it would run with your rights, and you have not trusted it: {own}"
+            hint = f"read {folder / CODE}, then: --trust-code {short(artifact.digest)}"
+            raise UntrustedCode(f"the model {label} has code of its own", why, hint)
+        project = replace(project, code=folder / CODE)
+    return ModelDirectory(folder, label, artifact, content), project
 
 
 def content_of(artifact: Artifact, place: object) -> ModelContent:
@@ -151,6 +238,9 @@ class _Source:
 
     def stored(self, prefix: str) -> Iterator[StoredArray]:
         """The weights that evaluation uses, each to be stored as `<prefix>/<name>`."""
+        from aifx.checkpoint.storage import StoredArrays
+        from aifx.registry.weight_file import StoredArray
+
         part = "ema" if any(name.startswith("ema/") for name in self.manifest.arrays) else "params"
         stored = StoredArrays(self.folder, {n: e for n, e in self.manifest.arrays.items() if n.startswith(f"{part}/")})
         for name, entry in weights_of(self.manifest).items():
@@ -166,17 +256,21 @@ def write_version(run: RunDirectory, project: Project, step: int, folder: Path) 
     Args:
         folder: as `unfinished` makes it: the digest, which names its place, is known at the end.
     """
+    from aifx.registry.weight_file import write_weights
+
     check_tree(run.assets)
     manifest = read_manifest(run.checkpoints / str(step))
     config = read_config(run.config, project, environ={})
     for error in binding_errors(run, config, step, manifest.run):
         raise error
     sources = list(_sources(run, manifest))
-    arrays = [array for level, source in enumerate(sources) for array in source.stored(_prefix(level))]
+    arrays = [array for level, source in enumerate(sources) for array in source.stored(prefix_of(level))]
     total = sum(array.entry.num_bytes for array in arrays)
+    sections = dict(config.sections())
+    answering, files = _answering(sections)
     with report_progress(f"writing the model of {run.name}", total, "bytes") as progress:
         weights = write_weights(folder / WEIGHTS, arrays, progress)
-    write_text(folder / "config.toml", to_toml(_answering(config), None))
+    write_text(folder / "config.toml", to_toml(answering, None))
     _copy(run.assets, manifest.run.get("assets", {}), folder / "assets")
     _write_kernels(run, manifest, RunDirectory(folder))
     named = (config.task.kind, *config.parts.names.values())
@@ -184,15 +278,22 @@ def write_version(run: RunDirectory, project: Project, step: int, folder: Path) 
     own = {path.relative_to(project.root).as_posix() for name in modules for path in modules_below(name, project.root)}
     _copy(project.root, sorted(own), folder / CODE)
     rest = seal_files(folder, [path for path in files_below(folder) if path != folder / WEIGHTS])
-    content = _content(config, run, sources, modules)
-    artifact = Artifact(KIND, VERSION, plain(content), {WEIGHTS: weights, **rest}, notes={"layout": _layout(config)})
+    text = getattr(config.data, "text_field", None)
+    content = _content(config.task.kind, run, sources, modules, text)
+    notes = {"layout": _layout(sections), "files": files}
+    artifact = Artifact(KIND, VERSION, plain(content), {WEIGHTS: weights, **rest}, notes=notes)
     seal(folder, artifact)
     return artifact
 
 
-def _prefix(level: int) -> str:
+def level_of(base: BaseRun) -> int:
+    """The level of a model version that `ModelContent.manifest` calls a base run."""
+    return int(base.run.removeprefix(BASE))
+
+
+def prefix_of(level: int) -> str:
     """The beginning of the names of a level's arrays: 0 is the model, 1 the arrays that its adapters change."""
-    return f"base{level}" if level else PARAMS
+    return f"{BASE}{level}" if level else PARAMS
 
 
 def _sources(run: RunDirectory, manifest: Manifest) -> Iterator[_Source]:
@@ -203,15 +304,16 @@ def _sources(run: RunDirectory, manifest: Manifest) -> Iterator[_Source]:
         yield _Source(run, manifest)
 
 
-def _content(config: Config, run: RunDirectory, sources: list[_Source], modules: list[str]) -> ModelContent:
+def _content(
+    task: str, run: RunDirectory, sources: list[_Source], modules: list[str], text_field: str | None
+) -> ModelContent:
     manifest, spec = sources[0].manifest, need_spec(run.assets)
     host = manifest.host
-    inputs, example = _inputs(config, spec)
+    inputs, example = _inputs(spec, text_field)
     return ModelContent(
-        task=config.task.kind,
+        task=task,
         step=manifest.step,
-        arrays=weights_of(manifest),
-        bases=tuple(map(_base_level, sources[1:])),
+        levels=tuple(map(_level, sources)),
         tuned_from=(read_provenance(run).get("finetuned_from") or {}).get("digest"),
         frozen_digest=host.get("frozen_digest"),
         thresholds=(host.get("progress") or {}).get("thresholds") or {},
@@ -227,24 +329,23 @@ def _numbers(spec: DataSpec) -> dict[str, Any]:
     return {"values": spec.target_size} if spec.vocab_size is None else {"tokens": spec.vocab_size}
 
 
-def _base_level(source: _Source) -> BaseLevel:
+def _level(source: _Source) -> Level:
     lora, quantize = None, "none"
     if source.manifest.run.get("base"):
         settings = read_digests(source.run).settings
         lora = {key.removeprefix("lora."): value for key, value in settings.items() if key.startswith("lora.")}
         quantize = settings.get("finetune.base_quantize", "none")
-    return BaseLevel(lora, quantize, weights_of(source.manifest))
+    return Level(lora, quantize, weights_of(source.manifest))
 
 
-def _inputs(config: Config, spec: DataSpec) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def _inputs(spec: DataSpec, text_field: str | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The columns or arrays that the model takes, and a row of them that is made up."""
     if spec.columns:
         columns = {column.name: column for column in spec.columns}  # a date has several parts
         kinds = {n: {"kind": c.kind, "categories": list(c.categories)} for n, c in columns.items()}
         return kinds, {n: _value(column) for n, column in columns.items()}
     fields = {name: {"shape": list(field.shape), "dtype": field.dtype} for name, field in spec.fields.items()}
-    text = getattr(config.data, "text_field", None)
-    return fields, {text: "Hello"} if text else None
+    return fields, {text_field: "Hello"} if text_field else None
 
 
 def _value(column: Column) -> Any:
@@ -254,25 +355,34 @@ def _value(column: Column) -> Any:
     return next(iter(column.categories), None)
 
 
-def _answering(config: Config) -> dict[str, dict[str, Any]]:
-    """The settings of ANSWERING by section and key, without those that name files."""
-    values, numbers = config.values(), number_settings(config)
+def _answering(sections: Mapping[str, Section]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The settings of ANSWERING by section and key, and the keys of `[data]` that are left out: they name files."""
     found: dict[str, dict[str, Any]] = {}
-    for section, keys in ANSWERING.items():
-        own = keys or [name.partition(".")[2] for name in numbers if name.startswith(f"{section}.")]
-        found[section] = {key: values[section][key] for key in own}
-    fields, data = type(config.data).model_fields, found["data"]
-    for key in FILES:
-        if key in data and not fields[key].is_required():
-            del data[key]
+    for name, keys in ANSWERING.items():
+        values, fields = sections[name].model_dump(mode="json"), type(sections[name]).model_fields
+        own = keys or [key for key, info in fields.items() if not is_marked(info.json_schema_extra, RESUME_SAFE)]
+        found[name] = {key: values[key] for key in own}
+    fields, data = type(sections["data"]).model_fields, found["data"]
+    files = [key for key in FILES if key in data and not fields[key].is_required()]
+    for key in files:
+        del data[key]
     if data.get("tokenizer", OWN_TOKENIZERS[0]) not in OWN_TOKENIZERS:
         data["tokenizer"] = "assets/tokenizer.json"  # where the run keeps it, whatever file it was
+    return found, files
+
+
+def _layout(sections: Mapping[str, Section]) -> dict[str, Any]:
+    """The settings of LAYOUT that are not the default."""
+    found: dict[str, Any] = {}
+    for name in LAYOUT:
+        section, _, only = name.partition(".")
+        kind = type(sections[section])
+        values, defaults = sections[section].model_dump(mode="json"), kind.model_construct().model_dump(mode="json")
+        for key, info in kind.model_fields.items():
+            is_asked = is_marked(info.json_schema_extra, ROUNDING) and only in ("", key) and key != "auto"
+            if is_asked and values[key] != defaults[key]:
+                found[f"{section}.{key}"] = values[key]
     return found
-
-
-def _layout(config: Config) -> dict[str, Any]:
-    values = config.values()
-    return {key: values[key.partition(".")[0]][key.partition(".")[2]] for key in LAYOUT}
 
 
 def _write_kernels(run: RunDirectory, manifest: Manifest, version: RunDirectory) -> None:

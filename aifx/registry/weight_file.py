@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -22,13 +22,15 @@ import numpy as np
 from aifx.checkpoint.digest import Lanes, add, as_hex, host_lanes, starts_of
 from aifx.checkpoint.faults import while_reading
 from aifx.checkpoint.manifest import ArrayEntry, Damaged
-from aifx.checkpoint.storage import StoredArrays
 from aifx.core.artifact import DamagedArtifact, SealedFile
 from aifx.core.digests import Sha256
 from aifx.core.errors import DataError
 from aifx.core.files import open_file
 from aifx.core.parsing import parse_json
 from aifx.core.progress import Reporter
+
+if TYPE_CHECKING:
+    from aifx.checkpoint.storage import StoredArrays  # opens TensorStore
 
 Array: TypeAlias = np.ndarray[Any, Any]
 

@@ -100,7 +100,7 @@ def write_text(
     """
     programs, params, frozen = trained.programs(settings.quantize)
     if (why := unable_to_write(programs)) is not None:
-        raise UsageError(f"run {trained.run.name} cannot write text", why, f"aifx eval --run {trained.run.name}")
+        raise UsageError(f"run {trained.run.name} cannot write text", why, f"aifx eval {trained.run.option}")
     prompt_ids = None
     if chat is not None:
         messages = [{"role": "system", "content": chat.system}] if chat.system is not None else []

@@ -174,14 +174,13 @@ def open_model(trained: RestoredRun, serve: ServeSection) -> ServedModel:
     """Open a run's model for the engine. Raises UsageError if it cannot be served."""
     programs, params, frozen = trained.programs(serve.quantize)
     if (why := unable_to_write(programs)) is not None:
-        raise UsageError(f"run {trained.run.name} cannot serve text", why, f"aifx eval --run {trained.run.name}")
+        raise UsageError(f"run {trained.run.name} cannot serve text", why, f"aifx eval {trained.run.option}")
     programs, params, frozen = programs.one_copy(params, frozen)
     params = programs.merged(params, frozen) if programs.casts else params
     form = programs.task.format
     assert isinstance(form, TokenFormat)
-    manifest = read_manifest(trained.run.checkpoints / str(trained.step))
-    digest = f"{weights_digest(manifest)} {programs.dtype_name} {serve.quantize}"
-    adapters = read_adapters(trained.project, trained.run, trained.step, serve.adapters)
+    digest = f"{weights_digest(trained.manifest)} {programs.dtype_name} {serve.quantize}"
+    adapters = read_adapters(trained.project, trained.run, trained.manifest, serve.adapters)
     if adapters and programs.layout.num_devices > 1:
         raise UsageError(
             "--adapter, with a model that devices divide", "adapters are for one device", "aifx export --merge"
@@ -264,8 +263,7 @@ def start_predictor(trained: RestoredRun, serve: ServeSection) -> Predictor:
 def load_weights(trained: RestoredRun, program_digest: str) -> PredictorWeights:
     """A run's arrays, with the fingerprint of what they predict by a program."""
     objective = trained.task.objective
-    manifest = read_manifest(trained.run.checkpoints / str(trained.step))
-    known = [weights_digest(manifest), program_digest, objective.decides_by(trained.task.data)]
+    known = [weights_digest(trained.manifest), program_digest, objective.decides_by(trained.task.data)]
     return PredictorWeights(trained.params, trained.frozen, objective, f"fp_{sha256_of_json(known)[:32]}")
 
 
@@ -361,9 +359,9 @@ class Adapter:
     rank: int
 
 
-def read_adapters(project: Project, base: RunDirectory, step: int, names: Sequence[str]) -> list[Adapter]:
+def read_adapters(project: Project, base: RunDirectory, manifest: Manifest, names: Sequence[str]) -> list[Adapter]:
     """The adapters `NAME=RUN`. Raises UsageError for what is not an adapter of this checkpoint of the base."""
-    digest = weights_digest(read_manifest(base.checkpoints / str(step)))
+    digest = weights_digest(manifest)
     found: dict[str, Adapter] = {}
     for entry in names:
         name, equals, run_name = entry.partition("=")

@@ -17,9 +17,11 @@ from aifx.core.json_files import write_text
 from aifx.core.project import Project, RunDirectory
 from aifx.data.spec import keep_spec
 from aifx.kinds import load_config
+from aifx.loading.restore import digest_of_frozen
 from aifx.nn.stacking import unstack_layers
 from aifx.parallel.layout import local_layout
 from aifx.programs.build import build
+from aifx.programs.state import make_frozen
 from aifx.runs.binding import BaseRun, open_digests, weights_digest
 from aifx.tasks import open_task
 
@@ -102,7 +104,8 @@ def make_run(project: Project, *settings: str, name: str = "main", base: RunDire
     state = {"params": jax.tree_util.tree_map_with_path(_values, params)}
     if programs.has_ema:
         state["ema"] = jax.tree.map(lambda x: x.astype(np.float32) * 2, state["params"])
-    checkpoints.save(1, state, host={})
+    frozen = None if config.finetune.adapter != "none" else make_frozen(programs.frozen_specs, 0, programs.layout)
+    checkpoints.save(1, state, host={"frozen_digest": digest_of_frozen(programs, frozen or {})})
     checkpoints.wait()
     return run
 

@@ -188,12 +188,12 @@ def test_averages_and_scanned_layers_have_plain_names(tmp_path: Path) -> None:
     project = model_runs.make_project(tmp_path / "project", model_runs.TEXT)
     model_runs.make_run(project, "optimizer.ema_decay=0.9", "model.scan_layers=true", "train.parameter_dtype=bfloat16")
     content = content_of(write(project, tmp_path / "first"), tmp_path)
-    assert any(name.startswith("layers/1/") for name in content.arrays)
-    assert {entry.dtype for entry in content.arrays.values()} == {"float32"}  # of the average
+    assert any(name.startswith("layers/1/") for name in content.levels[0].arrays)
+    assert {entry.dtype for entry in content.levels[0].arrays.values()} == {"float32"}  # of the average
     manifest = read_manifest(project.run("main").checkpoints / "1")
     file = WeightFile(tmp_path / "first" / WEIGHTS)
     stored = StoredArrays(project.run("main").checkpoints / "1", manifest.arrays)
-    for name, entry in content.arrays.items():
+    for name, entry in content.levels[0].arrays.items():
         average = stored.read(f"ema/{name}", (slice(None),) * len(entry.shape)).result()
         assert file.read(f"params/{name}").tobytes() == average.tobytes()
 
@@ -207,7 +207,7 @@ def test_adapters_bring_the_weights_that_they_change(tmp_path: Path) -> None:
     model_runs.make_run(project, *adapters, "lora.rank=3", name="second", base=first)
     artifact = write(project, tmp_path / "version", "second")
     content = content_of(artifact, tmp_path)
-    near, whole = content.bases
+    near, whole = content.levels[1:]
     assert near.lora is not None
     assert (near.lora["rank"], near.quantize) == (2, "int8")
     assert (whole.lora, whole.quantize) == (None, "none")
