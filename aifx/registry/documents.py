@@ -59,7 +59,7 @@ def evaluation_of(root: Root, reference: str, project: Project | None) -> dict[s
     artifact = root.artifact(state.name, version.digest)
     arrays = weights_of(read_manifest(run.checkpoints / str(step)))
     own = {key: (one.dtype, one.shape, one.digest) for key, one in arrays.items()}
-    there = (artifact.content if artifact else {}).get("arrays", {})
+    there = artifact.content["levels"][0]["arrays"] if artifact else {}
     if own != {key: (one["dtype"], tuple(one["shape"]), one["digest"]) for key, one in there.items()}:
         why = f"the checkpoint of step {step} has other weights: the run was trained again"
         raise DataError(

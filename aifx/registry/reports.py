@@ -371,7 +371,8 @@ def compare_versions(root: Root, first: str, second: str) -> ComparedVersions:
         artifact, store = root.artifact(state.name, version.digest), root.version_store(state.name, version.digest)
         configs.append(dict(_flat(parse_toml((store.read("config.toml") or b"").decode()))))
         content = artifact.content if artifact else {}
-        sizes = [math.prod(array["shape"]) for array in content.get("arrays", {}).values()]
+        levels = content.get("levels", ())
+        sizes = [math.prod(array["shape"]) for level in levels for array in level["arrays"].values()]
         named = {key: value for key, value in content.items() if key in ("task", "step", "inputs", "outputs", "code")}
         sized = {"parameters": sum(sizes), "bytes": artifact.size_bytes if artifact else 0}
         contents.append({**dict(_flat(named)), **sized})

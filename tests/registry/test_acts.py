@@ -57,7 +57,7 @@ def push_text(root: Root, text: str, caller: Caller = ANN, **facts: object) -> A
         (folder / "weights").write_text(text)
         (folder / "config.toml").write_text(f'[model]\nname = "{text}"\n')
         files = seal_files(folder, [folder / "config.toml", folder / "weights"])
-        artifact = Artifact(KIND, VERSION, {"arrays": {"w": {"shape": [2, len(text)]}}}, files)
+        artifact = Artifact(KIND, VERSION, {"levels": [{"arrays": {"w": {"shape": [2, len(text)]}}}]}, files)
         seal(folder, artifact)
         return artifact
 
