@@ -21,11 +21,23 @@ from pyarrow import Table, parquet
 
 from aifx.core.calls import call_each
 from aifx.core.digests import sha256_of_json
-from aifx.core.errors import DataError, EnvironmentFault, ExitCode
+from aifx.core.errors import EnvironmentFault, ExitCode
 from aifx.core.files import replacing
 from aifx.core.json_files import readable_bytes
 from aifx.core.progress import report_progress
 from aifx.core.results import Result
+from aifx.curation.held_out import (
+    RUN_WORDS,
+    Compared,
+    HeldOutRows,
+    fingerprints,
+    is_held_out,
+    read_compared,
+    read_kept,
+    rows_with,
+    write_compared,
+    write_fingerprints,
+)
 from aifx.curation.step import (
     DecidedStep,
     Limits,
@@ -35,23 +47,18 @@ from aifx.curation.step import (
     without_dropped,
     write_decisions,
 )
-from aifx.curation.words import HASHES, I64, U64, find_words, split_words, text_buffer, word_runs
+from aifx.curation.words import HASHES, I64, U64, Words, find_words, split_words, text_buffer, word_runs
 from aifx.curation.work_folders import sketches_of
 from aifx.data.names import ROW, SOURCE, SPLIT
-from aifx.data.splits import Split
 from aifx.data.versions.catalog import check_shards
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.shards import read_parts, read_shard, return_memory
 
-RUN_WORDS = 13
-"""Words of a run. GPT-3 compares 13-grams (Brown et al. 2020, appendix C)."""
-
-HELD_OUT: tuple[Split, ...] = ("validation", "test")
 BYTES_PER_RUN = 96
 """Memory for each run while the index is made."""
 
 EXAMPLE_BYTES = 300
-OVERLAPS = 1
+OVERLAPS = 2
 """Version of the decisions that are kept for each shard. Raise it if a row would get another."""
 
 
@@ -139,8 +146,13 @@ class Index:
         return read_shard(self.work / "texts.parquet")
 
 
-def build_index(references: Sequence[Reference], work: Path, limits: Limits) -> tuple[ReferenceTexts, ...]:
+def build_index(
+    references: Sequence[Reference], work: Path, limits: Limits, own: HeldOutRows | None = None
+) -> tuple[ReferenceTexts, ...]:
     """Write the index of the references into the folder `work`.
+
+    Args:
+        own: the held-out rows of one of them.
 
     Raises EnvironmentFault if it needs more memory than there is.
     """
@@ -153,7 +165,7 @@ def build_index(references: Sequence[Reference], work: Path, limits: Limits) -> 
     with open(work / "data.bin", "wb") as data:
         for reference in references:
             texts = too_short = 0
-            for rows in _reference_rows(reference):
+            for rows in _reference_rows(reference, own):
                 content, offsets = text_buffer(rows["text"])
                 data.write(content)
                 words = find_words(rows["text"])
@@ -202,13 +214,16 @@ def _slots(hashes: U64) -> NDArray[np.bool_]:
     return found
 
 
-def _reference_rows(reference: Reference) -> Iterator[Table]:
+def _reference_rows(reference: Reference, own: HeldOutRows | None) -> Iterator[Table]:
     version = reference.version
+    if own is not None and _is_own(own.version, [reference]):
+        yield from map(own.of_shard, range(len(version.shards)))
+        return
     with report_progress(f"reading {reference.name}", version.manifest.bytes, "bytes") as progress:
         for path, shard in zip(version.shards, version.manifest.shards, strict=True):
             columns = [ROW, SOURCE, "text", *([SPLIT] if reference.is_held_out else [])]
             for rows in read_parts(path, [name for name in columns if name in version.manifest.columns]):
-                yield rows.filter(pc.is_in(rows[SPLIT], pa.array(HELD_OUT))) if reference.is_held_out else rows
+                yield rows.filter(pa.array(is_held_out(rows))) if reference.is_held_out else rows
             progress.advance(shard.bytes)
 
 
@@ -244,7 +259,12 @@ class Overlap:
 
 
 def find_overlaps(
-    version: Version, references: Sequence[Reference], work: Path, limits: Limits, shards: Sequence[int]
+    version: Version,
+    references: Sequence[Reference],
+    work: Path,
+    limits: Limits,
+    shards: Mapping[int, I64 | None],
+    kept: HeldOutRows | None = None,
 ) -> Iterator[tuple[int, list[tuple[int, Overlap]]]]:
     """Read shards of a version, and yield for each its number and its overlaps, each with its row in the shard.
 
@@ -252,15 +272,21 @@ def find_overlaps(
 
     Args:
         work: the folder with the index.
+        shards: the numbers of the rows to compare, by the number of the shard; None for all.
+        kept: keeps the fingerprints of shards all of whose rows are compared.
     """
     files, is_own = version.manifest.shards, _is_own(version, references)
     columns = [name for name in (ROW, SOURCE, "text") if name in version.manifest.columns]
     scan = partial(_scan, work, [*columns, SPLIT] if is_own else columns)
-    paths = [version.shards[shard] for shard in shards]
+    scans = [
+        (version.shards[shard], rows, kept.fingerprint_file(shard) if kept is not None and rows is None else None)
+        for shard, rows in shards.items()
+    ]
+    numbers = [*shards]
     with report_progress(f"comparing {version.reference}", sum(files[shard].bytes for shard in shards), "bytes") as bar:
-        for index, found in call_each(scan, paths, limits.workers, begin=return_memory):
-            yield shards[index], found
-            bar.advance(files[shards[index]].bytes)
+        for index, found in call_each(scan, scans, limits.workers, begin=return_memory):
+            yield numbers[index], found
+            bar.advance(files[numbers[index]].bytes)
 
 
 def _is_own(version: Version, references: Sequence[Reference]) -> bool:
@@ -269,15 +295,30 @@ def _is_own(version: Version, references: Sequence[Reference]) -> bool:
     return any(each.is_held_out and each.version.manifest.sha256 == digest for each in references)
 
 
-def _scan(work: Path, columns: Sequence[str], path: Path) -> list[tuple[int, Overlap]]:
-    """The overlaps of a shard, of whose rows those that `_split` holds out are skipped if it is one of the columns."""
-    index = open_index(work)
-    found: list[tuple[int, Overlap]] = []
+def _scan(work: Path, columns: Sequence[str], shard: tuple[Path, I64 | None, Path | None]) -> list[tuple[int, Overlap]]:
+    """The overlaps of a shard, of whose rows those that `_split` holds out are skipped if it is one of the columns.
+
+    Args:
+        shard: its path, the numbers of the rows to compare, in order, or None, and a file for fingerprints, or None.
+    """
+    path, chosen, file = shard
+    index, found, kept = open_index(work), list[tuple[int, Overlap]](), list[tuple[I64, I64]]()
     for first, rows in numbered_parts(path, columns):
-        held_out = np.isin(rows[SPLIT].to_numpy(), HELD_OUT) if SPLIT in columns else np.zeros(len(rows), bool)
-        for text, hits in _hits(index, rows["text"]):
-            if not held_out[text]:
-                found.append((first + text, _overlap(index, rows.slice(text, 1), hits)))
+        numbers = np.arange(first, first + len(rows))
+        if chosen is not None:
+            numbers = chosen[slice(*np.searchsorted(chosen, (first, first + len(rows))))]
+        if SPLIT in columns:
+            numbers = numbers[~is_held_out(rows)[numbers - first]]
+        if len(numbers) < len(rows):
+            rows = rows.take(pa.array(numbers - first))
+        words = find_words(rows["text"])
+        if file is not None:
+            marks, texts = fingerprints(words)
+            kept.append((marks, numbers[texts]))
+        for text, hits in _hits(index, rows["text"], words):
+            found.append((int(numbers[text]), _overlap(index, rows.slice(text, 1), hits)))
+    if file is not None:
+        write_fingerprints(file, kept)
     return found
 
 
@@ -291,9 +332,8 @@ class _Hit:
     entry: int
 
 
-def _hits(index: Index, texts: Any) -> Iterator[tuple[int, list[_Hit]]]:
+def _hits(index: Index, texts: Any, words: Words) -> Iterator[tuple[int, list[_Hit]]]:
     """The texts that have runs of the index, and these runs, verified word by word."""
-    words = find_words(texts)
     runs = word_runs(words, RUN_WORDS, whole=False)
     places, entries = index.find(runs.hashes)
     numbers = np.searchsorted(runs.firsts, places, "right") - 1
@@ -371,7 +411,11 @@ class Decontaminate(DecidedStep):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        against = [[each.name, each.digest, each.is_held_out] for each in self.references]
+        """The references, of which the parent's own rows need no digest."""
+        version = self.parents[0]
+        against = [
+            [each.name, "" if _is_own(version, [each]) else each.digest, each.is_held_out] for each in self.references
+        ]
         return {"words": RUN_WORDS, "against": against}
 
     @property
@@ -379,18 +423,25 @@ class Decontaminate(DecidedStep):
         return {}
 
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
-        version = self.parents[0]
-        against = build_index(self.references, work, limits)
-        key = [OVERLAPS, HASHES, self.settings, _is_own(version, self.references)]
-        folder = sketches_of(work) / f"overlaps-{sha256_of_json(key)}"
+        version, sketches = self.parents[0], sketches_of(work)
+        own = HeldOutRows(version, sketches) if _is_own(version, self.references) else None
+        against = build_index(self.references, work, limits, own)
+        held_out = own.shards_with_rows() if own is not None else {}
+        key = [OVERLAPS, HASHES, self.settings]
+        folder = sketches / f"overlaps-{sha256_of_json([*key, *held_out])}"
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / f"{shard.sha256}.parquet" for shard in version.manifest.shards]
-        rows = {shard: found for shard, file in enumerate(files) if (found := _kept(file)) is not None}
-        missing = [shard for shard in range(len(files)) if shard not in rows]
-        for shard, found in find_overlaps(version, self.references, work, limits, missing):
-            rows[shard] = _decisions_of(found)
+        rows = {shard: found for shard, file in enumerate(files) if (found := read_kept(file)) is not None}
+        missing: dict[int, I64 | None] = {shard: None for shard in range(len(files)) if shard not in rows}
+        if own is not None:
+            last = sketches / f"overlaps-{sha256_of_json(key)}.parquet"
+            rows |= _keep_decisions(own, held_out, read_compared(last), missing)
+        for shard, found in find_overlaps(version, self.references, work, limits, missing, own):
+            rows[shard] = pa.concat_tables([rows.get(shard, _decisions_of([])), _decisions_of(found)]).sort_by("row")
             with replacing(files[shard]) as file:
                 parquet.write_table(rows[shard], file)
+        if own is not None:
+            write_compared(last, held_out, {version.manifest.shards[shard].sha256: rows[shard] for shard in rows})
         firsts = first_rows(version.manifest.shards).tolist()
         placed = [rows[shard].set_column(0, "row", pc.add(rows[shard]["row"], firsts[shard])) for shard in sorted(rows)]
         write_decisions(work, pa.concat_tables([_decisions_of([]), *placed]))
@@ -403,12 +454,33 @@ class Decontaminate(DecidedStep):
         return without_dropped(rows, decisions, twin="twin")
 
 
-def _kept(path: Path) -> Table | None:
-    """The decisions about a shard that was compared with the same texts before; None if they cannot be read."""
-    try:
-        return read_shard(path) if path.exists() else None
-    except DataError:
-        return None
+def _keep_decisions(
+    own: HeldOutRows, held_out: Mapping[str, int], last: Compared | None, missing: dict[int, I64 | None]
+) -> dict[int, Table]:
+    """The decisions about shards that were there when the data set was compared last, which hold for all other rows.
+
+    Args:
+        held_out: the shards with held-out rows.
+        missing: the rows to compare, of which those are removed that need not be.
+    """
+    if last is None:
+        return {}
+    still_hold = last.still_hold(held_out)
+    known = set(last.held_out)
+    new = own.fingerprints_of(shard for sha256, shard in held_out.items() if sha256 not in known)
+    kept = {}
+    for shard in [*missing]:
+        sha256 = own.version.manifest.shards[shard].sha256
+        if sha256 not in last.shards or (rows := rows_with(own.fingerprint_file(shard), new)) is None:
+            continue
+        decisions = last.of_shard(sha256)
+        if not still_hold:
+            rows = np.union1d(rows, decisions["row"].to_numpy())
+        kept[shard] = decisions.filter(pc.invert(pc.is_in(decisions["row"], pa.array(rows))))
+        missing[shard] = rows
+        if not len(rows):
+            del missing[shard]
+    return kept
 
 
 def _decisions_of(overlaps: Sequence[tuple[int, Overlap]]) -> Table:
@@ -430,7 +502,8 @@ def find_contamination(
     against = build_index(references, work, limits)
     counts: Counter[str] = Counter()
     by_shard: dict[int, list[Overlap]] = {}
-    for shard, found in find_overlaps(version, references, work, limits, range(len(version.shards))):
+    every = dict.fromkeys(range(len(version.shards)))
+    for shard, found in find_overlaps(version, references, work, limits, every):
         counts.update(overlap.reference for _, overlap in found)
         by_shard[shard] = [overlap for _, overlap in found[:most]]
     overlaps = [overlap for shard in sorted(by_shard) for overlap in by_shard[shard]]

@@ -14,7 +14,8 @@ from aifx.core.errors import DataError, UsageError
 from aifx.core.json_values import encode_json
 from aifx.core.project import Project
 from aifx.curation.add_plan import check_options, first_quarantined, plan_add, refusal, run_add
-from aifx.curation.decontaminate import HELD_OUT, Reference
+from aifx.curation.decontaminate import Reference
+from aifx.curation.held_out import HELD_OUT
 from aifx.curation.step import Limits
 from aifx.data.corpus import Corpus, open_corpora, version_corpus
 from aifx.data.names import SPLIT

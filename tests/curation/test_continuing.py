@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +15,16 @@ import pytest
 from adding import LIMITS, add, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_rows import clusters_of, edited, jaccard, order_of, some_texts
+from made_rows import clusters_of, edited, jaccard, order_of, some_texts, words_of
 from made_rows import rows_of as dropped_rows
 
 import aifx
+from aifx.curation import decontaminate
+from aifx.curation.decontaminate import Decontaminate
 from aifx.curation.duplicates import Dedupe, Split
 from aifx.curation.execution import execute
 from aifx.curation.history import ancestors
+from aifx.curation.references import ReferenceFiles, held_out_references
 from aifx.curation.row_history import explain_row
 from aifx.curation.step import Step
 from aifx.data.names import CLUSTER, ROW, SPLIT
@@ -116,6 +120,102 @@ def check_dropped(seed: int, near: float | None, generations: int) -> None:
                 rule: count for rule in ("exact", "near") if (count := result.manifest.facts[rule])
             }
             kept, twins = expected, dropped
+
+
+def runs_of(text: str) -> set[tuple[str, ...]]:
+    words = words_of(text)
+    return {tuple(words[at : at + 13]) for at in range(len(words) - 12)}
+
+
+def with_fragments(folder: Path, seed: int, generations: int) -> Iterator[Version]:
+    """Versions that `add` made in turn. Their texts share fragments of 9 to 20 words; one file changes each time."""
+    dice, texts = random.Random(seed), list[str]()
+    for generation in range(generations):
+        for number in range(3):
+            new = some_texts(10, dice.randrange(1 << 30), vocabulary=5000, longest=60)
+            for at in range(0, 10, 2) if texts else ():
+                words = dice.choice(texts).split()
+                begin, length = dice.randrange(len(words)), dice.randint(9, 20)
+                new[at] += " " + " ".join(words[begin : begin + length])
+            texts += new
+            write(folder, f"{generation}-{number}", new)
+        if generation:
+            write(folder, f"{generation - 1}-0", dice.sample(texts, 10))
+        yield add(folder, "corpus", *sorted(path.name for path in folder.glob("*.jsonl"))).version
+
+
+def check_overlaps(seed: int, generations: int) -> list[tuple[int, int]]:
+    """Compare each version with its own test rows. Returns the numbers of rows that were read, and of all, for each."""
+    compared, read = [], list[int]()
+    real = decontaminate._hits
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decontaminate, "_hits", lambda *given: read.append(len(given[1])) or real(*given))
+        folder = Path(name)
+        catalog = open_catalog(str(folder / "datasets"))
+        for version in with_fragments(folder, seed, generations):
+            split = made(folder, Split((version,), 0.2, 0.2, None))
+            own = held_out_references(split, None, None, ReferenceFiles(folder, folder / "files", LIMITS))
+            read.clear()
+            result = made(folder, Decontaminate((split,), own))
+            rows = rows_of(split)
+            compared.append((sum(read), len(rows)))
+            tests = set().union(*(runs_of(row["text"]) for row in rows if row[SPLIT] != "train"))
+            training = [row for row in rows if row[SPLIT] == "train"]
+            expected = {row[ROW] for row in training if not runs_of(row["text"]).isdisjoint(tests)}
+            assert {row[ROW] for row in dropped_rows(result.dropped)} == expected
+            assert {row[ROW] for row in rows_of(result)} == {row[ROW] for row in rows} - expected
+            shutil.rmtree(folder / "datasets" / "whole", ignore_errors=True)
+            whole = execute(Decontaminate((split,), own), "whole", catalog, LIMITS).version
+            assert result.manifest.sha256 == whole.manifest.sha256
+            assert dropped_rows(result.dropped) == dropped_rows(whole.dropped), "also with the same rules and twins"
+    return compared
+
+
+def test_only_new_rows_are_compared_with_the_own_test_rows() -> None:
+    (first, _), *others = check_overlaps(3, 2)
+    assert first > 0
+    for read, rows in others:
+        assert read < 0.75 * rows
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10_000))
+def test_overlaps_with_the_own_test_rows_are_those_of_a_whole_run(seed: int) -> None:
+    check_overlaps(seed, 4)
+
+
+def test_an_earlier_row_like_a_new_test_row_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is compared, and no other of its shard. Shards of others stay, with rules and twins."""
+    shared = [" ".join(f"{name}{number}" for number in range(15)) for name in ("old", "new")]
+    texts = [f"{text} {shared[0]}" for text in some_texts(60, 3, vocabulary=5000, longest=60)]
+    files = {
+        "a": texts,
+        "b": [*some_texts(60, 4, vocabulary=5000, longest=60), f"alone {shared[1]}"],
+        "c": [f"other {number} {shared[1]}" for number in range(30)],
+    }
+    read: list[int] = []
+    real = decontaminate._hits
+    monkeypatch.setattr(decontaminate, "_hits", lambda *given: read.append(len(given[1])) or real(*given))
+    versions: list[Version] = []
+    for name, rows in files.items():
+        write(tmp_path, name, rows)
+        version = add(tmp_path, "corpus", *sorted(path.name for path in tmp_path.glob("*.jsonl"))).version
+        split = made(tmp_path, Split((version,), 0.3, 0.3, None))
+        own = held_out_references(split, None, None, ReferenceFiles(tmp_path, tmp_path / "files", LIMITS))
+        read.clear()
+        versions.append(made(tmp_path, Decontaminate((split,), own)))
+    _, before, after = (dropped_rows(version.dropped) for version in versions)
+    assert {row["rule"] for row in after} == {"overlaps corpus"}
+    assert all(row in after for row in before)
+    new = {row[ROW] for row in after} - {row[ROW] for row in before}
+    (single,) = (row for row, text in texts_of(version).items() if text.startswith("alone"))
+    assert single in new
+    assert sum(read) <= 1 + 30
+    first = {file.name: file.holder for file in versions[2].manifest.files if "/00000-" in file.name}
+    assert first == dict.fromkeys(
+        ["shards/00000-000.parquet", "dropped/00000-000.parquet"], versions[0].manifest.sha256
+    )
 
 
 def test_earlier_rows_keep_their_split_and_decide_for_those_like_them() -> None:

@@ -181,7 +181,7 @@ def test_a_shard_is_compared_with_the_same_texts_once(tmp_path: Path, monkeypatc
     monkeypatch.setattr(
         decontaminate_module,
         "_scan",
-        lambda work, columns, path: scanned.append(path.name) or real(work, columns, path),
+        lambda work, columns, shard: scanned.append(shard[0].name) or real(work, columns, shard),
     )
     few = execute(Decontaminate((texts_version(catalog, texts[:20], 10),), against), "texts", catalog, LIMITS).version
     assert len(scanned) == 2
