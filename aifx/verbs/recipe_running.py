@@ -165,9 +165,10 @@ class _Chain:
 
         for count in (self._count, *range(1, self._count)):
             with suppress(NotMade):
-                if self._execute(replace(place, dry_run=True), count).is_accepted:
+                made = self._execute(replace(place, dry_run=True), count)
+                if count == self._count:
                     return
-                if count < self._count:
+                if not made.is_accepted:
                     raise LimitBroken(count - 1)
 
     def _execute(self, place: StepPlace, count: int) -> Made:
