@@ -380,6 +380,9 @@ class Split(LastingStep):
                 return
             for part, decisions in self.decided_rows(task, work, columns):
                 empty -= set(self._splits(part, decisions)[1])
+        if not parent.manifest.rows:
+            hint = f"aifx data lineage {parent.manifest.name}"
+            raise DataError(f"{parent.reference} has no row to split", "the steps before it left none", hint)
         if empty:
             rows = counted(parent.manifest.rows, "row")
             why = f"a hash sends each cluster to a split, and none of {rows} is in this one"

@@ -456,7 +456,12 @@ def load_rules(sets: Sequence[str], root: Path) -> tuple[Rule, ...]:
 def _read_set(name: str, root: Path) -> list[Rule]:
     if not name.endswith(".toml"):
         if name not in (known := rule_sets()):
-            why = did_you_mean(name, [*known, "none"])
+            is_none = name == "none"
+            why = (
+                "no rules are an empty list in a recipe and in Python"
+                if is_none
+                else did_you_mean(name, [*known, "none"])
+            )
             raise UsageError(f"no set of rules {name!r}", why, f"--rules {','.join(known)}, or a path to a .toml file")
         text = resources.files("aifx.curation").joinpath("rules", f"{name}.toml").read_text("utf-8")
         return parse_rules(text, name)

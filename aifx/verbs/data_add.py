@@ -32,7 +32,7 @@ from aifx.data.readers.base import ReadOptions
 from aifx.data.readers.sources import Listing, list_sources
 from aifx.data.versions.catalog import check_dataset_name
 from aifx.data.versions.manifest import check_license
-from aifx.verbs.arguments import StrPath
+from aifx.verbs.arguments import StrPath, check_number
 from aifx.verbs.catalogs import StepOptions, StepPlace, licensing_project, open_place
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ def data_add(
         (4, 0)
     """
     check_dataset_name(name)
+    check_number("--max-bad", max_bad)
+    check_number("--max-expansion", max_expansion)
     expression = check_license(license)
     place = open_place(**options)
     _check_allowed(expression, name, place, options.get("project", "."))

@@ -14,7 +14,7 @@ from aifx.core.errors import UsageError
 from aifx.core.results import Result
 from aifx.curation.contracts import FACT, RuleOutcome, load_contract, outcomes_of, refusing
 from aifx.curation.execution import MadeVersion, made_version
-from aifx.verbs.arguments import StrPath
+from aifx.verbs.arguments import StrPath, check_number
 from aifx.verbs.catalogs import StepOptions, find_catalog, open_place, project_around
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def data_expect(
     from aifx.curation.cleaning import dropped_share
     from aifx.curation.contract_checks import expect
 
+    check_number("--max-dropped", max_dropped, 1)
     given = _path(rules, options) if rules is None or isinstance(rules, str | os.PathLike) else rules
     if isinstance(given, Path) and not given.exists():
         raise UsageError(f"no file {given}", "it has the rules", f"aifx data expect {name} --infer writes a first one")

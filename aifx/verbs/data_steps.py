@@ -15,7 +15,7 @@ from aifx.core.errors import ExitCode, UsageError
 from aifx.core.licensing import LicenseConflict
 from aifx.core.plurals import counted
 from aifx.curation.execution import MadeVersion, made_version
-from aifx.verbs.arguments import StrPath
+from aifx.verbs.arguments import StrPath, check_number
 from aifx.verbs.catalogs import StepOptions, StepPlace, licensing_project, open_place, project_around
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def data_clean(
     from aifx.curation.cleaning import Clean, check_text, dropped_share
     from aifx.curation.rules import load_rules
 
+    check_number("--max-dropped", max_dropped, 1)
     kept = None if languages is None else _known_languages(languages)
     chosen = load_rules(rules, Path.cwd())
     place = open_place(**options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -138,6 +139,10 @@ def _parse(name: str, table: Any, names: Collection[str], path: Path) -> Recipe:
             why = "its own validation and test rows are compared with, and no step before it splits the rows"
             hint = "add a step split before it, or name texts: against = [...]"
             raise ConfigError(f"{path}: {name}, step {number} ({step.name}) has nothing to compare with", why, hint)
+        rules = contract_of(step, path.parent) if step.name == "expect" else ()
+        if isinstance(rules, Path) and not rules.exists():
+            hint = f"write it, or make {name} without this step: aifx data expect {name} --infer writes a first one"
+            raise ConfigError(f"{path}: {name}, step {number} (expect): no file {rules}", "it has the rules", hint)
     return Recipe(name, steps, tuple(sorted(_read_by(steps, name, path.parent).intersection(names))))
 
 
@@ -158,14 +163,15 @@ def parse_step(given: Any, where: str) -> RecipeStep:
         if key not in known:
             hint = f"aifx data {name.replace('_', ' ')} --help"
             raise ConfigError(f"{where}: no setting {key!r}", did_you_mean(key, known), hint)
-        if bad := _bad_text(value):
+        if bad := _bad_value(value):
             raise ConfigError(f"{where}: {key} = {value!r} cannot be used", bad, REFERENCE)
         try:
             if value == NONE and _takes_none(known[key]):
                 value = settings[key] = None
             known[key].validate_python(value, strict=True)
         except ValidationError as e:
-            why = "; ".join(dict.fromkeys(error["msg"] for error in e.errors()))
+            why = "; ".join(dict.fromkeys(error["msg"] for error in e.errors() if error["type"] != "sequence_str"))
+            why = why or f"it is a list: {key} = [{value!r}]"
             raise ConfigError(f"{where}: {key} = {value!r} cannot be used", why, REFERENCE) from None
     if missing := [key for key in _required(name) if key not in settings or (key in GIVEN and not settings[key])]:
         raise ConfigError(f"{where}: {missing[0]!r} is missing", "the step requires it", REFERENCE)
@@ -176,11 +182,13 @@ def parse_step(given: Any, where: str) -> RecipeStep:
     return RecipeStep(name, settings, keeps)
 
 
-def _bad_text(value: Any) -> str:
-    """The reason why no setting can be this text, or have it in its list; empty if there is none."""
-    for text in value if isinstance(value, list) else [value]:
-        if isinstance(text, str) and (not text or "\0" in text):
-            return "a text is empty" if not text else "a text has a NUL, which no path and no name has"
+def _bad_value(value: Any) -> str:
+    """The reason why no setting can be this value, or have it in its list; empty if there is none."""
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, str) and (not one or "\0" in one):
+            return "a text is empty" if not one else "a text has a NUL, which no path and no name has"
+        if isinstance(one, float) and not math.isfinite(one):
+            return "it is no finite number"
     return ""
 
 

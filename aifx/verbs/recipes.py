@@ -14,6 +14,7 @@ from aifx.core.calls import call_each
 from aifx.core.errors import AifxError, ConfigError, DataError, ExitCode, UsageError, did_you_mean
 from aifx.core.files import holding
 from aifx.core.licensing import LicenseConflict
+from aifx.core.plurals import counted
 from aifx.core.results import Result
 from aifx.curation.execution import MadeVersion, NotMade
 from aifx.curation.work_folders import steps_folder
@@ -27,6 +28,7 @@ from aifx.verbs.catalogs import (
     limits_of,
     project_around,
 )
+from aifx.verbs.data_expect import ExpectedVersion
 from aifx.verbs.data_steps import CombinedVersion
 from aifx.verbs.recipe_files import RECIPE, Recipe, read_recipes
 from aifx.verbs.recipe_reasons import history_of, reasons
@@ -57,6 +59,7 @@ class RecipeStepMade:
         is_new: False if its version was there already.
         is_accepted: False if it broke a limit: then no version is made after it, and the name keeps its meaning.
         license_conflicts: of a mix or join, among the sources of what it combines.
+        warned: ids of rules of a contract that were broken, and whose level is "warn".
     """
 
     step: str
@@ -66,6 +69,7 @@ class RecipeStepMade:
     is_new: bool
     is_accepted: bool
     license_conflicts: tuple[LicenseConflict, ...] = ()
+    warned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,9 @@ def _make_one(recipe: Recipe, folder: Path, options: StepOptions) -> RecipeMade:
         for step, made in RecipeCalls(recipe, folder, catalog).make(options):
             dropped = made.dropped if isinstance(made, MadeVersion) else made.quarantined
             conflicts = made.license_conflicts if isinstance(made, CombinedVersion) else ()
-            outcome = made.is_new, made.is_accepted, conflicts
+            rules = made.rules if isinstance(made, ExpectedVersion) else ()
+            warned = tuple(rule.id for rule in rules if rule.outcome == "warned")
+            outcome = made.is_new, made.is_accepted, conflicts, warned
             steps.append(RecipeStepMade(step, made.reference, made.rows, dropped, *outcome))
         before = catalog.latest(name)
         if steps[-1].is_accepted:
@@ -304,8 +310,11 @@ def _in_order(
 
 
 def _outcome(made: RecipeStepMade) -> str:
-    dropped = f", {made.dropped:,} dropped" if made.dropped else ""
-    return f"{made.reference}, {made.rows:,} rows{dropped}{'' if made.is_new else ', which was there already'}"
+    lost = "could not be read" if made.step == "add" else "dropped"
+    dropped = f", {made.dropped:,} {lost}" if made.dropped else ""
+    there = "" if made.is_new else ", which was there already"
+    warned = f"; warned: {', '.join(made.warned)}" if made.warned else ""
+    return f"{made.reference}, {counted(made.rows, 'row')}{dropped}{there}{warned}"
 
 
 def _check_erased(catalog: Catalog, name: str, reference: str) -> None:

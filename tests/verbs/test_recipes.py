@@ -229,7 +229,8 @@ def test_a_recipe_of_windows_is_read(project: Path) -> None:
     [
         ("pii = { mask = true, kinds = [] }", "--kinds names no kind"),
         ("split = { validation = -0.1 }", "--validation -0.1 is no share"),
-        ("split = { test = nan }", "--test nan is no share"),
+        ("clean = { max_dropped = 7 }", "--max-dropped 7 cannot be used"),
+        ("clean = { rules = ['none'] }", "no set of rules 'none'\n.*an empty list"),
     ],
 )
 def test_values_that_no_option_of_a_command_takes(project: Path, step: str, error: str) -> None:
@@ -256,6 +257,16 @@ def test_values_that_no_option_of_a_command_takes(project: Path, step: str, erro
         (RECIPE.replace("near = 0.8", "nera = 0.8"), r"step 2 \(dedupe\): no setting 'nera'\n.*'near'"),
         (RECIPE.replace("near = 0.8", "root = '/'"), r"step 2 \(dedupe\): no setting 'root'"),
         (RECIPE.replace("near = 0.8", "near = '0.8'"), r"step 2 \(dedupe\): near = '0.8' cannot be used"),
+        (
+            RECIPE.replace("near = 0.8", "near = nan"),
+            r"step 2 \(dedupe\): near = nan cannot be used\n.*no finite number",
+        ),
+        (RECIPE.replace('license = "MIT"', 'license = "MIT", max_bad = inf', 1), "max_bad = inf cannot be used"),
+        (RECIPE.replace('["letters"]', '"letters"'), r"it is a list: sources = \['letters'\]"),
+        (
+            RECIPE.replace("{ pii", "{ expect = {} }, { pii"),
+            r"corpus, step 3 \(expect\): no file .*rules.toml\n(.|\n)*--infer",
+        ),
         (RECIPE.replace("mask = true", ""), "neither mask nor drop"),
         (RECIPE.replace("mask = true", "mask = true, drop = true"), r"step 3 \(pii\): mask and drop"),
         (RECIPE.replace("letters:1", "blend:1"), "blend reads itself"),
@@ -269,6 +280,37 @@ def test_an_error_names_the_place(project: Path, text: str, error: str) -> None:
         aifx.data_make()
     assert re.search(error, str(raised.value)), raised.value
     assert not (project / "datasets").exists()
+
+
+def test_warnings_of_a_contract_are_in_the_result(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rules = '{ check = "rows", at_least = 2, level = "warn" }, { check = "not_null", column = "text", level = "warn" }'
+    (project / "recipe.toml").write_text(
+        f"""[letters]
+        steps = [{{ add = {{ sources = ["letters"], license = "MIT" }} }}, {{ expect = {{ rules = [{rules}] }} }}]"""
+    )
+    with caplog.at_level("INFO"):
+        made = aifx.data_make()
+    assert [step.warned for step in made.data_sets[0].steps] == [(), ("rows",)]
+    assert f"expect: {made.data_sets[0].reference}, 1 row; warned: rows" in caplog.text
+
+
+def test_a_split_of_no_rows_says_so(project: Path) -> None:
+    (project / "recipe.toml").write_text(
+        """[letters]
+        steps = [
+            { add = { sources = ["letters"], license = "MIT" } },
+            { clean = { languages = ["de"], max_dropped = 1.0 } },
+            { split = {} },
+        ]"""
+    )
+    with pytest.raises(AifxError, match=r"letters, step 3 \(split\): letters.* has no row to split"):
+        aifx.data_make()
+
+
+@pytest.mark.parametrize("limit", [{"max_bad": float("nan")}, {"max_expansion": -1.0}])
+def test_limits_that_are_no_numbers(project: Path, limit: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="cannot be used"):
+        aifx.data_add("letters", "letters", license="MIT", **limit)  # type: ignore[arg-type]
 
 
 def test_errors_of_names_files_and_values(project: Path) -> None:
