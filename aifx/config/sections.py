@@ -348,6 +348,18 @@ class EvalSection(Section):
     checkpoint: Literal["best", "last"] = setting(
         "best", "Checkpoint that `aifx eval`, `predict` and `generate` take.", RESUME_SAFE
     )
+    slices: tuple[str, ...] = setting(
+        (), "Columns of the data by whose values the metrics are also reported.", RESUME_SAFE
+    )
+    group: str = setting(
+        "",
+        "Column whose values make rows alike, for intervals. By default the document or the series of a row; "
+        '"_row" takes each row for itself.',
+        RESUME_SAFE,
+    )
+    margin: NonNegativeFloat | None = setting(
+        None, "Loss of the metric up to which `aifx eval --against` takes a model as not worse.", RESUME_SAFE
+    )
     batch_size: NonNegativeInt = setting(0, "Rows of an evaluation batch; 0 takes train.global_batch_size.")
     quantize: Quantization = setting(
         "none", "Measure a language model with its matrices quantized to this type.", RESUME_SAFE

@@ -17,7 +17,7 @@ from aifx.config.sections import Conflict, DataSection, Fraction
 from aifx.core.digests import Hash64, Sha256, fraction_of
 from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.core.project import Project
-from aifx.data.base import Batch, DataFormat, undefined
+from aifx.data.base import Batch, DataFormat, Labels, undefined
 from aifx.data.order import shuffled
 from aifx.data.readers.rows import FORMATS, input_file, read_rows
 from aifx.data.sections import held_out_conflicts, missing_file
@@ -37,6 +37,9 @@ Arrays: TypeAlias = Mapping[str, np.ndarray]
 
 Places: TypeAlias = Callable[[Split, Sequence[int]], list[str]]
 """(split, numbers of examples in its order) -> where each is from: a file, or a file and a line."""
+
+LabelsOf: TypeAlias = Callable[[Split, str | None], Labels | None]
+"""`DataFormat.labels` of a data set."""
 
 Order: TypeAlias = Callable[[range, int], np.ndarray]
 """(places in the order of training, seed) -> the example at each place, by seed and place alone."""
@@ -104,6 +107,7 @@ class ArrayDataset:
     order: Order | None = None  # of the training split, as in `array_source`
     emphasis: np.ndarray | None = None  # of the training split, as in `array_source`
     places: Places | None = None
+    labels: LabelsOf | None = None
     file_versions: Mapping[str, ImplicitVersion] = field(default_factory=dict)  # that it was made of, by key
 
     def source(self, split: Split, batch_size: int, *, seed: int | None) -> ExampleSource:
@@ -213,6 +217,18 @@ class ArrayFormat(DataFormat):
 
     def places(self, dataset: ArrayDataset, split: Split, rows: Sequence[int]) -> list[str]:
         return dataset.places(split, rows) if dataset.places else []
+
+    def labels(self, dataset: ArrayDataset, split: Split, column: str | None) -> Labels | None:
+        return super().labels(dataset, split, column) if dataset.labels is None else dataset.labels(split, column)
+
+    def split_digest(self, dataset: ArrayDataset, split: Split) -> str:
+        """Of the targets in their unit, and where the examples are from if that is known."""
+        arrays, spec = dataset.splits[split], dataset.spec
+        targets = np.asarray(arrays.get("targets", ()))
+        if targets.dtype.kind == "f" and not spec.classes:  # scaled by the training split, which may be another
+            targets = (targets * spec.target_scale + spec.target_mean).astype(np.float32).round(4)
+        places = dataset.places(split, range(len(targets))) if dataset.places else []
+        return Sha256(repr((places, targets.shape)).encode() + targets.tobytes()).hexdigest()
 
     def open_file(self, path: Path) -> ArrayDataset:
         arrays = self.read(self.section, path)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from aifx.core.errors import UsageError
+from aifx.core.digests import sha256_of_values
+from aifx.core.errors import DataError, UsageError, did_you_mean
 from aifx.core.project import Project
 from aifx.data.names import ROW
 from aifx.data.readers.rows import Row, read_rows
@@ -80,6 +82,26 @@ class Dataset(Protocol):
         """The contents of a batch by unit ("examples", "tokens", "bytes"), padding left out."""
 
 
+@dataclass(frozen=True)
+class Labels:
+    """A value for each example of a split, or for each of its targets if an example holds several documents.
+
+    Attributes:
+        names: the different values, as text; "" for a missing one.
+        codes: number of the value among `names`, in the order of the split: `[examples]` or `[examples, targets]`. -1
+            for a target that does not count.
+    """
+
+    names: tuple[str, ...]
+    codes: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Labels:
+        """The labels of texts `[examples]`."""
+        names, codes = np.unique(values.astype(np.str_), return_inverse=True)
+        return cls(tuple(names.tolist()), codes)
+
+
 class DataFormat(ABC):
     """The way to read a kind of data. Except for `open`, it needs no training data."""
 
@@ -145,6 +167,26 @@ class DataFormat(ABC):
         """
         return []
 
+    def labels(self, dataset: Any, split: Split, column: str | None) -> Labels | None:
+        """The value of a column of the source for each example of a split.
+
+        Without a column it is what examples of one origin have in common: their series, or their document. None if each
+        example stands for itself, as by default. `aifx eval` groups and slices by it.
+
+        Raises DataError if there is no such column.
+        """
+        if column is None:
+            return None
+        raise no_column(column, type(self).__name__)
+
+    def sizes(self, dataset: Any, split: Split) -> dict[str, np.ndarray]:
+        """The contents of each target by unit ("bytes"), `[examples, targets]`, by which a metric is divided."""
+        return {}
+
+    def split_digest(self, dataset: Any, split: Split) -> str:
+        """SHA-256 over which examples a split has, whatever a model makes of them: by default that of the data set."""
+        return sha256_of_values(dataset.digest, split)
+
     def format_example(self, example: Mapping[str, np.ndarray]) -> dict[str, str]:
         """The fields of an example as people read them. By default empty: its arrays are displayed."""
         return {}
@@ -174,6 +216,12 @@ class DataFormat(ABC):
         """
         row_id = {ROW: row.values[ROW]} if isinstance(row.values.get(ROW), str) else {}
         return [{"file": row.file, "row": row.number, **row_id, **prediction}]
+
+
+def no_column(column: str, name: str, known: Iterable[str] = ()) -> DataError:
+    """The error for a column that `eval.group` or `eval.slices` names and the data lacks."""
+    why = did_you_mean(column, known) if known else "rows of this kind of data have no columns"
+    return DataError(f"{name}: no column {column!r} to group or slice by", why, "aifx eval --help, docs/eval.md")
 
 
 def undefined(cls: type, method: str, purpose: str) -> UsageError:

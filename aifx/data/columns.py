@@ -18,6 +18,7 @@ import numpy as np
 
 from aifx.core.errors import DataError, did_you_mean
 from aifx.core.project import Project
+from aifx.data.base import no_column
 from aifx.data.file_index import ImplicitVersion, version_of_path
 from aifx.data.names import RESERVED, ROW
 from aifx.data.readers.rows import FORMATS, Row, read_rows
@@ -70,6 +71,11 @@ def is_missing(value: Any) -> bool:
 def as_text(value: Any) -> str:
     """A value as the name of a class."""
     return str(value).lower() if isinstance(value, bool) else str(value).strip()
+
+
+def text_array(values: Iterable[Any]) -> np.ndarray:
+    """Values as text, "" for a missing one."""
+    return np.array(["" if is_missing(value) else as_text(value) for value in values], dtype=object)
 
 
 def as_number(value: Any) -> float:
@@ -272,6 +278,19 @@ class Source:
         wanted = set(numbers.tolist())
         places = {row.number - 1: row.place for row in rows if row.number - 1 in wanted}
         return [places[number] for number in numbers.tolist()]
+
+    def column(self, name: str) -> np.ndarray:
+        """The values of a column as text, "" where one is missing: `[rows]`. Raises DataError if there is none."""
+        if self.part is not None:
+            if not self.part.has_column(name):
+                raise no_column(name, self.name, self.part.manifest.columns)
+            return text_array(self.part.column(name))
+        values = []
+        for row in self.rows():
+            if name not in row.values:
+                raise no_column(name, row.place, row.values)
+            values.append(row.values[name])
+        return text_array(values)
 
 
 def open_source(section: PathSection, project: Project) -> Source:

@@ -376,6 +376,14 @@ class SplitTokens:
         """The tokens of the text, and one for each document that ends here."""
         return max(len(self.tokens) - 1, 0)
 
+    def target_bytes(self) -> np.ndarray:
+        """Bytes of the text of each token, as `text_bytes` counts them: `[n]`."""
+        if self.bytes_by_id is not None:
+            return np.asarray(self.bytes_by_id[self.tokens[:]])
+        if self.sizes is not None:
+            return np.asarray(self.sizes[:])
+        return np.diff(self.num_bytes * np.arange(-1, self.num_targets + 1) // max(self.num_targets, 1))
+
     def text_bytes(self, start: int, stop: int) -> int:
         """Bytes of the text of the targets from `start` (1 or more) up to `stop`.
 

@@ -41,7 +41,7 @@ from aifx.data.arrays import (
     take,
     target_units,
 )
-from aifx.data.base import Batch
+from aifx.data.base import Batch, Labels
 from aifx.data.columns import scale_of
 from aifx.data.file_index import scans_of, version_of, version_of_path
 from aifx.data.order import BalancedOrder
@@ -486,7 +486,10 @@ def open_pictures(
     def places(split: Split, rows: Sequence[int]) -> list[str]:
         return [examples[splits[split][row]].name for row in rows]
 
-    return ArrayDataset(arrays, spec, digest.hexdigest(), name=listing.name, hints=hints, places=places)
+    def labels(split: Split, column: str | None) -> Labels | None:
+        return None if column is None else Labels.of(listing.column(column)[splits[split]])
+
+    return ArrayDataset(arrays, spec, digest.hexdigest(), name=listing.name, hints=hints, places=places, labels=labels)
 
 
 def pictures_spec(listing: Listing, shape: tuple[int, int, int]) -> DataSpec:

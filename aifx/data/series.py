@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from aifx.core.digests import Sha256
+from aifx.core.digests import Sha256, sha256_of_values
 from aifx.core.errors import ConfigError, DataError
 from aifx.core.files import read_file
 from aifx.core.json_files import write_json
@@ -24,7 +24,7 @@ from aifx.core.parsing import parse_json
 from aifx.core.plurals import counted, some_names
 from aifx.core.project import Project
 from aifx.data.arrays import WEIGHTS
-from aifx.data.base import Batch, DataFormat
+from aifx.data.base import Batch, DataFormat, Labels, no_column
 from aifx.data.columns import Source, as_number, is_missing, open_source, scale_of
 from aifx.data.names import SPLIT
 from aifx.data.readers.rows import FORMATS, Row, field, input_file, unknown_format
@@ -164,6 +164,18 @@ class SeriesFormat(DataFormat):
         for line in _left_out(data):
             logger.warning(line)
         return data
+
+    def labels(self, dataset: SeriesData, split: Split, column: str | None) -> Labels | None:
+        """The series of each window."""
+        if column not in (None, self.section.series):
+            raise no_column(str(column), dataset.name, filter(None, [self.section.series]))
+        windows = dataset.some_windows(split)
+        return Labels(dataset.names, np.searchsorted(windows.last, np.arange(len(windows)), side="right"))
+
+    def split_digest(self, dataset: SeriesData, split: Split) -> str:
+        first, end = (bounds.tolist() for bounds in dataset.cuts[split])
+        values = np.ascontiguousarray(dataset.values[np.isfinite(dataset.values)])
+        return sha256_of_values(dataset.names, first, end, self.section.horizon, values.tobytes().hex())
 
     def baselines(self, dataset: SeriesData, split: Split) -> Iterator[tuple[str, np.ndarray]]:
         return series_baselines(dataset, split)

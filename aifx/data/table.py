@@ -23,6 +23,7 @@ from aifx.data.arrays import (
     ArrayDataset,
     ArrayFormat,
     Arrays,
+    LabelsOf,
     Places,
     array_dataset,
     hash_fraction,
@@ -31,7 +32,7 @@ from aifx.data.arrays import (
     take,
     target_units,
 )
-from aifx.data.base import Batch
+from aifx.data.base import Batch, Labels
 from aifx.data.columns import (
     CALENDAR,
     CONVERSIONS,
@@ -118,7 +119,13 @@ class TableFormat(ArrayFormat):
         taken = {split: take(arrays, which) for split, which in splits.items()}
         data = array_dataset(taken, how=("table", spec.columns), name=table.name, hints=held_out_hints("rows"))
         spec = replace(spec, fields=data.spec.fields)
-        data = replace(data, spec=spec, places=_places(table, splits), file_versions=table.source.file_versions)
+        data = replace(
+            data,
+            spec=spec,
+            places=_places(table, splits),
+            labels=_labels(table, splits, section),
+            file_versions=table.source.file_versions,
+        )
         return cls(section, spec), data
 
     def open_file(self, path: Path) -> ArrayDataset:
@@ -127,7 +134,8 @@ class TableFormat(ArrayFormat):
         if FOLD in self.spec.fields:
             arrays = {**arrays, FOLD: np.full(table.num_rows, -1, np.int32)}
         data = array_dataset({"test": arrays}, name=str(path))
-        return replace(data, spec=self.spec, places=_places(table, {"test": np.ones(table.num_rows, bool)}))
+        whole: dict[Split, np.ndarray] = {"test": np.ones(table.num_rows, bool)}
+        return replace(data, spec=self.spec, places=_places(table, whole), labels=_labels(table, whole, self.section))
 
     def encode(self, row: Mapping[str, Any]) -> Batch:
         numbers = []
@@ -171,6 +179,17 @@ def _places(table: Table, splits: Mapping[Split, np.ndarray]) -> Places:
     """Where the rows of each split are from. It keeps their numbers, not their values."""
     source, numbers = table.source, {split: table.numbers[which] for split, which in splits.items()}
     return lambda split, rows: source.places(numbers[split][list(rows)])
+
+
+def _labels(table: Table, splits: Mapping[Split, np.ndarray], section: TableSection) -> LabelsOf:
+    """The values of a column, by default of `data.group_column`, in one more reading: they take no memory."""
+    source, numbers = table.source, {split: table.numbers[which] for split, which in splits.items()}
+
+    def labels(split: Split, column: str | None) -> Labels | None:
+        name = column or section.group_column
+        return None if name is None else Labels.of(source.column(name)[numbers[split]])
+
+    return labels
 
 
 def read_splits(section: TableSection, project: Project) -> tuple[Table, dict[Split, np.ndarray]]:

@@ -22,7 +22,7 @@ from aifx.core.files import remove_temporary, replace_file
 from aifx.core.os_errors import errno_of
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, cache_path
-from aifx.data.base import TEXT_BYTES, Batch, DataFormat, Dataset
+from aifx.data.base import TEXT_BYTES, Batch, DataFormat, Dataset, Labels, no_column
 from aifx.data.corpus import Corpus, SplitTokens, TokenStore, corpus_of, open_corpora, stored_tokens
 from aifx.data.file_index import ImplicitVersion
 from aifx.data.order import Turns, part_at, shuffled
@@ -126,6 +126,16 @@ class PackedSequences:
         """The spans in example `index`."""
         rows = self.spans[:, 0]  # searched in place: NumPy would copy all of it
         return slice(bisect_left(rows, index), bisect_left(rows, index + 1))
+
+    def places(self, seq_len: int) -> np.ndarray:
+        """The position of each target that counts, -1 elsewhere: int64 `[rows, seq_len]`."""
+        found = np.full((len(self), seq_len), -1, np.int64)
+        row = column = 0
+        for at, start, length, skip in self.spans.tolist():
+            row, column = at, column if at == row else 0
+            found[row, column + skip : column + length] = np.arange(start + 1 + skip, start + length + 1)
+            column += length
+        return found
 
     def write(self, index: int, epoch: int, batch: Batch, row: int) -> None:
         column = 0
@@ -399,6 +409,13 @@ class MixedText:
         return self.parts[0].counts(batch)
 
 
+def held_out_sequences(dataset: TextData | MixedText, split: Split) -> list[PackedSequences]:
+    """The sequences of a split as an evaluation reads them, one part after the other."""
+    sequences = dataset.source(split, 1, seed=None).sequences  # type: ignore[union-attr]  # no MixedSource without seed
+    parts = sequences.parts if isinstance(sequences, JoinedSequences) else (sequences,)
+    return [part for part in parts if isinstance(part, PackedSequences)]
+
+
 class TokenFormat(DataFormat):
     """A format of tokens, such as text: a model of it may also write.
 
@@ -466,6 +483,30 @@ class TextFormat(TokenFormat):
     def load(cls, section: TextSection, spec: DataSpec, assets: Path) -> TextFormat:
         tokenizer = _load_tokenizer(assets / TOKENIZER_FILE, section)
         return cls(section, text_spec(section, tokenizer), tokenizer)
+
+    def labels(self, dataset: TextData | MixedText, split: Split, column: str | None) -> Labels | None:
+        """The document of each target: its number in the split, from 1."""
+        if column is not None:
+            raise no_column(column, "text")
+        found, before = [], 0
+        for part in held_out_sequences(dataset, split):
+            starts, places = part.split.documents[:], part.places(self.section.seq_len)
+            documents = np.searchsorted(starts, places, side="left") - 1  # the eos that ends a document is its target
+            found.append(np.where(places < 0, -1, documents + before))
+            before += len(starts) - 1
+        return Labels(tuple(map(str, range(1, before + 1))), np.concatenate(found))
+
+    def sizes(self, dataset: TextData | MixedText, split: Split) -> dict[str, np.ndarray]:
+        """The bytes of the text of each target."""
+        found = []
+        for part in held_out_sequences(dataset, split):
+            places = part.places(self.section.seq_len)
+            found.append(np.where(places < 0, 0, part.split.target_bytes()[places]))
+        return {"bytes": np.concatenate(found)}
+
+    def split_digest(self, dataset: TextData | MixedText, split: Split) -> str:
+        parts = dataset.parts if isinstance(dataset, MixedText) else (dataset,)
+        return sha256_of_values(*(part.corpus.digest for part in parts), split)
 
     def _open_files(self, files: Mapping[Split, Sequence[SourceFile]], project: Project | None) -> TextData:
         return self._open(corpus_of(files, self.section, project))

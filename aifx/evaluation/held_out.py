@@ -35,7 +35,7 @@ from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import Split
 from aifx.kinds import read_config
 from aifx.loading.references import with_references
-from aifx.loading.restore import restore_run
+from aifx.loading.restore import OpenTask, restore_run
 from aifx.models.base import Head, Model
 from aifx.objectives.base import Rows, Sums, Totals
 from aifx.objectives.checks import check_metrics
@@ -243,17 +243,7 @@ def measure(
     asked = [parse_gate(expr) for expr in gates]
     check_overrides(run, project, overrides)
 
-    def opened(config: Config, project: Project, assets: Path) -> Task:
-        try:
-            task = open_task(config, project, assets)
-            _compare_data(run, project, config, task)
-        except DataError as error:
-            task = _with_split_alone(split or config.eval.split, config, project, assets, error)
-        device_kind = jax.local_devices()[0].device_kind
-        agree(current_group(), lambda: facts_of_data(project, data_digest(task, config), device_kind))
-        return task
-
-    trained = restore_run(run, project, step=step, overrides=overrides, open_task=opened)
+    trained = restore_run(run, project, step=step, overrides=overrides, open_task=opener(run, split))
     chosen: Split = split or trained.config.eval.split
     all_gates = [*map(parse_gate, trained.config.eval.gates), *asked]
     quantize = trained.config.eval.quantize
@@ -275,6 +265,29 @@ def measure(
     if current_group().is_first:
         write_report(run, report, data_digest=data_digest(trained.task, trained.config))
     return report, part
+
+
+def opener(run: RunDirectory, split: Split | None) -> OpenTask:
+    """The way to open the task of a run with its data, or if the training data is gone with that of the split alone."""
+
+    def opened(config: Config, project: Project, assets: Path) -> Task:
+        try:
+            task = open_task(config, project, assets)
+            _compare_data(run, project, config, task)
+        except DataError as error:
+            task = _with_split_alone(split or config.eval.split, config, project, assets, error)
+        device_kind = jax.local_devices()[0].device_kind
+        agree(current_group(), lambda: facts_of_data(project, data_digest(task, config), device_kind))
+        return task
+
+    return opened
+
+
+def data_reference(config: Config, project: Project) -> str:
+    """The versions of data sets that a configuration names, "name@<64 digits>"; "" if its data is files."""
+    open_parts = getattr(config.data, "open_parts", None)
+    parts = open_parts(project) if open_parts else ()
+    return ", ".join(part.manifest.whole_reference for part in parts)
 
 
 def finite(numbers: Mapping[str, float]) -> dict[str, float]:
@@ -354,11 +367,13 @@ def reports_of_step(run: RunDirectory, step: int) -> Iterator[dict[str, Any]]:
     make_folders(run.eval, below=run.path)
     with exclusive(run.eval / ".lock"):  # another evaluation of the step may end at the same time
         remove_temporary(run.eval)
-        kept: dict[str, Any] = {"schema_version": 1, "run": run.name, "step": step, "splits": {}, "datasets": []}
+        kept: dict[str, Any] = {"schema_version": 1, "run": run.name, "step": step}
+        kept |= {"splits": {}, "datasets": [], "comparisons": []}
         # There is no report yet, or the file is not one: start a new one.
         with suppress(OSError, ValueError, TypeError, AttributeError):
             found = parse_json(read_file(path))
             kept |= {"splits": dict(found.get("splits", {})), "datasets": list(found.get("datasets", []))}
+            kept["comparisons"] = list(found.get("comparisons", []))
         yield kept
         write_json(path, kept)
 

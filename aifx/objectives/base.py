@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import jax
 import numpy as np
 
+from aifx.config.best_by import Direction
 from aifx.config.sections import Section
 from aifx.core.errors import ConfigError
 from aifx.data.base import undefined
@@ -34,6 +35,23 @@ class Rows(NamedTuple):
 
     values: jax.Array  # [rows, ...]
     weights: jax.Array  # [rows]; 0 on rows that only fill a batch
+
+
+RowSums: TypeAlias = Mapping[str, tuple[Any, Any]]
+"""(totals, weights) by name, `[rows]` or `[rows, targets]` each, which add up to `Sums`; and `Rows` as they are."""
+
+
+class Ratio(NamedTuple):
+    """A metric as parts of a ratio: the sum of the totals over that of the weights, of any rows.
+
+    Attributes:
+        totals: `[rows]`, or `[rows, targets]` if a row holds targets of several documents.
+        weights: the same shape; 0 on what does not count.
+    """
+
+    totals: np.ndarray
+    weights: np.ndarray
+    direction: Direction = "min"
 
 
 Predictions: TypeAlias = dict[str, jax.Array]
@@ -73,6 +91,35 @@ class Objective:
         "examples" is reserved for what aifx counts on the host, as all names in `Dataset.counts` are.
         """
         raise undefined(type(self), "sums", "be trained")
+
+    def row_sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> RowSums:
+        """The sums of an evaluation by row, of which groups and slices of rows are formed. Runs inside jit.
+
+        By default `sums` of one row after the other. An objective that finds them for all rows at once is faster.
+        """
+
+        def of_row(row: tuple[DeviceBatch, jax.Array]) -> Any:
+            fields, row_id = row
+            one = replace(ctx, row_ids=row_id[None])
+            sums = self.sums(model, params, {name: values[None] for name, values in fields.items()}, one)
+            return {
+                name: Rows(pair[0][0], pair[1][0]) if isinstance(pair, Rows) else tuple(map(ctx.layout.sum_row, pair))
+                for name, pair in sums.items()
+            }
+
+        found: RowSums = jax.lax.map(of_row, (dict(batch), ctx.row_ids))
+        return found
+
+    def ratios(self, sums: RowSums, data: DataSpec) -> dict[str, Ratio]:
+        """The metrics that are ratios of sums over rows, by their names in `metrics`, from `row_sums` on the host.
+
+        By default each pair of numbers. Less is better, except of LARGER_IS_BETTER. `aifx eval --against` compares by
+        these, and `eval.slices` reports them.
+        """
+        pairs = {name: pair for name, pair in sums.items() if not isinstance(pair, Rows) and np.ndim(pair[0]) == 1}
+        return {
+            name: Ratio(pair[0], pair[1], "max" if name in LARGER_IS_BETTER else "min") for name, pair in pairs.items()
+        }
 
     def metrics(self, totals: Totals, data: DataSpec) -> dict[str, Any]:
         """Numbers by name ("loss", "accuracy"); nested reports may be among them.
@@ -124,6 +171,10 @@ class Objective:
         By default the predictions of a row's one example as Python's numbers and lists.
         """
         return {name: values[0].tolist() for name, values in predictions.items()}
+
+
+LARGER_IS_BETTER = frozenset({"accuracy", "margin", "chosen"})
+"""Metrics of `ratios` of which more is better, unless an objective says it itself."""
 
 
 def largest(values: np.ndarray, count: int) -> list[int]:

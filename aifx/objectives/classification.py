@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import expit, logit, logsumexp, softmax
+from scipy.special import expit, log_softmax, logit, logsumexp, softmax
 
 from aifx.config.sections import Section
 from aifx.data.spec import DataSpec
@@ -19,7 +19,9 @@ from aifx.objectives.base import (
     DeviceBatch,
     Objective,
     Predictions,
+    Ratio,
     Rows,
+    RowSums,
     Sums,
     Totals,
     WorstError,
@@ -27,6 +29,7 @@ from aifx.objectives.base import (
     mean,
     outputs,
 )
+from aifx.objectives.calibration import brier_scores, calibration
 from aifx.objectives.checks import check_targets, misfit
 from aifx.objectives.ranking import ClassRankings, choose_thresholds, mean_of_defined, rank_classes
 from aifx.objectives.sections import ClassificationSection, MultilabelSection
@@ -51,6 +54,9 @@ class Classifier(Objective):
         changed = copy.copy(self)
         changed._thresholds = dict(thresholds)
         return changed
+
+    def row_sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> RowSums:
+        return {name: pair for name, pair in self.sums(model, params, batch, ctx).items() if isinstance(pair, Rows)}
 
     def _in_use(self, classes: tuple[str, ...], chosen: np.ndarray, neutral: float) -> np.ndarray | None:
         """The threshold of each class: the fixed ones, otherwise those `chosen` (NaN for none); `neutral` without.
@@ -93,7 +99,7 @@ class Classification(Classifier):
         return sums
 
     def metrics(self, totals: Totals, data: DataSpec) -> dict[str, Any]:
-        """loss [nats]; when evaluating also accuracy, the means over classes, per_class and confusion."""
+        """loss [nats]; when evaluating also accuracy, the means over classes, calibration, per_class and confusion."""
         report: dict[str, Any] = {"loss": mean(totals["loss"])}
         if "logits" not in totals:
             return report
@@ -108,20 +114,37 @@ class Classification(Classifier):
                 count,
                 "none",
             )
+            brier = self.ratios(totals, data)["brier"]
         chosen = np.full(count, np.nan)
         if self.section.threshold_by != "none" and self._thresholds is None:
             chosen = choose_thresholds(logits, labels, weights, self.section.threshold_by)
         thresholds = self._in_use(data.classes, chosen, 1 / count)
+        predicted = likeliest(logits, thresholds)
+        confidence = np.exp(logits[np.arange(len(labels)), predicted] - normalizer)
         confusion = np.zeros((count, count))
-        np.add.at(confusion, (labels, likeliest(logits, thresholds)), weights.astype(np.float64))
+        np.add.at(confusion, (labels, predicted), weights.astype(np.float64))
         hits, present, named = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
         recall = np.divide(hits, present, out=np.full(count, np.nan), where=present > 0)
         return report | {
             "accuracy": mean((hits.sum(), present.sum())),
             "balanced_accuracy": mean_of_defined(recall),
+            "brier": mean((brier.totals.sum(), brier.weights.sum())),
+            **calibration(confidence, predicted == labels, weights),
             **class_report(hits, present, named, ranked, data.classes, thresholds),
             "examples": round(float(present.sum())),
             "confusion": confusion.round().astype(int).tolist(),
+        }
+
+    def ratios(self, sums: RowSums, data: DataSpec) -> dict[str, Ratio]:
+        """loss, accuracy, by fixed thresholds if there are any, and brier."""
+        (logits, weights), (labels, _) = sums["logits"], sums["labels"]
+        weights, probabilities = weights.astype(np.float64), log_softmax(logits.astype(np.float64), axis=-1)
+        rows = np.arange(len(labels))
+        predicted = likeliest(logits, self._fixed(data.classes, 1 / len(data.classes)))
+        return {
+            "loss": Ratio(-probabilities[rows, labels] * weights, weights),
+            "accuracy": Ratio((predicted == labels) * weights, weights, "max"),
+            "brier": Ratio(brier_scores(np.exp(probabilities), labels) * weights, weights),
         }
 
     def decides_by(self, data: DataSpec) -> dict[str, float]:
@@ -260,7 +283,10 @@ class Multilabel(Classifier):
         return sums
 
     def metrics(self, totals: Totals, data: DataSpec) -> dict[str, Any]:
-        """loss [nats]; when evaluating also exact_match, the means over classes, and per_class."""
+        """loss [nats]; when evaluating also exact_match, the means over classes, calibration, and per_class.
+
+        Calibration is that of the probability of each class of each example.
+        """
         report: dict[str, Any] = {"loss": mean(totals["loss"])}
         if "logits" not in totals:
             return report
@@ -281,12 +307,28 @@ class Multilabel(Classifier):
         total = weights.sum()
         absent, rejected = total - present, total - present - named + hits
         both = (present > 0) & (absent > 0)
+        with np.errstate(invalid="ignore"):  # of a model that diverged
+            brier, sure = self.ratios(totals, data)["brier"], expit(logits.astype(np.float64))
         balanced = (hits[both] / present[both] + rejected[both] / absent[both]) / 2
         return report | {
             "exact_match": mean((weights @ (labels == predicted).all(axis=-1), total)),
             "balanced_accuracy": mean_of_defined(balanced),
+            "brier": mean((brier.totals.sum(), brier.weights.sum())),
+            **calibration(sure.ravel(), labels.ravel(), np.repeat(weights, count)),
             **class_report(hits, present, named, ranked, data.classes, thresholds),
             "examples": round(float(total)),
+        }
+
+    def ratios(self, sums: RowSums, data: DataSpec) -> dict[str, Ratio]:
+        """loss, exact_match and brier: each the mean over the classes of an example, but for the match of all."""
+        (logits, weights), (labels, _) = sums["logits"], sums["labels"]
+        weights, logits = weights.astype(np.float64), logits.astype(np.float64)
+        losses, probabilities = np.logaddexp(0.0, np.where(labels, -logits, logits)), expit(logits)
+        is_right = (probabilities >= self._thresholds_of(data)) == labels
+        return {
+            "loss": Ratio(losses.mean(axis=-1) * weights, weights),
+            "exact_match": Ratio(is_right.all(axis=-1) * weights, weights, "max"),
+            "brier": Ratio(np.square(probabilities - labels).mean(axis=-1) * weights, weights),
         }
 
     def decides_by(self, data: DataSpec) -> dict[str, float]:

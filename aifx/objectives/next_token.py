@@ -16,7 +16,17 @@ from aifx.data.chat.rendering import COMPLETION, EARLIER
 from aifx.data.spec import DataSpec
 from aifx.models.base import Model
 from aifx.nn.vocabulary import cross_entropies, cross_entropy_sum
-from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, Totals, head_of, mean
+from aifx.objectives.base import (
+    DeviceBatch,
+    Objective,
+    Predictions,
+    Ratio,
+    RowSums,
+    Sums,
+    Totals,
+    head_of,
+    mean,
+)
 from aifx.objectives.checks import misfit
 from aifx.objectives.sections import SftSection
 from aifx.parallel.context import ForwardContext
@@ -46,6 +56,21 @@ class NextToken(Objective):
         batch = {**batch, "weights": self.target_weights(batch)}
         weight = ctx.layout.own_tokens(batch["weights"].reshape(-1)).sum()
         return {"loss": (cross_entropy(model, params, batch, ctx, "sum"), weight)}
+
+    def row_sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> RowSums:
+        """For "loss": the nats of each target, and its weight, `[rows, seq]`."""
+        batch, layout = {**batch, "weights": self.target_weights(batch)}, ctx.layout
+        weights = batch["weights"]
+        nats = layout.gather_tokens(cross_entropy(model, params, batch, ctx, "none")).reshape(weights.shape)
+        return {"loss": (layout.gather_seq(nats), layout.gather_seq(weights))}
+
+    def ratios(self, sums: RowSums, data: DataSpec) -> dict[str, Ratio]:
+        """loss per token, and bits_per_byte if `sums` has the "bytes" of targets."""
+        nats, weights = sums["loss"]
+        found = {"loss": Ratio(nats, weights)}
+        if "bytes" in sums:
+            found["bits_per_byte"] = Ratio(nats / math.log(2.0), sums["bytes"][0])
+        return found
 
     def metrics(self, totals: Totals, data: DataSpec) -> dict[str, Any]:
         """loss [nats per token], perplexity, and if bytes were counted bits_per_byte, tokens, bytes."""

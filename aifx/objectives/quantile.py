@@ -13,7 +13,17 @@ import numpy as np
 from aifx.config.sections import Section
 from aifx.data.spec import DataSpec
 from aifx.models.base import Model
-from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, Totals, mean, outputs
+from aifx.objectives.base import (
+    DeviceBatch,
+    Objective,
+    Predictions,
+    Ratio,
+    RowSums,
+    Sums,
+    Totals,
+    mean,
+    outputs,
+)
 from aifx.objectives.checks import check_targets, misfit
 from aifx.objectives.sections import QuantileSection
 from aifx.parallel.context import ForwardContext
@@ -74,6 +84,10 @@ class Quantile(Objective):
         """loss, mape [%], mean_absolute_error, coverage, and when evaluating examples."""
         means = {name: mean(totals[name]) for name in METRICS}
         return means | ({"examples": round(float(totals["examples"][0]))} if "examples" in totals else {})
+
+    def ratios(self, sums: RowSums, data: DataSpec) -> dict[str, Ratio]:
+        """All metrics but coverage, of which neither more nor less is better."""
+        return {name: ratio for name, ratio in super().ratios(sums, data).items() if name != "coverage"}
 
     def combine(self, outputs: jax.Array) -> jax.Array:
         """The means of each quantile, which a member may give in any order."""

@@ -14,7 +14,9 @@ from aifx.objectives.base import (
     DeviceBatch,
     Objective,
     Predictions,
+    Ratio,
     Rows,
+    RowSums,
     Sums,
     Totals,
     WorstError,
@@ -60,6 +62,18 @@ class Regression(Objective):
         error = mean(totals["mean_absolute_error"]) * data.target_scale
         metrics = {"loss": mean(totals["loss"]), "mean_absolute_error": error}
         return metrics | ({"examples": round(float(totals["examples"][0]))} if "examples" in totals else {})
+
+    def row_sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> RowSums:
+        return {name: pair for name, pair in self.sums(model, params, batch, ctx).items() if isinstance(pair, Rows)}
+
+    def ratios(self, sums: RowSums, data: DataSpec) -> dict[str, Ratio]:
+        """loss and mean_absolute_error."""
+        errors, weights = sums["errors"]
+        errors, weights = errors.astype(np.float64), weights.astype(np.float64)
+        return {
+            "loss": Ratio(np.square(errors).mean(axis=-1) * weights, weights),
+            "mean_absolute_error": Ratio(np.abs(errors).mean(axis=-1) * weights * data.target_scale, weights),
+        }
 
     def worst_errors(self, totals: Totals, data: DataSpec, count: int) -> list[WorstError]:
         (predicted, weights), (errors, _) = totals["predicted"], totals["errors"]

@@ -353,6 +353,10 @@ class Layout:
         """The sum of numbers of rows over the devices that share their steps."""
         return lax.psum(x, axes) if (axes := self.axes("seq")) else x
 
+    def sum_row(self, x: jax.Array) -> jax.Array:
+        """The sum of numbers of rows over the devices that share their steps or their tokens."""
+        return lax.psum(x, axes) if (axes := (*self.axes("seq"), *self.axes("tokens"))) else x
+
     def index(self, axes: tuple[str, ...]) -> jax.Array:
         """The number of this device along these mesh axes."""
         return lax.axis_index(axes)

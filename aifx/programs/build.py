@@ -174,6 +174,11 @@ class Programs:
         return replace(program, out_shardings=self.layout.replicated)
 
     @functools.cached_property
+    def score_step(self) -> Program:
+        """(params, frozen, batch) -> the sums of the objective by row."""
+        return self._forward_program("score_step", self.objective.row_sums, lambda _: True)
+
+    @functools.cached_property
     def predict_step(self) -> Program:
         """(params, frozen, batch) -> the predictions of the objective. The batch is one of `DataFormat.encode`."""
         return self._forward_program("predict_step", self.objective.predictions, lambda _: True)

@@ -413,6 +413,7 @@ class EvaluationFile(TypedDict):
     step: int
     splits: dict[str, SplitReport]
     datasets: list[DatasetReport]
+    comparisons: list[dict[str, Any]]  # as `aifx eval --against --json` prints them
 
 
 class RunBinding(TypedDict):

@@ -14,6 +14,7 @@ from aifx.verbs.jobs import OnLost, is_first_of_job, joined_job
 
 if TYPE_CHECKING:
     from aifx.data.splits import Split
+    from aifx.evaluation.against import Comparison
     from aifx.evaluation.dataset import DatasetReport, DatasetReports
     from aifx.evaluation.held_out import BetterLast, Part
     from aifx.evaluation.held_out import Report as Evaluation
@@ -155,6 +156,61 @@ def evaluate_benchmark(
     how: dict[str, Any] = {"gates": gates, "step": parse_step(step), "overrides": overrides(settings)}
     with joined_job("eval", directory, project, settings, on_lost, **asked):
         return measure_benchmarks(directory, project, paths, chat=chat, **how)[0]
+
+
+def compare_models(
+    run: StrPath,
+    against: StrPath,
+    *,
+    split: Split | None = None,
+    data: StrPath | None = None,
+    metric: str | None = None,
+    margin: float | None = None,
+    look: int = 1,
+    step: Step = None,
+    against_step: Step = None,
+    settings: Settings = None,
+) -> Comparison:
+    """Compare the checkpoints of two runs on the same rows, by a paired bootstrap over groups of rows.
+
+    The comparison is also kept in the first run. The verdict is good if the first is better, or not worse than the
+    margin.
+
+    Args:
+        run: the run's folder.
+        against: the folder of the run that it is compared with.
+        split: "test", "validation" or "train"; `eval.split` by default.
+        data: a file or folder to measure instead of a split.
+        metric: what decides: "max accuracy". By default `checkpoint.best_by` of the first run.
+        margin: loss of the metric up to which the first is not worse; by default `eval.margin`.
+        look: how many comparisons there were on this data, with this one.
+        step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint`.
+        against_step: that of the other run.
+        settings: values over those of the configurations of both runs, by key.
+
+    Example:
+        >>> found = aifx.compare_models("runs/main", "runs/main", margin=0.1, settings={"eval.group": "_row"})
+        >>> found.verdict
+        'not worse'
+    """
+    from aifx.config.best_by import parse_best_by
+    from aifx.evaluation.against import compare_runs
+
+    best_by = None if metric is None else parse_best_by(metric)
+    directory, project = open_run(run)
+    return compare_runs(
+        directory,
+        project,
+        open_run(against),
+        split=split,
+        data=None if data is None else Path(data),
+        metric=best_by,
+        margin=margin,
+        look=look,
+        step=parse_step(step),
+        against_step=parse_step(against_step),
+        overrides=overrides(settings),
+    )
 
 
 def _check_gates(gates: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from aifx.core.limits import check_limits
 from aifx.core.project import find_project
 
 if TYPE_CHECKING:
-    from aifx.verbs.evaluation import BetterLast, DatasetReport, DatasetReports, Evaluation
+    from aifx.verbs.evaluation import BetterLast, Comparison, DatasetReport, DatasetReports, Evaluation
 
 Split: TypeAlias = Literal["test", "validation", "train"]
 
@@ -54,6 +54,39 @@ HtmlOption = Annotated[
 ]
 
 
+AgainstOption = Annotated[
+    str | None,
+    typer.Option("--against", metavar="RUN[:STEP]", help="Compare with another run on the same rows instead."),
+]
+
+MetricOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metric", metavar='"min|max NAME"', help="With --against: what decides. By default checkpoint.best_by."
+    ),
+]
+
+MarginOption = Annotated[
+    float | None,
+    typer.Option(
+        "--margin",
+        metavar="NUMBER",
+        min=0.0,
+        help="With --against: loss that still counts as not worse. By default eval.margin.",
+    ),
+]
+
+LookOption = Annotated[
+    int,
+    typer.Option(
+        "--look",
+        metavar="N",
+        min=1,
+        help="With --against: how many comparisons there were on this data, with this one.",
+    ),
+]
+
+
 def eval_(
     run: RunOption = None,
     step: StepOption = None,
@@ -64,6 +97,10 @@ def eval_(
     gate: GateOption = None,
     set_: SetOption = None,
     html: HtmlOption = None,
+    against: AgainstOption = None,
+    metric: MetricOption = None,
+    margin: MarginOption = None,
+    look: LookOption = 1,
     json: JsonOption = False,
 ) -> None:
     """Measure a checkpoint on held-out data and compare it with its gates. Exits 1 if one fails.
@@ -76,13 +113,17 @@ def eval_(
         aifx eval --data june.npz --data july.npz
         aifx eval --html report.html
         aifx eval --benchmark arc.jsonl --gate "acc_norm_low >= 0.3"
+        aifx eval --run new --against main --margin 0.01
 
     aifx also keeps the report in the run, in eval/<step>.json. With --data, it reports each of them separately and does
     not read the data that the run was trained on.
+
+    With --against, both models answer the same rows, and a bootstrap over groups of rows decides. It exits 1 unless the
+    first is better, or not worse than the margin.
     """
     with terminal(json) as out:
         check_limits()
-        from aifx.verbs.evaluation import evaluate, evaluate_benchmark
+        from aifx.verbs.evaluation import compare_models, evaluate, evaluate_benchmark
         from aifx.verbs.jobs import is_first_of_job
 
         _check_benchmark(benchmark, {"--split": split, "--data": data, "--html": html})
@@ -90,7 +131,29 @@ def eval_(
             raise UsageError(
                 "--chat requires --benchmark", "it is how questions are asked", "aifx eval --benchmark FILE"
             )
-        run_path, gates = find_project().existing_run(run).path, gate or ()
+        project = find_project()
+        run_path, gates = project.existing_run(run).path, gate or ()
+        compared = {"--metric": metric, "--margin": margin, "--look": look if look > 1 else None}
+        if against is None and (given := [option for option, value in compared.items() if value is not None]):
+            raise UsageError(f"{given[0]} requires --against", "it is about two models", "aifx eval --against RUN")
+        if against is not None:
+            _check_against({"--benchmark": benchmark, "--gate": gate, "--html": html, "--data": (data or [])[1:]})
+            other, _, other_step = against.partition(":")
+            found = compare_models(
+                run_path,
+                project.existing_run(other).path,
+                split=split,
+                data=data[0] if data else None,
+                metric=metric,
+                margin=margin,
+                look=look,
+                step=step,
+                against_step=other_step or None,
+                settings=set_,
+            )
+            out.result(found)
+            _show_comparison(out, found)
+            return
         lost = report_lost(out)
         report: Evaluation | DatasetReports
         if benchmark:
@@ -120,6 +183,32 @@ def _check_benchmark(benchmark: Sequence[Path] | None, others: Mapping[str, obje
     if benchmark and (given := [option for option, value in others.items() if value]):
         hint = f"aifx eval --benchmark {benchmark[0]}"
         raise UsageError(f"{given[0]} cannot be used with --benchmark", "it has questions of its own", hint)
+
+
+def _check_against(others: Mapping[str, object]) -> None:
+    if given := [option for option, value in others.items() if value]:
+        what = f"{given[0]} cannot be used with --against" if given[0] != "--data" else "--against takes one --data"
+        raise UsageError(what, "a comparison has one verdict", "aifx eval --against RUN")
+
+
+def _show_comparison(out: Output, found: Comparison) -> None:
+    """Print the verdict, and below it what it is formed of."""
+    names = [f"{side.run}, step {side.step}" for side in (found.subject, found.incumbent)]
+    out.print(f"{names[0]}, compared with {names[1]}, on the {found.data_name}")
+    level = f"{1 - found.alpha:.2%} interval"
+    out.table(
+        ["", "value"],
+        [
+            (f"{found.metric} of {names[0]}", _number(found.value)),
+            (f"{found.metric} of {names[1]}", _number(found.against_value)),
+            ("better by", f"{found.difference:+.4g}"),
+            (level, f"{found.low:+.4g} to {found.high:+.4g}"),
+            (f"groups ({found.group})", f"{found.groups:,}"),
+            ("look", str(found.look)),
+        ],
+        right=["value"],
+    )
+    out.print(f"\nverdict: {found.explanation}")
 
 
 def _show(out: Output, report: Evaluation | DatasetReports) -> None:

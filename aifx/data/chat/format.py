@@ -17,16 +17,17 @@ from aifx.core.digests import hash32, sha256_of_values
 from aifx.core.errors import DataError, UsageError
 from aifx.core.files import replace_file
 from aifx.core.project import Project
-from aifx.data.base import TEXT_BYTES, Batch
+from aifx.data.base import TEXT_BYTES, Batch, Labels, no_column
 from aifx.data.chat.assets import chat_tokenizer, open_renderer, own_vocab_size
 from aifx.data.chat.rendering import ChatRenderer
 from aifx.data.chat.rows import Preference, content_text, parse_row
 from aifx.data.chat.section import ChatSection
 from aifx.data.chat.store import ChatCorpus, ChatTokens, chats_of, open_chats, tokenize
+from aifx.data.columns import text_array
 from aifx.data.corpus import SplitTokens
 from aifx.data.file_index import ImplicitVersion
 from aifx.data.order import CYCLE, cycle_stops, part_at, shuffled
-from aifx.data.readers.rows import Row
+from aifx.data.readers.rows import Row, read_rows
 from aifx.data.readers.sources import SourceFile
 from aifx.data.row_cache import read_checked, with_digest
 from aifx.data.sections import OWN_TOKENIZERS
@@ -269,6 +270,19 @@ class ChatFormat(TokenFormat):
         # Both answers of a pair are on one line.
         return [", ".join({place(of.tokens, n): None for n in of.members(at)}) for of, at in filter(None, found)]
 
+    def labels(self, dataset: Any, split: Split, column: str | None) -> Labels | None:
+        """The file and line of the conversation of each target, or what the line has in a column."""
+        of_conversation = _labels_of(dataset, column)
+        found = []
+        for rows in filter(len, dataset.splits[split]):
+            places = rows.packed.places(self.section.seq_len)
+            numbers = np.searchsorted(rows.tokens.starts, places, side="right") - 1
+            found.append(np.where(places < 0, -1, of_conversation.codes[numbers]))
+        return Labels(of_conversation.names, np.concatenate(found))
+
+    def split_digest(self, dataset: Any, split: Split) -> str:
+        return sha256_of_values(dataset.corpus.digest, split)
+
     def sample_prompt(self, text: str) -> list[int]:
         """The text is a user's message, which the model answers."""
         return self.renderer.prompt([{"role": "user", "content": text}], "log.sample")
@@ -310,6 +324,23 @@ class ChatFormat(TokenFormat):
         how = (section.seq_len, section.packing, section.truncate, section.mix)
         whole = sha256_of_values("chat", digest, *how)
         return ChatData(self.spec, whole, self.tokenizer, section, corpus, splits, truncation)
+
+
+def _labels_of(dataset: ChatData, column: str | None) -> Labels:
+    """The place of each conversation of the data set, or the text in a column of its row. Raises DataError."""
+    tokens, corpus = next(rows.tokens for rows in chain(*dataset.splits.values()) if len(rows)), dataset.corpus
+    if column is None:
+        return Labels.of(np.array([corpus.place(tokens, number) for number in range(len(tokens.files))]))
+    values: dict[tuple[int, int], Any] = {}
+    known: set[str] = set()
+    for number, file in enumerate(corpus.all_files):
+        for row in read_rows(file):
+            known |= row.values.keys()
+            values[number, row.line or row.number] = row.values.get(column)
+    if column not in known:
+        raise no_column(column, corpus.names(SPLITS[0]), known)
+    keys = zip(tokens.files.tolist(), tokens.rows.tolist(), strict=True)
+    return Labels.of(text_array([values[key] for key in keys]))
 
 
 def chat_spec(section: ChatSection, vocab_size: int | None) -> DataSpec:
@@ -430,6 +461,12 @@ class PreferenceFormat(ChatFormat):
     def _with(cls, section: ChatSection, renderer: Any) -> PreferenceFormat:
         made = super()._with(section, renderer)
         return cls(section, _with_reference(chat_spec(section, made.spec.vocab_size)), made.tokenizer, made.renderer)
+
+    def labels(self, dataset: Any, split: Split, column: str | None) -> Labels | None:
+        """The file and line of each pair, or what the line has in a column."""
+        of_answer = _labels_of(dataset, column)
+        firsts = [rows.members(row)[0] for rows in dataset.splits[split] for row in range(len(rows))]
+        return Labels(of_answer.names, of_answer.codes[firsts])
 
     def encode(self, row: Any) -> Batch:
         why = "it compares the answers of a pair, from the weights that its training started from"

@@ -1,0 +1,299 @@
+"""Comparing two models on the same rows: which is better, by an interval of the difference of a metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from aifx.checkpoint.manifest import read_manifest
+from aifx.config.best_by import BestBy, Direction, best_by_of
+from aifx.config.project_errors import project_errors
+from aifx.core.errors import DataError, ExitCode, UsageError, did_you_mean
+from aifx.core.plurals import counted
+from aifx.core.project import Project, RunDirectory
+from aifx.core.results import Result
+from aifx.core.steps import StepChoice
+from aifx.data.base import Dataset, undefined
+from aifx.data.splits import Split
+from aifx.evaluation.dataset import DATASET_READING, digest_of, display_name
+from aifx.evaluation.held_out import SAFE_OVERRIDES, check_overrides, data_reference, opener, reports_of_step
+from aifx.evaluation.resampling import Interval, difference_interval
+from aifx.evaluation.scores import Groups, Sums, check_groups, groups_of, score_rows
+from aifx.loading.references import with_references
+from aifx.loading.restore import RestoredRun, restore_run
+from aifx.programs.build import Programs
+from aifx.tasks.base import dataset_of
+
+ALPHA = 0.05
+"""Largest probability that any look at an evaluation version finds a difference that is none, two-sided."""
+
+MOST_LOOKS = 100
+
+Verdict: TypeAlias = Literal["better", "not worse", "worse", "inconclusive"]
+
+
+def alpha_of_look(look: int) -> float:
+    """The share of ALPHA that a look at an evaluation version may spend, from 1.
+
+    Each look has a chance of its own to be fooled, so that all of them at 5 % would be far more likely to be (Armitage,
+    McPherson and Rowe, Repeated significance tests on accumulating data, Journal of the Royal Statistical Society A
+    132, 1969). The shares 6 / (pi k)^2 add up to 1 over all looks there will ever be, so by Bonferroni's inequality the
+    chance of any false finding is at most ALPHA. That is an alpha-spending rule (Foster and Stine, Alpha-investing,
+    Journal of the Royal Statistical Society B 70, 2008). Boundaries as those of Lan and DeMets (Biometrika 70, 1983)
+    spend less, but take one hypothesis on growing data, where here each look may be at another model on the same rows.
+    """
+    return ALPHA * 6 / (math.pi * look) ** 2
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model of a comparison. `digest` is that of its checkpoint's arrays."""
+
+    run: str
+    step: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Comparison(Result):
+    """Two models on the same rows, as `aifx eval --against --json` prints it.
+
+    Attributes:
+        data: the versions of data sets that the rows are of; "" if they are of files.
+        data_digest: SHA-256 of the evaluation version: which rows, whatever a model makes of them.
+        against: digest of the second model's checkpoint.
+        group: what a group is: "document", "row", or a column.
+        value, against_value: the metric of both.
+        difference: how much better the first is: positive if so, whatever the direction of the metric.
+        low, high: ends of its interval, whose level is 1 - alpha; null if the groups do not bound it.
+        margin: the loss up to which the first is not worse; null if none is accepted.
+        more_groups: how many more would decide if the estimates stay; null if decided, or if none would.
+        look: which look at this evaluation version it is, from 1.
+        alpha: what this look may spend.
+    """
+
+    subject: Side
+    incumbent: Side
+    against: str
+    data: str
+    data_name: str
+    data_digest: str
+    metric: str
+    direction: Direction
+    group: str
+    groups: int
+    value: float
+    against_value: float
+    difference: float
+    standard_error: float
+    low: float
+    high: float
+    margin: float | None
+    verdict: Verdict
+    more_groups: int | None
+    explanation: str
+    look: int
+    alpha: float
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict in ("better", "not worse")
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.OK if self.passed else ExitCode.VERDICT
+
+
+def compare_runs(
+    run: RunDirectory,
+    project: Project,
+    other: tuple[RunDirectory, Project],
+    *,
+    split: Split | None = None,
+    data: Path | None = None,
+    metric: BestBy | None = None,
+    margin: float | None = None,
+    look: int = 1,
+    step: StepChoice | None = None,
+    against_step: StepChoice | None = None,
+    overrides: Sequence[str] = (),
+) -> Comparison:
+    """Compare the checkpoints of two runs on a split, or on a file; the first run keeps it in eval/<step>.json.
+
+    Args:
+        split: None takes `eval.split`. Both runs must hold out the same rows in it.
+        data: a file or folder that both read instead.
+        metric: what decides; None takes `checkpoint.best_by` of the first run.
+        margin: None takes `eval.margin`.
+        look: how many comparisons there were on this data, with this one.
+        step, against_step: the checkpoints, as `restore_run` takes them.
+        overrides: `--set` strings over the configuration of both runs.
+
+    Raises UsageError for a metric that is no ratio of sums over rows, DataError for rows that are not the same, and for
+    too few groups.
+    """
+    if not 1 <= look <= MOST_LOOKS:
+        why = f"an evaluation version is looked at 1 to {MOST_LOOKS} times; after that, it says nothing new"
+        raise UsageError(f"--look {look} cannot be used", why, "collect new rows, and measure those")
+    safe = SAFE_OVERRIDES if data is None else DATASET_READING
+    for one, of in ((run, project), other):
+        check_overrides(one, of, overrides, safe)
+    sides = [
+        Answers.of(one, of, split, data, at, overrides)
+        for one, of, at in ((run, project, step), (*other, against_step))
+    ]
+    first, second = sides
+    _check_same_rows(first, second)
+    best_by = metric or best_by_of(first.trained.config)
+    sums = [side.sums(best_by.metric) for side in sides]
+    kept = (sums[0][:, 1] > 0) | (sums[1][:, 1] > 0)
+    totals = [one[kept] for one in sums]
+    config = first.trained.config.eval
+    check_groups(int(kept.sum()), first.groups, config.group)
+    alpha = alpha_of_look(look)
+    found = benefit(totals[0], totals[1], best_by.direction, alpha)
+    margin = config.margin if margin is None else margin
+    verdict, more = decide(found, int(kept.sum()), margin)
+    values = [float(np.divide(*one.sum(axis=0))) for one in totals]
+    comparison = Comparison(
+        subject=first.side,
+        incumbent=second.side,
+        against=second.side.digest,
+        data=data_reference(first.trained.config, project) if data is None else "",
+        data_name=first.name,
+        data_digest=first.digest,
+        metric=best_by.metric,
+        direction=best_by.direction,
+        group=first.groups.what,
+        groups=int(kept.sum()),
+        value=values[0],
+        against_value=values[1],
+        difference=found.value,
+        standard_error=found.error,
+        low=found.low,
+        high=found.high,
+        margin=margin,
+        verdict=verdict,
+        more_groups=more,
+        explanation=_explained(verdict, more, margin),
+        look=look,
+        alpha=alpha,
+    )
+    with reports_of_step(run, first.side.step) as reports:
+        reports["comparisons"].append(comparison.document())
+    return comparison
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model scores on the rows. `digest` is that of the rows."""
+
+    trained: RestoredRun
+    side: Side
+    name: str
+    digest: str
+    groups: Groups
+    of_metric: dict[str, Sums]
+
+    @classmethod
+    def of(
+        cls,
+        run: RunDirectory,
+        project: Project,
+        split: Split | None,
+        data: Path | None,
+        step: StepChoice | None,
+        overrides: Sequence[str],
+    ) -> Answers:
+        opened = {} if data is not None else {"open_task": opener(run, split)}
+        trained = restore_run(run, project, step=step, overrides=overrides, **opened)
+        with project_errors(trained.config.parts, project):
+            programs, params, frozen = trained.programs(trained.config.eval.quantize)
+            form = programs.task.format
+            chosen: Split = "test" if data is not None else split or trained.config.eval.split
+            if data is not None:
+                if form is None:
+                    raise undefined(type(programs.task), "format", "measure other data")
+                digest = None if data.is_dir() else digest_of(data)
+                dataset = form.open_file(data)
+                name, digest = display_name(data, project), digest or dataset.digest
+                programs = _with_dataset(programs, dataset)
+            else:
+                dataset = dataset_of(programs.task)
+                name = f"{chosen} split"
+                digest = dataset.digest if form is None else form.split_digest(dataset, chosen)
+            programs = with_references(programs, frozen, run)
+            groups = groups_of(programs, chosen, trained.config.eval.group)
+            ratios = score_rows(programs, params, frozen, chosen)
+        manifest = read_manifest(run.checkpoints / str(trained.step))
+        side = Side(run.name, trained.step, manifest.state_digest)
+        return cls(trained, side, name, digest, groups, {key: groups.sums(ratio) for key, ratio in ratios.items()})
+
+    def sums(self, metric: str) -> Sums:
+        if metric in self.of_metric:
+            return self.of_metric[metric]
+        near = did_you_mean(metric, self.of_metric)
+        what = f"run {self.side.run}: {metric!r} cannot decide between two models"
+        why = f"it is no ratio of sums over rows, or there is none such; {near}"
+        raise UsageError(what, why, f'aifx eval --against RUN --metric "min {next(iter(self.of_metric))}"')
+
+
+def _with_dataset(programs: Programs, dataset: Dataset) -> Programs:
+    return replace(programs, task=replace(programs.task, dataset=dataset))
+
+
+def _check_same_rows(first: Answers, second: Answers) -> None:
+    """Raise DataError unless both answered the same rows, in the same groups."""
+    names = f"runs {first.side.run} and {second.side.run}"
+    hint = f"aifx eval --run {first.side.run} --against {second.side.run} --data FILE"
+    if first.digest != second.digest:
+        why = f"the {first.name} of one has other examples than that of the other: their data or its division differ"
+        raise DataError(f"{names} did not answer the same rows", why, hint)
+    shapes = [{len(sums) for sums in side.of_metric.values()} for side in (first, second)]
+    if first.groups.keys != second.groups.keys or (first.groups.codes is None and shapes[0] != shapes[1]):
+        why = (
+            f"one reads {len(first.groups.keys):,} groups of {first.groups.what}, the other {len(second.groups.keys):,}"
+        )
+        raise DataError(f"{names} did not answer the same rows", why, hint)
+
+
+def benefit(first: Sums, second: Sums, direction: Direction, alpha: float) -> Interval:
+    """How much better the first is, with the 1 - alpha interval: the difference, turned if less is better."""
+    found = difference_interval(first, second, alpha)
+    if direction == "max":
+        return found
+    return Interval(-found.value, -found.high, -found.low, found.error)
+
+
+def decide(found: Interval, groups: int, margin: float | None) -> tuple[Verdict, int | None]:
+    """The verdict on an interval of the benefit, and how many more groups would decide if it is inconclusive.
+
+    An interval shrinks with the square root of the number of groups. The number is that at which its lower end would
+    reach the margin, or its upper end 0, if the estimate stays where it is; None if it is there already.
+    """
+    if found.low > 0:
+        return "better", None
+    if margin is not None and found.low >= -margin:
+        return "not worse", None
+    if found.high < 0:
+        return "worse", None
+    bound = -(margin or 0.0)
+    gap, half = (found.value - bound, found.value - found.low)
+    if gap < 0 or (margin is None and gap == 0):
+        gap, half = -found.value, found.high - found.value
+    if gap <= 0 or not math.isfinite(half):
+        return "inconclusive", None
+    return "inconclusive", max(math.ceil(groups * (half / gap) ** 2) - groups, 1)
+
+
+def _explained(verdict: Verdict, more: int | None, margin: float | None) -> str:
+    if verdict == "not worse":
+        return f"not worse than {margin:g}"
+    if verdict != "inconclusive":
+        return verdict
+    return f"inconclusive, {counted(more, 'group')} more would decide" if more else "inconclusive"
