@@ -218,13 +218,12 @@ def _check_sql(rule: Expectation, step: Expect, connection: Any) -> None:
     hint = f"aifx data query {step.parents[0].reference} 'DESCRIBE data'"
     try:
         if rule.sql:
+            _check_alone(rule.sql, connection, hint)
             _check_lasting(rule.sql, connection)
         if rule.check == "matches":
             connection.execute("SELECT regexp_matches('', ?)", [rule.pattern])
-        for value in (*rule.bounds.values(), *rule.values) if rule.check in ("range", "values") else ():
-            (type,) = connection.sql(f"SELECT {identifier(rule.column[0])} FROM data").types
-            if isinstance(value, str):
-                connection.execute(f"SELECT CAST({_literal(value)} AS {type})")
+        if rule.check in ("range", "values"):
+            _check_texts(rule, step.parents[0].manifest.columns, connection)
         if (condition := _condition(rule, step)) is not None:
             check_selection(connection, f"SELECT {NUMBER}, NOT ({condition}\n) FROM numbered", hint)
         elif rule.check == "aggregate":
@@ -238,6 +237,23 @@ def _check_sql(rule: Expectation, step: Expect, connection: Any) -> None:
         raise
     except duckdb.Error as e:
         raise sql_error(e, hint) from None
+
+
+def _check_texts(rule: Expectation, columns: Mapping[str, str], connection: Any) -> None:
+    """Raise ConfigError for a text that the type of the column does not have."""
+    texts = [value for value in (*rule.bounds.values(), *rule.values) if isinstance(value, str)]
+    (type,) = connection.sql(f"SELECT {identifier(rule.column[0])} FROM data").types
+    query = f"SELECT t FROM (SELECT unnest(?::VARCHAR[]) AS t) WHERE TRY_CAST(t AS {type}) IS NULL LIMIT 1"
+    if texts and (found := connection.execute(query, [texts]).fetchone()):
+        what = f"column {rule.column[0]!r} is {columns[rule.column[0]]}, and {found[0]!r} is not"
+        raise ConfigError(what, f"{rule.check} compares values of one type", REFERENCE)
+
+
+def _check_alone(sql: str, connection: Any, hint: str) -> None:
+    """Raise UsageError for a text that is an expression only between the parentheses that aifx writes around it."""
+    ((text,),) = connection.execute("SELECT json_serialize_sql(?)", [f"SELECT {sql}\n FROM data"]).fetchall()
+    if message := json.loads(text).get("error_message"):
+        raise UsageError("the SQL cannot be run", f"Parser Error: {message}", hint)
 
 
 def _check_lasting(sql: str, connection: Any) -> None:

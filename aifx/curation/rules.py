@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from aifx.core.errors import ConfigError, UsageError, did_you_mean
 from aifx.core.parsing import parse_toml
@@ -507,6 +508,16 @@ def _parse_rule(table: Any, number: int, name: str, model: type[R], reference: s
         return model.model_validate(table)
     except ValidationError as error:
         which = table["id"] if isinstance(table, dict) and isinstance(table.get("id"), str) else number
-        faults = ((".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors())
-        why = "; ".join(f"{where}: {what}" if where else what for where, what in faults)
+        why = "; ".join(dict.fromkeys(_fault(e, model) for e in error.errors()))
         raise ConfigError(f"{name}: rule {which} cannot be used", why, reference) from None
+
+
+def _fault(error: ErrorDetails, model: type[BaseModel]) -> str:
+    """The fault of a rule in a line, with its key."""
+    key = ".".join(str(part) for part in error["loc"] if part not in ("int", "float", "str", "bool"))  # of a union
+    if error["type"] == "extra_forbidden":
+        return f"{key}: no such key; {did_you_mean(key, model.model_fields)}"
+    if len(error["loc"]) > 1 and error["loc"][-1] in ("int", "float", "str", "bool"):
+        return f"{key}: {error['input']!r} cannot be used"
+    what = error["msg"].removeprefix("Value error, ")
+    return f"{key}: {what}" if key else what
