@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from aifx.data.names import CHAT, RESERVED, ROW
 from aifx.data.readers.rows import Row
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.shards import read_parts, records_of
+from aifx.data.versions.sql import same_in_sql
 
 if TYPE_CHECKING:
     from aifx.loading.prediction import LoadedModel
@@ -94,7 +96,7 @@ class Classify(DecidedStep):
         else:
             assert self.keep is not None
             is_kept = np.zeros(len(scores), bool)
-            is_kept[np.argsort(-scores, kind="stable")[: math.ceil(self.keep * len(scores))]] = True
+            is_kept[np.argsort(-scores, kind="stable")[: math.ceil(Fraction(str(self.keep)) * len(scores))]] = True
         rules = pa.array(np.where(is_kept, None, SCORE), pa.string())
         write_decisions(work, pa.table({"row": np.arange(len(scores)), "rule": rules, SCORE: scores}))
         return {"least_score": float(np.min(scores[is_kept]))} if is_kept.any() else {}
@@ -206,6 +208,9 @@ def check_column(version: Version, column: str) -> None:
     """Raise UsageError for a column that is not free for scores."""
     manifest = version.manifest
     is_own = manifest.step.name == Classify.name and manifest.step.settings.get("column") == column
-    if column in (*RESERVED, CHAT) or (column in manifest.columns and not is_own):
-        why = "scores would replace its values"
-        raise UsageError(f"{version.reference} has a column {column!r}", why, f"--column quality_{column.strip('_')}")
+    if not column.isprintable() or not column.strip():
+        raise UsageError(f"--column {column!r} is no name", "a column has characters that print", "--column quality")
+    taken = column if column in (*RESERVED, CHAT, *manifest.columns) else same_in_sql(column, manifest.columns)
+    if taken is not None and not (is_own and taken == column):
+        hint = f"--column quality_{column.strip('_')}"
+        raise UsageError(f"{version.reference} has a column {taken!r}", "scores would replace its values", hint)

@@ -27,7 +27,16 @@ from aifx.curation.step import DecidedStep, Limits, Outcome, first_rows, without
 from aifx.data.names import ROW
 from aifx.data.versions.catalog import Catalog, check_own_rows
 from aifx.data.versions.manifest import Manifest, Version
-from aifx.data.versions.sql import RowTable, check_free, check_selection, identifier, open_tables, quoted, sql_error
+from aifx.data.versions.sql import (
+    RowTable,
+    check_free,
+    check_selection,
+    check_told_apart,
+    identifier,
+    open_tables,
+    quoted,
+    sql_error,
+)
 
 NUMBER, FIRST, TWIN = "__number", "__first", "__twin"
 """Columns with the number of a row over all shards, and of its key the number and the id of the first row."""
@@ -157,9 +166,7 @@ def _check_columns(names: Sequence[str], manifest: Manifest) -> None:
         if name not in manifest.columns:
             what = f"no column {name!r} in {manifest.reference}"
             raise ConfigError(what, did_you_mean(name, manifest.columns), f"aifx data profile {manifest.reference}")
-        if same := [one for one in manifest.columns if one != name and one.lower() == name.lower()]:
-            what = f"columns {name!r} and {same[0]!r} of {manifest.reference} differ in the case of letters alone"
-            raise ConfigError(what, "DuckDB takes them for one", "rename one in the files, and add these")
+    check_told_apart(names, manifest)
 
 
 _NEEDED = {"matches": ("text",), "length": ("text", "list", "binary"), "freshness": ("time", "text", "number")}

@@ -27,7 +27,16 @@ from aifx.data.names import RESERVED, ROW, joined_row_column
 from aifx.data.readers.arrow import pa, pq
 from aifx.data.versions.catalog import JOIN
 from aifx.data.versions.manifest import Version
-from aifx.data.versions.sql import NUMBERING, RowTable, batches_of, check_free, identifier, open_tables, quoted
+from aifx.data.versions.sql import (
+    NUMBERING,
+    RowTable,
+    batches_of,
+    check_free,
+    check_told_apart,
+    identifier,
+    open_tables,
+    quoted,
+)
 
 BATCH_ROWS = 10_000
 THREAD_BYTES = 256 << 20
@@ -129,13 +138,13 @@ class Join(DecidedStep):
 
         A name that the events have gets the name of the features' data set before it.
         """
-        manifest, taken = self.features.manifest, self.events.manifest.columns
+        manifest, taken = self.features.manifest, {name.lower() for name in self.events.manifest.columns}
         chosen = self.columns if self.columns is not None else [n for n in manifest.columns if n not in RESERVED]
         own = [name for name in chosen if name not in (*self.key, self.feature_time)]
         prefix = f"{manifest.name}_" if self.prefix is None else self.prefix
         names = {ROW: joined_row_column(manifest.name, self.prefix)}
         for name in (self.feature_time, *own):
-            names[name] = f"{prefix}{name}" if self.prefix is not None or name in taken else name
+            names[name] = f"{prefix}{name}" if self.prefix is not None or name.lower() in taken else name
         return names
 
     def check(self) -> None:
@@ -151,6 +160,8 @@ class Join(DecidedStep):
                     hint = f"aifx data show {version.manifest.name}"
                     raise UsageError(f"{version.reference} has no column {name!r}", why, hint)
             check_free(version, NUMBERING)
+            read = self.joined if version is self.features else ()
+            check_told_apart((*self.key, time, *read), version.manifest)
         before, after = (_schema(version) for version in self.parents)
         for name in self.key:
             kinds = kind_of(before.field(name).type), kind_of(after.field(name).type)
@@ -158,12 +169,12 @@ class Join(DecidedStep):
                 why = f"{self.events.reference} holds {before.field(name).type}, and {self.features.reference} "
                 why += f"{after.field(name).type}; keys are texts, whole numbers, dates, times or truth values of both"
                 raise UsageError(f"--key {name}: its values cannot be compared", why, _convert(self.features, name))
-        taken = set(self.events.manifest.columns)
+        taken = {name.lower() for name in self.events.manifest.columns}
         for name in self.joined.values():
-            if name in taken:
+            if name.lower() in taken:
                 why = "each column of a version has a name of its own"
                 raise UsageError(f"two columns would be named {name!r}", why, "--prefix NAME_")
-            taken.add(name)
+            taken.add(name.lower())
 
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
         self.check()

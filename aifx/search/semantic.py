@@ -102,6 +102,7 @@ def join_semantic(
     labels = clusters.labels()
     is_first = labels[rows] == rows
     vectors, rows = vectors[is_first], rows[is_first]
+    squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)  # about 1: single precision rounds lengths
     verified, facts = 0, dict[str, Any]()
     pairs = _all_pairs(vectors, cosine) if len(rows) <= EXACT_ROWS else _near_pairs(vectors, cosine, limits, facts)
     with report_progress("comparing vectors", len(rows), "texts") as progress:
@@ -111,7 +112,9 @@ def join_semantic(
                 is_open = clusters.find(rows[one]) != clusters.find(rows[other])
                 one, other = one[is_open], other[is_open]
                 products = np.einsum("ij,ij->i", vectors[one], vectors[other], dtype=np.float64)
-                clusters.join(rows[one[products >= cosine]], rows[other[products >= cosine]])
+                lengths = np.sqrt(squares[one] * squares[other])
+                is_near = (products >= cosine * lengths) & (lengths > 0)
+                clusters.join(rows[one[is_near]], rows[other[is_near]])
                 verified += len(one)
             progress.advance(done)
     return {"pairs": verified, **facts}

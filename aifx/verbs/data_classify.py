@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Unpack
 
 from aifx.core.errors import UsageError
@@ -48,8 +49,8 @@ def data_classify(
         raise UsageError("classify takes either --keep or --at-least", why, f"aifx data classify {name} --keep 0.3")
     if keep is not None and not 0 < keep <= 1:
         raise UsageError(f"--keep {keep:g} is no share", "it is above 0 and at most 1", "--keep 0.3")
-    if at_least is not None and at_least != at_least:
-        raise UsageError("--at-least nan is no number", "no score is as large", "--at-least 0.5")
+    if at_least is not None and not math.isfinite(at_least):
+        raise UsageError(f"--at-least {at_least:g} is no score", "scores are finite numbers", "--at-least 0.5")
     place = open_place(**options)
     project = place.project or project_around(options.get("project", "."))
     if project is None:

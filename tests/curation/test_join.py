@@ -204,6 +204,21 @@ def test_the_columns_keep_their_types_and_a_join_again_is_the_same_version(proje
     assert {"two_row", "two_known", "two_f"} <= set(rows_of(project, other.reference)[0])
 
 
+def test_names_that_differ_in_the_case_of_letters_alone(project: Project) -> None:
+    """DuckDB takes them for one."""
+    make_version(project, "events", {"k": [1, 2], "time": [5, 6], "Price": [7, 8]}, "table")
+    make_version(project, "prices", {"k": [1, 2], "time": [4, 4], "price": [1, 2]}, "table")
+    made = aifx.data_join("events", "prices", key=["k"], asof="time", set_name=False)
+    (first, _) = rows_of(project, made.reference)
+    assert (first["Price"], first["prices_price"]) == (7, 1)
+    make_version(project, "caps", {"x": [1], "at": [4], "K": [1]}, "table")
+    with pytest.raises(UsageError, match="two columns would be named 'K'"):
+        aifx.data_join("events", "caps", key=[], asof="time:at", prefix="")
+    make_version(project, "twice", {"k": [1], "time": [4], "a": [1], "A": [2]}, "table")
+    with pytest.raises(UsageError, match="columns 'a' and 'A' of twice@"):
+        aifx.data_join("events", "twice", key=["k"], asof="time")
+
+
 def test_a_join_with_itself_again_is_the_same_version(project: Project) -> None:
     make_version(project, "orders", {"k": ["a", "a"], "time": [1, 2], "price": [5, 6]}, "table")
     settings: dict[str, Any] = {"key": ["k"], "asof": "time", "strictly_before": True, "prefix": "last_"}

@@ -83,6 +83,13 @@ def test_clusters_are_those_of_comparing_all_pairs(
     assert not aifx.data_dedupe("corpus", semantic=cosine, root=str(tmp_path / "datasets")).is_new
 
 
+def test_texts_of_one_vector_have_the_cosine_1_and_those_without_words_none(tmp_path: Path) -> None:
+    texts = ["hello world", "Hello  World", "a b c d e", "A b c  d e", "!!!", "???", "another text"]
+    add(tmp_path, texts)
+    made = aifx.data_dedupe("corpus", semantic=1, root=str(tmp_path / "datasets"))
+    assert (made.rows, made.dropped_by) == (5, {"semantic": 2})
+
+
 def test_the_step_goes_to_other_processes_without_its_model(tmp_path: Path) -> None:
     reference = add(tmp_path, ["a b c"])
     version = open_catalog(str(tmp_path / "datasets")).open(reference)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from aifx.core.lifecycle import hear_signals, interrupt_of
 from aifx.core.os_errors import first_line
 from aifx.core.parsing import check_utf8
 from aifx.data.names import ROW, SOURCE
-from aifx.data.versions.manifest import Version
+from aifx.data.versions.manifest import Manifest, Version
 
 MEMORY_BYTES = 2 << 30
 THREAD_BYTES = 32 << 20
@@ -73,6 +73,19 @@ class RowTable:
             return f"SELECT {', '.join(f'NULL::VARCHAR AS {identifier(name)}' for name in self.columns)} WHERE false"
         columns = "file_index, file_row_number, *" if self.is_numbered else "*"
         return f"SELECT {columns} FROM read_parquet([{', '.join(quoted(str(file)) for file in self.files)}])"
+
+
+def same_in_sql(name: str, names: Iterable[str]) -> str | None:
+    """Another of these names that DuckDB takes for `name`: it differs in the case of letters alone."""
+    return next((one for one in names if one != name and one.lower() == name.lower()), None)
+
+
+def check_told_apart(names: Iterable[str], manifest: Manifest) -> None:
+    """Raise UsageError if DuckDB takes one of these columns for another one of a version."""
+    for name in names:
+        if (other := same_in_sql(name, manifest.columns)) is not None:
+            what = f"columns {name!r} and {other!r} of {manifest.reference} differ in the case of letters alone"
+            raise UsageError(what, "DuckDB takes them for one", "rename one in the files, and add these")
 
 
 def check_free(version: Version, names: Collection[str]) -> None:
