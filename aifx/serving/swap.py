@@ -1,21 +1,25 @@
-"""Watch the run that is served, and swap to a new checkpoint that passes the canary."""
+"""Watch the run or the alias that is served, and swap to another model that passes the canary."""
 
 from __future__ import annotations
 
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeAlias
+from typing import Any, Generic, Protocol, TypeAlias
 
 import numpy as np
 
 from aifx.config.serve_section import ServeSection
 from aifx.core.errors import AifxError, DataError, UsageError
 from aifx.core.json_files import readable_bytes
+from aifx.core.os_errors import in_brief
 from aifx.core.processes import Child, aifx_command
+from aifx.core.project import Project
 from aifx.core.steps import StepChoice
 from aifx.data.readers.rows import read_rows
 from aifx.data.readers.sources import local_file
@@ -71,46 +75,117 @@ Judge: TypeAlias = "Callable[[W, W], Iterator[Check]]"
 
 @dataclass
 class SwapCounts:
-    """The numbers of checkpoints that took over, and that were refused."""
+    """The numbers of checkpoints that took over, and that were refused.
+
+    Attributes:
+        problem: why the last look for another one failed; empty if it did not.
+    """
 
     taken: int = 0
     refused: int = 0
+    problem: str = ""
+
+    @property
+    def failing(self) -> int:
+        return int(bool(self.problem))
 
 
-class Watcher(Generic[W]):
-    """Looks for another checkpoint in a thread of its own, and swaps to it if it passes all checks."""
+@dataclass(frozen=True)
+class Candidate:
+    """A model that may take over.
 
-    def __init__(
-        self,
-        engine: Worker[W, Any],
-        trained: RestoredRun,
-        choice: StepChoice | None,
-        load: Callable[[RestoredRun], W],
-        checks: Callable[[RestoredRun, W, W], Iterator[Check]],
-        *,
-        overrides: Sequence[str],
-        every_s: float,
-        counts: SwapCounts | None = None,
-    ) -> None:
-        """Set up the watcher, which `start` starts. Raises UsageError for a step that never changes.
+    Attributes:
+        id: of its weights: those with the id of the weights that serve are not loaded again.
+        state: if it was refused, it is tried again once this has changed.
+        label: for the log, such as "step 200 of run main".
+        restore: opens it, and verifies its digests.
+        gates: arguments of `aifx eval` that measure it.
+        is_way_back: whether it served before, and was made to serve again: then it is not compared with what serves.
+    """
 
+    id: int | str
+    state: Hashable
+    label: str
+    restore: Callable[[], RestoredRun]
+    gates: tuple[str, ...]
+    is_way_back: bool = False
+
+
+class Source(Protocol):
+    """Names the model that should serve."""
+
+    @property
+    def first(self) -> int | str:
+        """The id of the model that serves when the watch begins."""
+
+    def newest(self) -> Candidate:
+        """The model that should serve now. Raises AifxError or OSError if that cannot be found out."""
+
+    def adopted(self, candidate: Candidate) -> None:
+        """Take note that it serves."""
+
+
+class StepsOfRun:
+    """The checkpoints of a run."""
+
+    def __init__(self, trained: RestoredRun, choice: StepChoice | None, overrides: Sequence[str]) -> None:
+        """
         Args:
             choice: which checkpoint serves: "best", "last", or as `eval.checkpoint` says.
-            load: returns a checkpoint's weights as the engine takes them.
-            checks: the checks of a checkpoint, from the run, its weights and those that serve.
             overrides: `--set` strings with which checkpoints are restored.
-            every_s: seconds between two looks.
-            counts: to be incremented.
+
+        Raises UsageError for a step that never changes.
         """
         if isinstance(choice, int):
             raise UsageError(
                 f"--watch with --step {choice}", "one step never changes", "aifx serve --watch --step last"
             )
-        self.counts, self.step = counts or SwapCounts(), trained.step
-        self._engine, self._trained, self._choice, self._checks = engine, trained, choice, checks
-        self._load, self._overrides, self._every_s = load, overrides, every_s
-        self._refused: dict[int, Files] = {}
+        self.first = trained.step
+        self._trained, self._choice, self._overrides = trained, choice, overrides
         self._reported: set[str] = set()
+
+    def newest(self) -> Candidate:
+        run, project = self._trained.run, self._trained.project
+        step = choose_step(run, self._trained.config, self._choice, reported=self._reported)
+        files = files_of(run.checkpoints / str(step))
+        restore = partial(restore_run, run, project, step=step, overrides=self._overrides)
+        gates = ("--run", run.name, "--step", str(step))
+        return Candidate(step, files, f"step {step} of run {run.name}", restore, gates)
+
+    def adopted(self, candidate: Candidate) -> None:
+        """Nothing: the run's files say it all."""
+
+
+class _Overtaken(Exception):
+    """Another model should serve at once."""
+
+
+class Watcher(Generic[W]):
+    """Looks for another model in a thread of its own, and swaps to it if it passes all checks."""
+
+    def __init__(
+        self,
+        engine: Worker[W, Any],
+        source: Source,
+        load: Callable[[RestoredRun], W],
+        checks: Callable[[Candidate, RestoredRun, W, W], Iterator[Check]],
+        *,
+        every_s: float,
+        counts: SwapCounts | None = None,
+    ) -> None:
+        """Set up the watcher, which `start` starts.
+
+        Args:
+            source: names the model that should serve.
+            load: returns a model's weights as the engine takes them.
+            checks: the checks of a model, from itself, what was restored, its weights and those that serve.
+            every_s: seconds between two looks.
+            counts: to be incremented.
+        """
+        self.counts, self.current = counts or SwapCounts(), source.first
+        self._engine, self._source, self._checks, self._load = engine, source, checks, load
+        self._every_s = every_s
+        self._refused: dict[int | str, Hashable] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="aifx-watcher", daemon=True)
 
@@ -121,64 +196,71 @@ class Watcher(Generic[W]):
         self._stop.set()
 
     def _run(self) -> None:
-        last = ""
         while not self._stop.wait(self._every_s):
             try:
                 self.look()
-                last = ""
+                self.counts.problem = ""
             except Exception as error:  # a folder that is not there for a moment, or is being copied
-                why = (
-                    f"{error.what}: {error.why}" if isinstance(error, AifxError) else f"{type(error).__name__}: {error}"
-                )
-                if why != last:
-                    logger.warning(f"looking for checkpoints: {why}")
-                last = why
+                why = in_brief(error) if isinstance(error, AifxError) else f"{type(error).__name__}: {error}"
+                if why != self.counts.problem:
+                    logger.warning(f"looking for another model failed, and the one that serves goes on: {why}")
+                self.counts.problem = why
 
     def look(self) -> bool:
-        """Whether another checkpoint took over. One that was refused is tried again when its files have changed."""
-        trained = self._trained
-        step = choose_step(trained.run, trained.config, self._choice, reported=self._reported)
-        if step == self.step:
+        """Whether another model took over. One that was refused is tried again when its state has changed."""
+        candidate = self._source.newest()
+        if candidate.id == self.current:
+            self._source.adopted(candidate)
             return False
-        files = files_of(trained.run.checkpoints / str(step))
-        if self._refused.get(step) == files:
+        if self._refused.get(candidate.id) == candidate.state:
             return False
-        logger.info(f"step {step} of run {trained.run.name}: verifying, while step {self.step} serves")
+        logger.info(f"{candidate.label}: verifying, while another model serves")
         try:
-            failed = self._try(step)
-        except Draining:  # the server stops, which says nothing of the step
+            failed = self._try(candidate)
+        except Draining:  # the server stops, which says nothing of the model
             self.stop()
             return False
+        except _Overtaken as error:
+            logger.info(f"{candidate.label} is left: {error}")
+            return False
         if failed is None:
-            self.step = step
+            self.current = candidate.id
             self.counts.taken += 1
-            logger.info(f"step {step} of run {trained.run.name} serves: {self._engine.fingerprint}")
+            logger.info(f"{candidate.label} serves: {self._engine.fingerprint}")
+            self._source.adopted(candidate)
             return True
         if not self._stop.is_set():
-            self._refused[step] = files
+            self._refused[candidate.id] = candidate.state
             self.counts.refused += 1
-            logger.error(f"step {step} is refused, step {self.step} goes on serving: {failed}")
+            logger.error(f"{candidate.label} is refused, and the model that serves goes on: {failed}")
         return False
 
-    def _try(self, step: int) -> str | None:
-        """Swap to the step; return why not if it fails a check. Raises Draining if the engine stops meanwhile."""
+    def _try(self, candidate: Candidate) -> str | None:
+        """Swap to a model; return why not if it fails a check. Raises Draining if the engine stops meanwhile."""
         try:
-            old = self._trained
-            trained = restore_run(old.run, old.project, step=step, overrides=self._overrides)  # verifies digests
+            trained = candidate.restore()
             weights = self._load(trained)
-            for check in self._checks(trained, weights, self._engine.weights):
+            for check in self._checks(candidate, trained, weights, self._engine.weights):
                 self._log(check)
                 if not check.passed:
                     return str(check)
+                self._check_overtaken(candidate)
         except AifxError as error:
             return f"{error.what}: {error.why}"
-        except Draining:
+        except (Draining, _Overtaken):
             raise
         except Exception as error:  # whatever is wrong with new weights, the old ones serve
-            logger.exception("a checkpoint could not be tried")
+            logger.exception("a model could not be tried")
             return f"{type(error).__name__}: {error}"
         self._engine.swap(weights)
         return None
+
+    def _check_overtaken(self, candidate: Candidate) -> None:
+        """Raise _Overtaken if another model became the way back from an emergency: it does not wait for checks."""
+        with suppress(AifxError, OSError):
+            newest = self._source.newest()
+            if newest.is_way_back and newest.state != candidate.state:
+                raise _Overtaken(f"{newest.label} is the way back")
 
     def _log(self, check: Check) -> None:
         logger.info(f"{'passed' if check.passed else 'FAILED'}: {check}")
@@ -203,15 +285,19 @@ def check_memory(arrays: Any, platform: str) -> None:
 
 def watch(
     engine: Engine | Predictor,
-    trained: RestoredRun,
     serve: ServeSection,
+    source: Source,
     *,
-    choice: StepChoice | None,
     canary: Path | None,
-    overrides: Sequence[str] = (),
+    project: Project,
     counts: SwapCounts | None = None,
 ) -> Watcher[Any]:
-    """Start a watcher of a run. Raises UsageError for what cannot be watched, DataError for a canary file."""
+    """Start a watcher. Raises UsageError for what cannot be watched, DataError for a canary file.
+
+    Args:
+        source: names the model that should serve.
+        project: in which `aifx eval` measures models with gates.
+    """
     load: Load[Any]
     judge: Judge[Any]
     if isinstance(engine, Engine):
@@ -219,15 +305,16 @@ def watch(
     else:
         load, judge = _for_predictions(engine, canary)
 
-    def checks(opened: RestoredRun, weights: Any, old: Any) -> Iterator[Check]:
+    def checks(candidate: Candidate, opened: RestoredRun, weights: Any, old: Any) -> Iterator[Check]:
         """The checks in the order of their cost; the caller stops at the first that fails."""
+        if candidate.is_way_back:
+            return
         yield from judge(weights, old)
         if opened.config.eval.gates:
-            yield check_gates(opened)
+            yield check_gates(candidate.gates, opened.config.eval.gates, project)
 
-    options: dict[str, Any] = {"overrides": overrides, "every_s": serve.watch_every_s, "counts": counts}
     worker: Worker[Any, Any] = engine
-    found = Watcher(worker, trained, choice, load, checks, **options)
+    found = Watcher(worker, source, load, checks, every_s=serve.watch_every_s, counts=counts)
     found.start()
     return found
 
@@ -373,14 +460,13 @@ class Canary:
         return found
 
 
-def check_gates(trained: RestoredRun) -> Check:
+def check_gates(arguments: Sequence[str], gates: Sequence[str], project: Project) -> Check:
     """The project's evaluation with its gates, by a process of its own."""
-    arguments = ("eval", "--run", trained.run.name, "--step", str(trained.step))
-    options: Any = {"cwd": trained.project.root, "limit_s": GATES_S}
-    with Child(aifx_command(*arguments), **options) as child:
+    options: Any = {"cwd": project.root, "limit_s": GATES_S}
+    with Child(aifx_command("eval", *arguments), **options) as child:
         ended = child.wait()
     found = "passed" if ended.succeeded else f"aifx eval ended with {ended.how}: {ended.last_line}"
-    return Check(f"the gates {', '.join(trained.config.eval.gates)}", ended.succeeded, found)
+    return Check(f"the gates {', '.join(gates)}", ended.succeeded, found)
 
 
 def computes_in(dtype_name: str, quantize: str) -> str:

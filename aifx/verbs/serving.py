@@ -62,8 +62,10 @@ class PreparedServer:
 
     def watch(self, choice: StepChoice | None, canary: Path | None, overrides: Sequence[str]) -> None:
         """Let new checkpoints take over. Raises UsageError, DataError; the engine has stopped then."""
+        from aifx.serving.swap import StepsOfRun
+
         try:
-            self.service.watch(choice, canary, overrides)
+            self.service.watch(StepsOfRun(self.service.trained, choice, overrides), canary)
         except AifxError:
             self.service.state.engine.stop()
             raise

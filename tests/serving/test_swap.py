@@ -31,7 +31,7 @@ from aifx.serving.http.services import open_service
 from aifx.serving.record import Recorder, ReplayReport, read_records, replay, replay_settings
 from aifx.serving.requests import Delta, GenerationRequest, QueueFull, SamplingSettings
 from aifx.serving.start import start_engine
-from aifx.serving.swap import Watcher, watch
+from aifx.serving.swap import StepsOfRun, Watcher, watch
 
 
 @pytest.fixture
@@ -41,7 +41,8 @@ def served(project: Project) -> Iterator[Callable[..., tuple[Engine, Watcher]]]:
     def serve(*overrides: str, canary: Path | None = None) -> tuple[Engine, Watcher]:
         run = restore_run(project.run("main"), project, overrides=overrides)
         engine = start_engine(run, run.config.serve)
-        watcher = watch(engine, run, run.config.serve, choice=None, canary=canary, overrides=overrides)
+        source = StepsOfRun(run, None, overrides)
+        watcher = watch(engine, run.config.serve, source, canary=canary, project=project)
         started.append((engine, watcher))
         return started[-1]
 
@@ -90,9 +91,9 @@ def test_a_new_checkpoint_takes_over_between_two_steps(
             pytest.fail("the checkpoint was refused")
     after = whole(ask(engine))
     assert after != expected
-    assert (watcher.step, watcher.counts.taken) == (2, 1)
+    assert (watcher.current, watcher.counts.taken) == (2, 1)
     arrive(3)
-    wait_until(lambda: watcher.step == 3)
+    wait_until(lambda: watcher.current == 3)
     assert engine.stats().compilations == 0
 
 
@@ -155,11 +156,11 @@ def test_a_damaged_checkpoint_is_refused_until_it_is_whole(
     arrive(2, damaged=True)
     wait_until(lambda: watcher.counts.refused)
     assert whole(ask(engine)) == expected
-    assert any("step 2 is refused" in line for line in logged)
+    assert any("step 2 of run main is refused" in line for line in logged)
     shutil.copytree(  # as a copy from another machine that was not complete
         trained.root / "runs/main/checkpoints/2", project.root / "runs/main/checkpoints/2", dirs_exist_ok=True
     )
-    wait_until(lambda: watcher.step == 2)
+    wait_until(lambda: watcher.current == 2)
 
 
 @pytest.mark.slow
@@ -179,7 +180,7 @@ def test_a_folder_that_cannot_be_read_does_not_end_the_watch(
 
     monkeypatch.setattr(swap, "choose_step", choose)
     arrive(2)
-    wait_until(lambda: watcher.step == 2)
+    wait_until(lambda: watcher.current == 2)
     assert sum("stale file handle" in line for line in logged) == 1
 
 
@@ -208,8 +209,8 @@ def test_a_checkpoint_that_fails_the_canary_is_refused(
     _, watcher = served(canary=canary)
     arrive(2)
     wait_until(lambda: watcher.counts.refused)
-    assert watcher.step == 1
-    assert any("step 2 is refused" in text and why in text for text in logged)
+    assert watcher.current == 1
+    assert any("step 2 of run main is refused" in text and why in text for text in logged)
 
 
 @pytest.mark.slow
@@ -220,7 +221,7 @@ def test_a_checkpoint_that_cannot_be_the_best_is_reported_once(
     run = restore_run(project.run("main"), project, step=1)
     watcher: Watcher[Any] = Watcher(
         SimpleNamespace(weights=None, fingerprint="fp", swap=None),  # type: ignore[arg-type]
-        run, "best", pytest.fail, pytest.fail, overrides=(), every_s=60,
+        StepsOfRun(run, "best", ()), pytest.fail, pytest.fail, every_s=60,
     )  # fmt: skip
     for step in (2, 3):
         arrive(step)

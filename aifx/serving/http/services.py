@@ -16,7 +16,6 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from aifx.core.steps import StepChoice
 from aifx.data.base import DataFormat
 from aifx.loading.restore import RestoredRun
 from aifx.programs.build import build
@@ -34,7 +33,7 @@ from aifx.serving.http.text import TextState, renderer_of, total_usage
 from aifx.serving.predictor import Predictor
 from aifx.serving.requests import Embedded
 from aifx.serving.start import start_engine, start_predictor
-from aifx.serving.swap import Watcher, watch
+from aifx.serving.swap import Source, Watcher, watch
 
 
 async def embeddings(request: Request) -> Response:
@@ -111,8 +110,8 @@ TEXT_OPERATIONS = (
     Operation("GET", "/tokenizer_info", None, documents.TokenizerInfo, tokenizer_info),
 )
 
-Watch = Callable[[StepChoice | None, Path | None, Sequence[str]], Watcher[Any]]
-"""Makes a watcher from the choice of a step, a canary file and `--set` strings."""
+Watch = Callable[[Source, Path | None], Watcher[Any]]
+"""Starts a watcher from what names the model that should serve, and a canary file."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +119,13 @@ class Service:
     """A run that is served.
 
     Attributes:
+        trained: the model, without its arrays.
         fits: the fields of `aifx serve --json` that say how much the engine takes at once.
-        watch: lets new checkpoints take over. Raises UsageError, DataError.
+        watch: lets other models take over. Raises UsageError, DataError.
     """
 
     state: ServerState
+    trained: RestoredRun
     fits: Mapping[str, Any]
     watch: Watch
 
@@ -142,12 +143,11 @@ def open_service(trained: RestoredRun, **common: Any) -> Service:
     state, fits = _text(trained, **common) if is_text else _predictions(trained, **common)
     trained, engine = _without_arrays(trained), state.engine
 
-    def start_watch(choice: StepChoice | None, canary: Path | None, overrides: Sequence[str]) -> Watcher[Any]:
-        options: dict[str, Any] = {"overrides": overrides, "counts": state.swaps}
+    def start_watch(source: Source, canary: Path | None) -> Watcher[Any]:
         assert isinstance(engine, Engine | Predictor)
-        return watch(engine, trained, state.settings, choice=choice, canary=canary, **options)
+        return watch(engine, state.settings, source, canary=canary, project=trained.project, counts=state.swaps)
 
-    return Service(state, fits, start_watch)
+    return Service(state, trained, fits, start_watch)
 
 
 def _text(trained: RestoredRun, **common: Any) -> tuple[TextState, Mapping[str, Any]]:

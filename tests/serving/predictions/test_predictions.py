@@ -28,6 +28,7 @@ from aifx.core.project import Project
 from aifx.loading.prediction import RowEncoder
 from aifx.serving.predictor import NotNumbers, Predictor, PredictorWeights
 from aifx.serving.requests import QueueFull
+from aifx.serving.swap import StepsOfRun
 
 Serve = Callable[..., Any]
 WAIT_S = 120.0
@@ -299,7 +300,7 @@ def test_pictures_are_classified(pictures: Project, serve: Serve) -> None:
 
 def test_a_new_checkpoint_takes_over(watched: Project, table: Project, serve: Serve) -> None:
     served = serve(watched)
-    watcher = served.service.watch(None, None, ())
+    watcher = served.service.watch(StepsOfRun(served.service.trained, None, ()), None)
     try:
         old = served.http.post("/v1/predict", json={"rows": rows(1)}).json()
         new = watched.root / "new"
@@ -328,7 +329,7 @@ def test_a_checkpoint_that_fails_the_gates_is_refused(
     config = watched.root / "aifx.toml"
     config.write_text(config.read_text().replace("[eval]", '[eval]\ngates = ["accuracy >= 2"]'))
     served = serve(watched)
-    watcher = served.service.watch(None, None, ())
+    watcher = served.service.watch(StepsOfRun(served.service.trained, None, ()), None)
     try:
         old = served.predictor.fingerprint
         shutil.copytree(table.root / "runs/main/checkpoints/2", watched.root / "new")
@@ -336,7 +337,7 @@ def test_a_checkpoint_that_fails_the_gates_is_refused(
         wait_until(lambda: watcher.counts.refused)
         assert served.predictor.fingerprint == old
         assert any("passed: predictions: numbers" in line for line in logged)
-        assert any("step 2 is refused" in line and "accuracy >= 2" in line for line in logged)
+        assert any("step 2 of run main is refused" in line and "accuracy >= 2" in line for line in logged)
     finally:
         watcher.stop()
 
@@ -389,9 +390,9 @@ def test_what_is_for_text_is_refused(table: Project, serve: Serve, tmp_path: Pat
             serve(table, overrides=(setting,))
     served = serve(table)
     with pytest.raises(UsageError, match="--canary"):
-        served.service.watch(None, tmp_path / "canary.jsonl", ())
+        served.service.watch(StepsOfRun(served.service.trained, None, ()), tmp_path / "canary.jsonl")
     with pytest.raises(UsageError, match="--step 1"):
-        served.service.watch(1, None, ())
+        StepsOfRun(served.service.trained, 1, ())
 
 
 def test_a_prediction_has_its_share_of_energy_and_price(table: Project, serve: Serve) -> None:
