@@ -26,6 +26,7 @@ from aifx.registry.policy import FIRST, change_policy, read_policy
 from aifx.registry.reports import PolicyPage, show_policy
 from aifx.registry.roots import Outcome, Root, check_alias, current_actor, find_version
 from aifx.registry.state import ModelState, NumberedVersion
+from aifx.registry.swappable import swap_obstacles
 
 logger = logging.getLogger(__name__)
 
@@ -225,8 +226,11 @@ def approve(root: Root, reference: str, alias: str, key: Path | None, caller: Ca
     return _act(root.act(state.name, caller.request, lambda _: replace(entry, evidence=(made.digest,)), again=True))
 
 
-def promote(root: Root, reference: str, alias: str, caller: Caller) -> Act:
+def promote(root: Root, reference: str, alias: str, caller: Caller, *, serve_check: bool = False) -> Act:
     """Let an alias mean a version, if the policy finds the evidence. The verdict is bad, and written, if it does not.
+
+    Args:
+        serve_check: refuse a version to which servers of the present one cannot swap.
 
     Raises LostRace if another entry came first: evidence and incumbent may have changed.
     """
@@ -239,6 +243,8 @@ def promote(root: Root, reference: str, alias: str, caller: Caller) -> Act:
         case = case_of(root, state, version, alias)
         _warn_if_open(case, root)
         findings = judge(case)
+        if serve_check:
+            findings = (*findings, _serve_check(root, case))
         action = "promote" if all(finding.passed for finding in findings) else "refuse"
         evidence = tuple(dict.fromkeys(digest for finding in findings for digest in finding.evidence))
         previous = case.incumbent.label if case.incumbent else None
@@ -250,6 +256,17 @@ def promote(root: Root, reference: str, alias: str, caller: Caller) -> Act:
         state = root.state(name)
         return _trial(state, decide(state))
     return _act(root.act(name, caller.request, decide, again=False))
+
+
+def _serve_check(root: Root, case: Case) -> Finding:
+    """Whether servers that follow the alias can swap to the version."""
+    if case.incumbent is None:
+        return Finding("serve-check", True, f"{case.alias} means no other version yet")
+    name, incumbent = case.state.name, case.incumbent
+    if obstacles := swap_obstacles(root, name, incumbent.digest, case.version.digest):
+        hint = f"aifx serve --model {case.reference}, as another server with another alias"
+        return Finding("serve-check", False, f"compared with {name}@{incumbent.label}: {'; '.join(obstacles[:3])}", hint)
+    return Finding("serve-check", True, f"the same programs as {name}@{incumbent.label}")
 
 
 def rollback(root: Root, name: str, alias: str, to: str | None, caller: Caller) -> Act:

@@ -475,6 +475,7 @@ def registry_promote(
     reference: str,
     alias: str,
     *,
+    serve_check: bool = False,
     reason: str = "",
     request: str | None = None,
     dry_run: bool = False,
@@ -486,6 +487,7 @@ def registry_promote(
     Args:
         reference: "NAME@v3", "NAME@ALIAS" or "NAME@DIGITS".
         alias: such as "production".
+        serve_check: also refuse a version to which a server of the present one cannot swap.
         reason: for the ledger.
         request: an id: a second call with it reports what the first one did.
         dry_run: judge, and change nothing.
@@ -498,7 +500,8 @@ def registry_promote(
     """
     from aifx.registry.acts import promote
 
-    return promote(find_root(root, project)[0], reference, alias, _caller(request, reason, dry_run))
+    found, _ = find_root(root, project)
+    return promote(found, reference, alias, _caller(request, reason, dry_run), serve_check=serve_check)
 
 
 def registry_rollback(

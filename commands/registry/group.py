@@ -481,7 +481,16 @@ def approve(
 
 @app.command()
 @option_group
-def promote(version: VersionArgument, alias: AliasArgument, json: JsonOption = False, *, options: ActOptions) -> None:
+def promote(
+    version: VersionArgument,
+    alias: AliasArgument,
+    serve_check: Annotated[
+        bool, typer.Option("--serve-check", help="Also refuse a version to which running servers cannot swap.")
+    ] = False,
+    json: JsonOption = False,
+    *,
+    options: ActOptions,
+) -> None:
     """Let an alias mean a version, if the policy of the root finds the evidence.
 
     Examples:
@@ -493,7 +502,7 @@ def promote(version: VersionArgument, alias: AliasArgument, json: JsonOption = F
     with terminal(json) as out:
         from aifx.verbs.registry import registry_promote
 
-        done = registry_promote(version, alias, **vars(options))
+        done = registry_promote(version, alias, serve_check=serve_check, **vars(options))
         print_act(out, done, _moved(done))
 
 

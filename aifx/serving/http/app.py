@@ -87,7 +87,7 @@ async def ready(request: Request) -> Response:
     if state.is_draining or state.engine.failure is not None:
         why = "stopping" if state.is_draining else f"the engine ended: {state.engine.failure}"
         raise ApiError(503, why, headers={"Retry-After": "5"})
-    return json_response(documents.Status(status="ready"))
+    return json_response(documents.Readiness(status="ready", watch=state.swaps.problem or None))
 
 
 async def metrics(request: Request) -> Response:
@@ -105,7 +105,7 @@ OPERATIONS = (
     Operation("GET", "/v1/models", None, documents.Models, models),
     Operation("GET", "/v1/models/{model:path}", None, documents.ModelCard, model),
     Operation("GET", "/health", None, documents.Status, health),
-    Operation("GET", "/ready", None, documents.Status, ready),
+    Operation("GET", "/ready", None, documents.Readiness, ready),
     Operation("GET", "/status", None, documents.ServerStatus, status),
     Operation("GET", "/", None, None, page, produces=("text/html",)),
     Operation("GET", "/metrics", None, None, metrics, produces=("text/plain", "application/openmetrics-text")),

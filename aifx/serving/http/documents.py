@@ -276,6 +276,17 @@ class Status(Answer):
     status: str
 
 
+class Readiness(Answer):
+    """Whether the server takes requests.
+
+    Attributes:
+        watch: why the last look for another model failed; null if it did not. The present model goes on.
+    """
+
+    status: str
+    watch: str | None
+
+
 class ErrorObject(Answer):
     message: str
     type: str

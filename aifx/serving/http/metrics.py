@@ -63,6 +63,9 @@ SWAPS = {
 }
 """The same of `SwapCounts`."""
 
+WATCH_GAUGES = {"aifx:watch_failing": ("1 if the last look for another model failed, otherwise 0.", "failing")}
+"""The same of `SwapCounts`, as gauges."""
+
 
 class Timing:
     """A histogram that also knows its last values."""
@@ -99,6 +102,7 @@ class Metrics:
         responses = Counter("aifx:http_responses", "Answers by status.", ("status",), registry=self.registry)
         self._responses = responses
         self.registry.register(_Collected(lambda: _families(SWAPS, CounterMetricFamily, swaps, self.labels)))
+        self.registry.register(_Collected(lambda: _families(WATCH_GAUGES, GaugeMetricFamily, swaps, self.labels)))
 
     @property
     def labels(self) -> tuple[str, str]:
