@@ -265,7 +265,9 @@ def _serve_check(root: Root, case: Case) -> Finding:
     name, incumbent = case.state.name, case.incumbent
     if obstacles := swap_obstacles(root, name, incumbent.digest, case.version.digest):
         hint = f"aifx serve --model {case.reference}, as another server with another alias"
-        return Finding("serve-check", False, f"compared with {name}@{incumbent.label}: {'; '.join(obstacles[:3])}", hint)
+        return Finding(
+            "serve-check", False, f"compared with {name}@{incumbent.label}: {'; '.join(obstacles[:3])}", hint
+        )
     return Finding("serve-check", True, f"the same programs as {name}@{incumbent.label}")
 
 

@@ -1,0 +1,155 @@
+"""A server that follows an alias: it adopts what the alias means, goes back at once, and keeps on without the root."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from aifx.core.artifact import Artifact, files_below, seal, seal_files
+from aifx.core.errors import AifxError, UsageError
+from aifx.core.project import Project
+from aifx.core.stores import open_store
+from aifx.loading.restore import restore_run
+from aifx.registry.acts import Caller, promote, push, rollback
+from aifx.registry.ledger import file_name
+from aifx.registry.reports import meaning_at
+from aifx.registry.roots import Root
+from aifx.registry.versions import open_version, write_version
+from aifx.serving.alias import VersionOfAlias, server_name
+from aifx.serving.engine import Engine
+from aifx.serving.start import start_engine
+from aifx.serving.swap import Watcher, watch
+
+ANN = Caller("ann")
+REFERENCE, SERVER = "whale@production", "host-8000"
+
+
+@dataclass
+class Served:
+    """A server of production, whose watcher is asked by hand."""
+
+    root: Root
+    project: Project
+    engine: Engine
+    watcher: Watcher
+
+    def push(self, step: int) -> None:
+        run = self.project.run("main")
+        push(self.root, "whale", lambda folder: write_version(run, self.project, step, folder), {}, ANN)
+
+    def means(self, version: str) -> bool:
+        return self.watcher.current == self.root.find(f"whale@{version}")[1].digest
+
+
+@pytest.fixture
+def served(project: Project, arrive: Callable[..., None], tmp_path: Path) -> Iterator[Served]:
+    root = Root(open_store(str(tmp_path / "registry")))
+    run = project.run("main")
+    push(root, "whale", lambda folder: write_version(run, project, 1, folder), {}, ANN)
+    promote(root, "whale@v1", "production", ANN)
+    version = root.find(REFERENCE)[1]
+    directory, opened = open_version(root.fetch("whale", version), REFERENCE, project)
+    restored = restore_run(directory, opened, overrides=())
+    engine = start_engine(restored, restored.config.serve)
+    source = VersionOfAlias(root, REFERENCE, version.digest, project, (), server=SERVER)
+    quiet = restored.config.serve.model_copy(update={"watch_every_s": 3600.0})
+    watcher = watch(engine, quiet, source, canary=None, project=project)
+    yield Served(root, project, engine, watcher)
+    watcher.stop()
+    engine.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.representative("a server that follows an alias")
+def test_an_alias_is_followed_and_what_was_adopted_is_written(served: Served, arrive: Callable[..., None]) -> None:
+    watcher, root = served.watcher, served.root
+    assert not watcher.look()
+    first = served.engine.fingerprint
+    arrive(2)
+    served.push(2)
+    assert not watcher.look()
+    between = datetime.now(UTC)
+    promote(root, "whale@v2", "production", ANN)
+    assert watcher.look()
+    assert served.means("v2")
+    assert served.engine.fingerprint != first
+    assert not watcher.look()
+    # The way back is not compared with what serves.
+    watcher._checks = lambda *_: pytest.fail("a rollback was judged")  # type: ignore[assignment]
+    assert rollback(root, "whale", "production", None, ANN).reference == "whale@v1"
+    watcher._checks = lambda candidate, *_: iter(()) if candidate.is_way_back else pytest.fail("judged")
+    assert watcher.look()
+    assert served.means("v1")
+    assert served.engine.fingerprint == first
+    entries = root.server_ledger("whale", SERVER).entries()
+    assert [root.state("whale").label(entry.version) for entry in entries] == ["v1", "v2", "v1"]
+    assert entries[1].facts["head"] in [entry.digest for entry in root.state("whale").entries]
+    meant = meaning_at(root, "whale", "production", between)
+    assert (meant.version, meant.servers[0].version) == ("v1", "v1")
+    assert served.engine.stats().compilations == 0
+
+
+@pytest.mark.slow
+def test_the_server_goes_on_without_the_root_and_refuses_a_shorter_ledger(served: Served) -> None:
+    watcher, root = served.watcher, served.root
+    folder = Path(root.store.path)
+
+    def looked(problem: str) -> None:
+        with pytest.raises(AifxError, match=problem) if problem else contextlib.nullcontext():
+            watcher.look()
+
+    looked("")
+    promote(root, "whale@v1", "canary", ANN)
+    looked("")
+    last = folder / "models" / "whale" / "ledger" / file_name(3)
+    last.rename(folder / "kept")
+    looked("not the one that this server has seen")
+    (folder / "kept").rename(last)
+    looked("")
+    shutil.move(folder, folder.with_name("away"))
+    folder.write_text("no folder")
+    looked("registry")
+    folder.unlink()
+    shutil.move(folder.with_name("away"), folder)
+    looked("")
+    assert served.means("v1")
+
+
+@pytest.mark.slow
+def test_another_tokenizer_is_refused_before_and_after(served: Served, arrive: Callable[..., None]) -> None:
+    arrive(2)
+    root, run, project = served.root, served.project.run("main"), served.project
+
+    def other(folder: Path) -> Artifact:
+        made = write_version(run, project, 2, folder)
+        (folder / "assets" / "tokenizer.json").write_bytes((folder / "assets" / "tokenizer.json").read_bytes() + b" ")
+        files = seal_files(folder, files_below(folder))
+        artifact = Artifact(made.kind, made.version, made.content, files, notes=made.notes)
+        seal(folder, artifact)
+        return artifact
+
+    push(root, "whale", other, {}, ANN)
+    refused = promote(root, "whale@v2", "production", ANN, serve_check=True)
+    assert refused.action == "refuse"
+    assert "assets/tokenizer.json differs" in refused.findings[0].found
+    promote(root, "whale@v2", "production", ANN)
+    assert not served.watcher.look()
+    assert served.watcher.counts.refused == 1
+    assert served.means("v1")
+
+
+def test_a_name_of_a_server_is_a_folder() -> None:
+    assert "/" not in server_name(8000)
+    assert server_name(8000).endswith("-8000")
+
+
+@pytest.mark.slow
+def test_a_version_that_never_changes_is_not_watched(served: Served) -> None:
+    with pytest.raises(UsageError, match="--watch with --model whale@v1"):
+        VersionOfAlias(served.root, "whale@v1", "", served.project, (), server=SERVER)
