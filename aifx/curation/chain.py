@@ -215,8 +215,8 @@ class ChainStep(LinkedSteps):
     """Makes a version by several steps, of which each but the last gets none.
 
     Each link has the rows that those before it leave as its first parent (`planned_version`). The second parent of the
-    chain, if there is one, is a version of earlier rows that the same steps made: the decisions of `dedupe` and `split`
-    about these rows stay (`continuing`).
+    chain, if there is one, is a version of earlier rows: its decisions of `dedupe` and `split` about these rows stay
+    (`continuing`).
 
     Attributes:
         limits: for each link, whether what it made is accepted. They are no part of the result.
@@ -234,12 +234,22 @@ class ChainStep(LinkedSteps):
     def sources(self) -> tuple[Source, ...]:
         return self.parents[0].manifest.sources
 
-    def continues(self, record: StepRecord) -> bool:
-        theirs = [StepRecord(**one) for one in record.settings["steps"]] if record.name == self.name else []
-        if [one.name for one in theirs] != [link.name for link in self.links]:
-            return False
-        lasting = [(link, one) for link, one in zip(self.links, theirs, strict=True) if link.continues(link.record)]
-        return bool(lasting) and all(link.continues(one) for link, one in lasting)
+    def continues(self, record: StepRecord) -> int:
+        return len(self._continued(record))
+
+    def _continued(self, record: StepRecord) -> dict[int, int | None]:
+        """The links that go on with the decisions of a step with this record, by number: the number of each of these.
+
+        It is None if that step made a version alone. Links that make no such decisions may differ.
+        """
+        is_chain = record.name == self.name
+        theirs = dict(enumerate(StepRecord(**one) for one in record.settings["steps"]) if is_chain else [(0, record)])
+        found: dict[int, int | None] = {}
+        for number, link in enumerate(self.links):
+            if link.continues(link.record) and (alike := [n for n, one in theirs.items() if link.continues(one)]):
+                del theirs[alike[0]]
+                found[number] = alike[0] if is_chain else None
+        return found
 
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
         """Do all stages but the last, each in a folder beside `work`, and prepare the last.
@@ -326,9 +336,10 @@ class ChainStep(LinkedSteps):
             )
             parent = PlannedVersion(before / OUT, manifest)
             links = (links[0].on(parent), *links[1:])
-        first = links[0]
-        if self.parents[1:] and isinstance(first, LastingStep) and first.continues(first.record):
-            links = (replace(first, parents=(parent, *self.parents[1:]), link=cuts[number]), *links[1:])
+        first, own = links[0], cuts[number]
+        continued = self._continued(self.parents[1].manifest.made_by) if self.parents[1:] else {}
+        if own in continued and isinstance(first, LastingStep):
+            links = (replace(first, parents=(parent, *self.parents[1:]), link=continued[own]), *links[1:])
         extra = {name: kind for link in self.links for name, kind in link.dropped_columns.items()}
         return Stage((parent,), links, cuts[number], bounds, extra)
 

@@ -50,8 +50,8 @@ class LastingStep(DecidedStep):
     def sources(self) -> Any:
         return self.parents[0].manifest.sources
 
-    def continues(self, record: StepRecord) -> bool:
-        return (record.name, plain(record.settings)) == (self.name, plain(self.settings))
+    def continues(self, record: StepRecord) -> int:
+        return int((record.name, plain(record.settings)) == (self.name, plain(self.settings)))
 
 
 def continued(step: T, catalog: Catalog, origins: Mapping[str, Origin]) -> T:
@@ -73,12 +73,12 @@ def continued(step: T, catalog: Catalog, origins: Mapping[str, Origin]) -> T:
     ours, _ = _since_add(origins, parent.origin)
     found = []
     for origin in origins.values() if ages else ():
-        if step.continues(origin.made_by):
+        if count := step.continues(origin.made_by):
             (_, *theirs), base = _since_add(origins, origin)
             if base in ages:
                 differs = [one.name for one in theirs] != [one.name for one in ours], theirs != ours
                 is_compact = origin.step != origin.made_by
-                found.append((ages[base], *differs, is_compact, origin.reference))
+                found.append((ages[base], -count, *differs, is_compact, origin.reference))
     return replace(step, parents=(*step.parents, catalog.open(min(found)[-1]))) if found else step
 
 

@@ -273,8 +273,8 @@ class Dedupe(LastingStep):
     rule: ClassVar[str] = "near"
     """The rule of dropped rows that are no copies."""
 
-    def continues(self, record: StepRecord) -> bool:
-        return not self.mark and super().continues(record)
+    def continues(self, record: StepRecord) -> int:
+        return 0 if self.mark else super().continues(record)
 
     @property
     def task_settings(self) -> Mapping[str, Any]:

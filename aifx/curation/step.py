@@ -115,9 +115,9 @@ class Step(ABC):
         """The step as the manifest records it."""
         return StepRecord(self.name, plain(self.settings))
 
-    def continues(self, record: StepRecord) -> bool:
-        """Whether its decisions about rows that were there before are those of a step with this record."""
-        return False
+    def continues(self, record: StepRecord) -> int:
+        """Number of steps in it whose decisions about earlier rows are those of a step with this record."""
+        return 0
 
     @property
     def kind(self) -> Kind:
