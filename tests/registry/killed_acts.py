@@ -54,8 +54,11 @@ def attest_eval(root: Root, reference: str, request: str | None = None) -> None:
 
 
 def prepare(folder: Path) -> None:
+    fill(root_in(folder))
+
+
+def fill(root: Root) -> None:
     """Three versions, of which production has meant the first, and means the second."""
-    root = root_in(folder)
     change_policy(root, POLICY, "policy.toml", "ann", None, None)
     for number, text in enumerate("abc", 1):
         push_text(root, text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -9,12 +10,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import pytest
-from s3_server import s3_server
+from killed_acts import fill, said
+from s3_server import Application, s3_server
 
 from aifx.core.stores import open_store
 from aifx.registry.ledger import Entry, LostRace
+from aifx.registry.reports import verify_root
 from aifx.registry.roots import Root
 from aifx.registry.state import ModelState
 
@@ -41,6 +45,78 @@ def test_a_kill_at_each_change(tmp_path: Path, act: str, record_property: Callab
     assert done.returncode == 0, done.stderr[-4000:]
     record_property("kills of an act of the registry", int(done.stdout))
     assert int(done.stdout) >= (0 if act == "push_again" else 5)
+
+
+class Killer:
+    """Kills a process before or after the request with a number that changes the store."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.at, self.changes, self.is_after = -1, 0, False
+
+    def wrapped(self, moto: Application) -> Application:
+        def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Any:
+            is_change = self.process is not None and environ["REQUEST_METHOD"] in ("PUT", "POST", "DELETE")
+            is_turn = is_change and self.changes == self.at
+            self.changes += is_change
+            if is_turn and not self.is_after:
+                self.kill()
+                return refused(start)
+            body = list(moto(environ, start))
+            if is_turn:
+                self.kill()
+            return body
+
+        return answer
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+
+def refused(start: Callable[..., Any]) -> list[bytes]:
+    start("503 Service Unavailable", [])
+    return [b""]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("act", ["push", "attest", "promote", "rollback"])
+def test_a_kill_at_each_request_to_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str) -> None:
+    killer, kills = Killer(), 0
+    environ = {**os.environ, "PYTHONPATH": PATHS, "AIFX_CACHE_DIR": str(tmp_path / "cache")}
+    with s3_server(monkeypatch, killer.wrapped):
+        environ |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+        def run(url: str) -> None:
+            command = [sys.executable, str(HERE / "acting.py"), act, url]
+            killer.process = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE)
+            _, errors = killer.process.communicate()
+            assert killer.process.returncode in (0, -9), errors.decode()
+            killer.process = None
+
+        calm = Root(open_store("s3://bucket/calm"))
+        fill(calm)
+        killer.at = -1
+        run(calm.store.url)
+        for is_after in (False, True):
+            for at in itertools.count():
+                root = Root(open_store(f"s3://bucket/{is_after}-{at}"))
+                fill(root)
+                killer.at, killer.changes, killer.is_after = at, 0, is_after
+                run(root.store.url)
+                if killer.changes <= at:
+                    break
+                kills += 1
+                killer.at = -1
+                before, after = "v2", calm.state("fraud")
+                meant = root.state("fraud").aliases["production"].version
+                assert after.label(meant) in (before, after.label(after.aliases["production"].version))
+                run(root.store.url)
+                assert said(root) == said(calm)
+                assert verify_root(root, (), ()).problems == ()
+    assert kills >= 2
 
 
 @pytest.mark.parametrize("races", [pytest.param(200, marks=pytest.mark.slow)])

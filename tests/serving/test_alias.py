@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ class Served:
     root: Root
     project: Project
     engine: Engine
-    watcher: Watcher
+    watcher: Watcher[Any]
 
     def push(self, step: int) -> None:
         run = self.project.run("main")
@@ -81,7 +82,7 @@ def test_an_alias_is_followed_and_what_was_adopted_is_written(served: Served, ar
     assert served.engine.fingerprint != first
     assert not watcher.look()
     # The way back is not compared with what serves.
-    watcher._checks = lambda *_: pytest.fail("a rollback was judged")  # type: ignore[assignment]
+    watcher._checks = lambda *_: pytest.fail("a rollback was judged")
     assert rollback(root, "whale", "production", None, ANN).reference == "whale@v1"
     watcher._checks = lambda candidate, *_: iter(()) if candidate.is_way_back else pytest.fail("judged")
     assert watcher.look()
