@@ -145,7 +145,7 @@ def test_a_language_model_in_a_recipe_keeps_texts_like_its_own(tmp_path: Path, m
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (tmp_path / "recipe.toml").write_text(
         '[corpus]\nsteps = [{ add = { sources = ["texts.jsonl"], license = "MIT" } }, '
-        '{ classify = { run = "main", keep = 0.6, column = "quality" } }, { dedupe = {} }]\n'
+        '{ clean = { rules = [] } }, { classify = { run = "main", keep = 0.6, column = "quality" } }, { dedupe = {} }]'
     )
     done = command(tmp_path, "train", "--run", "main")
     assert done.returncode == 0, done.stderr
@@ -153,6 +153,15 @@ def test_a_language_model_in_a_recipe_keeps_texts_like_its_own(tmp_path: Path, m
     assert done.returncode == 0, done.stderr
     kept = rows_of(version_of(tmp_path, "corpus"))
     assert [row["text"] for row in kept] == [texts[0], texts[1], texts[4]]
+    made = version_of(tmp_path, "corpus")
+    assert made.manifest.step.name == "make"
+    left_out = [row for path in made.dropped for row in parquet.read_table(path).to_pylist() if row["rule"]]
+    assert [row["rule"] for row in left_out] == ["score", "score"]
+    assert max(row["score"] for row in left_out) < min(row["quality"] for row in kept)
+    done = command(tmp_path, "data", "recipe", "corpus", "--output", "again.toml")
+    assert done.returncode == 0, done.stderr
+    again = command(tmp_path, "data", "make", "--recipe", "again.toml", "--json")
+    assert [step["is_new"] for step in json.loads(again.stdout)["data_sets"][0]["steps"]] == [False] * 4
     predicted = aifx.predict(tmp_path / "runs" / "main", [{"text": row["text"]} for row in kept])
     np.testing.assert_allclose([-row["quality"] for row in kept], [p["bits_per_byte"] for p in predicted], rtol=1e-5)
     monkeypatch.chdir(tmp_path)
