@@ -446,7 +446,7 @@ def _lock(folder: Path, what: str, kind: int, makes: bool) -> int:
     """A descriptor of the folder's lock file, which this process has locked."""
     while True:
         if makes:
-            folder.mkdir(parents=True, exist_ok=True)
+            _make_folder(folder)
         try:
             handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:
@@ -466,6 +466,16 @@ def _lock(folder: Path, what: str, kind: int, makes: bool) -> int:
             os.close(handle)
             raise
         os.close(handle)  # the holder before has removed the folder
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it. Raises UnsafeFile if something else is at the place of one, OSError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        what = "is a link to nothing" if there.is_symlink() else "is not a folder"
+        raise UnsafeFile(f"{there} {what}", f"aifx works in the folder {folder}", f"ls -l {there}") from None
 
 
 def remove_folder(folder: Path, what: str, hidden: Path | None = None) -> None:

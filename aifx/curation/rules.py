@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from aifx.core.errors import ConfigError, UsageError, did_you_mean
+from aifx.core.files import read_input
 from aifx.core.parsing import parse_toml
 from aifx.curation.words import group_starts
 
@@ -472,7 +473,7 @@ def _read_set(name: str, root: Path) -> list[Rule]:
 def read_rule_tables(path: Path, model: type[R], reference: str) -> list[R]:
     """The rules of a file, in order. Raises ConfigError, which names the file, the rule and the key."""
     try:
-        return parse_rule_tables(path.read_text("utf-8"), str(path), model, reference)
+        return parse_rule_tables(read_input(path).decode("utf-8-sig"), str(path), model, reference)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read", error.strerror or str(error), f"ls -l {path}") from None
     except UnicodeDecodeError as error:

@@ -16,7 +16,7 @@ import tomli
 from pydantic import TypeAdapter, ValidationError
 
 from aifx.core.errors import ConfigError, UsageError, did_you_mean
-from aifx.core.files import read_file
+from aifx.core.files import read_input
 from aifx.core.parsing import parse_toml
 from aifx.curation.contracts import load_contract, named_data_sets
 from aifx.data.versions.catalog import check_dataset_name
@@ -106,7 +106,7 @@ class Recipe:
 def read_recipes(path: Path) -> dict[str, Recipe]:
     """The recipes of a file, by the name of the data set. Raises ConfigError, which names the place."""
     try:
-        document = parse_toml(read_file(path).decode("utf-8-sig"))
+        document = parse_toml(read_input(path).decode("utf-8-sig"))
     except OSError as e:
         raise ConfigError(f"{path} cannot be read", e.strerror or str(e), f"--recipe FILE; {REFERENCE}") from None
     except tomli.TOMLDecodeError as e:

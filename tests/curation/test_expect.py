@@ -307,6 +307,11 @@ def test_files_that_are_no_contract(tmp_path: Path, text: str, message: str) -> 
     assert "rules.toml" in said
 
 
+def test_a_contract_is_no_device() -> None:
+    with pytest.raises(AifxError, match="/dev/zero is a device"):
+        load_contract(Path("/dev/zero"))
+
+
 VALUES = st.lists(
     st.tuples(
         st.none() | st.integers(-3, 3), st.none() | st.sampled_from(["", "a", "b", "ab"]), st.none() | st.integers(0, 4)

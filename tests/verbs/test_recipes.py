@@ -313,6 +313,25 @@ def test_limits_that_are_no_numbers(project: Path, limit: dict[str, float]) -> N
         aifx.data_add("letters", "letters", license="MIT", **limit)  # type: ignore[arg-type]
 
 
+def test_a_recipe_may_be_a_link(project: Path) -> None:
+    (project / "recipe.toml").rename(project / "shared.toml")
+    (project / "recipe.toml").symlink_to("shared.toml")
+    assert [one.name for one in aifx.data_make_plan().data_sets] == ["corpus", "letters", "blend"]
+
+
+def test_what_is_no_folder_is_named(project: Path) -> None:
+    (project / "dangling").symlink_to("gone")
+    (project / "taken").mkdir()
+    (project / "taken" / "letters").write_text("")
+    for root, error in (
+        ("recipe.toml", "recipe.toml is not a folder"),
+        ("dangling", "dangling is a link to nothing"),
+        ("taken", "taken/letters is not a folder"),
+    ):
+        with pytest.raises(AifxError, match=error):
+            aifx.data_make("letters", root=str(project / root))
+
+
 def test_errors_of_names_files_and_values(project: Path) -> None:
     with pytest.raises(UsageError, match=r"no data set 'corpsu'(.|\n)*'corpus'"):
         aifx.data_make("corpsu")
