@@ -200,8 +200,8 @@ SUSPECT = re.compile(
 REMOVED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u206a-\u206f\ud800-\udfff\ufeff\ufff9-\ufffc]")
 """Characters that ftfy removes or replaces wherever they are."""
 
-AROUND_ODD = re.compile(r"(?s).{0,2}[^\x00-\x7f](?:.{0,9}[^\x00-\x7f])*.{0,6}")
-"""Characters beyond ASCII and those around them: all that ftfy's expression for mojibake may match, and little else. It
+TOGETHER = re.compile(r"[^\x00-\x7f](?:(?<=[ŒœÂÃ])|[^\x00-\x7f])[^\x00-\x7f]*")
+"""In all that ftfy's expression for mojibake matches, with at most two characters before and six after. That expression
 tries each of its alternatives at each character."""
 
 _REPAIRS = ftfy.TextFixerConfig(
@@ -215,6 +215,11 @@ _REPAIRS = ftfy.TextFixerConfig(
 """Repairs alone: typographic quotes, ligatures, wide characters and HTML entities stay."""
 
 _ODD = r"[\x00-\x08\x0b-\x1f\x7f]|[^\x00-\x7f]"  # all that a repair may change
+_ODD_IN_NFC = (
+    r"[^\t\n\x20-\x7e\x{a1}-\x{2ff}\x{2002}-\x{2027}\x{202a}-\x{2069}\x{2070}-\x{20cf}]"
+    r"|[^\x00-\x7f]{2}|[\x{c0}-\x{ff}][ ?]"
+)
+"""All that a repair may change if the form is NFC: `SUSPECT`, and characters that the form may change."""
 
 
 def repaired(values: Any, form: UnicodeForm, encoding: bool) -> Any:
@@ -227,7 +232,7 @@ def repaired(values: Any, form: UnicodeForm, encoding: bool) -> Any:
     """
     if form == "none" and not encoding:
         return values
-    odd = pc.match_substring_regex(values, _ODD)
+    odd = pc.match_substring_regex(values, _ODD_IN_NFC if form == "NFC" else _ODD)
     if not pc.any(odd, min_count=0).as_py():
         return values
     old = values.filter(odd).to_pylist()
@@ -240,6 +245,8 @@ def repaired(values: Any, form: UnicodeForm, encoding: bool) -> Any:
 def _repaired_text(text: str, form: UnicodeForm, encoding: bool) -> str:
     if not encoding or not SUSPECT.search(text):
         return _normal(text, form)
+    if not _may_change(text) and _normal(text, form) == text:
+        return text
     found = text
     for _ in range(MOST_ROUNDS):
         before = found
@@ -255,11 +262,12 @@ def _repaired_line(line: str, form: UnicodeForm) -> str:
     return _normal(ftfy.fix_text(line, _REPAIRS) if is_changed else line, form)
 
 
-def _may_change(line: str) -> bool:
-    """Whether ftfy may change a line: most that are suspect have quotes beside dashes only."""
-    if len(line) >= _REPAIRS.max_decode_length or REMOVED.search(line) is not None:
+def _may_change(text: str) -> bool:
+    """Whether ftfy may change a line of a text: most that are suspect have quotes beside dashes only."""
+    if len(text) >= _REPAIRS.max_decode_length or REMOVED.search(text) is not None:
         return True
-    return any(map(is_bad, AROUND_ODD.findall(line)))
+    found = [text[max(0, match.start() - 2) : match.end() + 6] for match in TOGETHER.finditer(text)]
+    return is_bad("\n".join(found))
 
 
 def _normal(text: str, form: UnicodeForm) -> str:

@@ -94,7 +94,7 @@ class _Model:
     column: NDArray[np.intp]
     moves: NDArray[Any]
     row: NDArray[np.int64]
-    features: NDArray[np.int64]
+    features: NDArray[np.int32]
     weights: NDArray[np.float32]
     priors: NDArray[np.float32]
 
@@ -116,17 +116,16 @@ class _Model:
         from scipy.sparse import csr_matrix
 
         longest = max(map(len, data))
-        letters = np.zeros((longest, len(data)), np.uint8)
-        for place, one in enumerate(data):
-            letters[: len(one), place] = np.frombuffer(one, np.uint8)
-        found = np.empty((longest, len(data)), np.int64)
+        padded = np.frombuffer(b"".join(one.ljust(longest, b"\0") for one in data), np.uint8)
+        letters = np.ascontiguousarray(padded.reshape(len(data), longest).T)
+        found = np.empty((longest, len(data)), np.int32)
         state = np.zeros(len(data), np.uint32)
         for step in range(longest):
             state = self.moves.take(self.row.take(state) + letters[step])
             found[step] = self.features.take(state)
         is_feature = (found >= 0) & (np.arange(longest)[:, None] < sizes)
-        steps, places = np.nonzero(is_feature)
-        keys, counts = np.unique(places * len(self.weights) + found[steps, places], return_counts=True)
+        found += np.arange(len(data), dtype=np.int32) * len(self.weights)
+        keys, counts = np.unique(found[is_feature], return_counts=True)
         samples, features = np.divmod(keys, len(self.weights))
         values = np.log1p(counts.astype(np.float32))
         return csr_matrix((values, (samples, features)), shape=(len(data), len(self.weights)))
@@ -148,7 +147,7 @@ def _model() -> _Model:
         column=np.array([languages.index(language) for language in found.nb_classes]),
         moves=np.asarray(found.tk_nextmove),
         row=np.asarray(found.tk_row, np.int64) << 8,
-        features=np.asarray(found.tk_output, np.int64),
+        features=np.asarray(found.tk_output, np.int32),
         weights=np.asarray(found.nb_ptc, np.float32),
         priors=np.asarray(found.nb_pc, np.float32),
     )

@@ -24,7 +24,7 @@ from toy_steps import Rows
 
 from aifx.core.errors import UsageError
 from aifx.curation import languages
-from aifx.curation.cleaning import _REPAIRS, SUSPECT, Clean, _may_change, check_text, repaired
+from aifx.curation.cleaning import _REPAIRS, SUSPECT, Clean, _may_change, _repaired_text, check_text, repaired
 from aifx.curation.execution import execute
 from aifx.curation.languages import SAMPLE, identify
 from aifx.curation.rules import Rule, load_rules, parse_rules
@@ -325,3 +325,20 @@ def test_lines_that_are_skipped_are_those_that_ftfy_leaves(line: str) -> None:
 
 def test_quotes_beside_dashes_are_skipped() -> None:
     assert not _may_change("It’s “good”—“very,” she said… — naïve café")
+
+
+def test_characters_that_the_form_leaves() -> None:
+    """Each alone and after a letter: it is in no other form, has no place in an order of marks, and joins no letter."""
+    kept = [chr(code) for code in range(0x300) if chr(code).isprintable()] + [
+        chr(code) for code in range(0x2002, 0x20D0)
+    ]
+    for character in kept:
+        assert unicodedata.combining(character) == 0
+        assert all(
+            unicodedata.is_normalized("NFC", f"{letter}{character}{letter}") for letter in ("", "a", "é", character)
+        )
+
+
+@given(texts)
+def test_texts_that_are_skipped_are_those_that_repair_leaves(found: list[str]) -> None:
+    assert repaired(pa.array(found), "NFC", True).to_pylist() == [_repaired_text(text, "NFC", True) for text in found]
