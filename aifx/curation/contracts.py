@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -85,9 +86,15 @@ def _time_text(value: Any) -> Any:
     return value.isoformat() if isinstance(value, date | datetime) else value
 
 
+def _bound(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a truth value is no bound; check = 'values' takes it")
+    return _time_text(value)
+
+
 Names: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Value: TypeAlias = Annotated[bool | int | float | str, BeforeValidator(_time_text)]
-Bound: TypeAlias = Annotated[int | float | str | None, BeforeValidator(_time_text)]
+Bound: TypeAlias = Annotated[int | float | str | None, BeforeValidator(_bound)]
 
 
 class Expectation(BaseModel):
@@ -161,6 +168,12 @@ class Expectation(BaseModel):
                 raise ValueError(f"{name}: {bound} is no bound")
             if isinstance(bound, str) and self.check != "range":
                 raise ValueError(f"{name}: {bound!r} is not a number")
+        for low, high in product(("at_least", "above"), ("at_most", "below")):
+            least, most = getattr(self, low), getattr(self, high)
+            if None in (least, most) or str in (type(least), type(most)):
+                continue
+            if least > most or (least == most and (low, high) != ("at_least", "at_most")):
+                raise ValueError(f"no number is {low.replace('_', ' ')} {least} and {high.replace('_', ' ')} {most}")
 
     @property
     def name(self) -> str:

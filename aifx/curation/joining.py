@@ -286,7 +286,7 @@ class Join(DecidedStep):
             return sql[0], sql[1], False
         if kinds[0] != kinds[1] or kinds[0] not in ("date", "time", "time with a zone"):
             named = zip(self.parents, sides, strict=True)
-            why = ", and ".join(f"{one.reference} holds a {side.kind} in {side.column!r}" for one, side in named)
+            why = ", and ".join(f"{one.reference} holds {side.held_by(one)} in {side.column!r}" for one, side in named)
             if {"time", "time with a zone"} == set(kinds):
                 why += ": without a zone, aifx cannot know which of two times is later"
             elif "date" in kinds:
@@ -335,6 +335,14 @@ class _Time:
             what = f"the times in {column!r} of {version.reference} cannot be compared"
             raise UsageError(what, f"it holds {kinds}", hint)
         return cls(column, found[0][0], parsed[found[0][0]])
+
+    def held_by(self, version: Version) -> str:
+        """The kind of values of a version, for people."""
+        return (
+            f"a {self.kind}"
+            if self.kind != "other"
+            else f"values of the type {_schema(version).field(self.column).type}"
+        )
 
     @property
     def nanoseconds(self) -> str:

@@ -151,6 +151,7 @@ def test_times_of_each_kind_are_compared_exactly(project: Project, events: Any, 
         (["2024-13-01 00:00"], ["2024-05-01 00:00"], "row r-0 of events@\\w+ is no time"),
         (["2024-05-01 00:00"], ["2024-05-01 00:00", "2024-05-01"], "it holds a .* and a "),
         (pa.array([DAY]), [1], "the times cannot be compared"),
+        (pa.nulls(1), pa.array([DAY]), "events@\\w+ holds values of the type null in 'time'"),
     ],
 )
 def test_times_that_only_a_guess_could_compare_are_refused(
