@@ -14,7 +14,7 @@ from typing import Any
 from aifx.core.artifact import Artifact, publish, short, unfinished
 from aifx.core.artifact_copies import copy_artifact
 from aifx.core.digests import sha256_of
-from aifx.core.errors import AifxError, ExitCode, UsageError
+from aifx.core.errors import AifxError, DataError, ExitCode, UsageError
 from aifx.core.files import read_input
 from aifx.core.project import cache_path
 from aifx.core.results import Result
@@ -177,11 +177,48 @@ def attest_version(
     state, version = root.find(reference)
     if (done := _done_before(root, state.name, caller)) is not None:
         return done
-    entry = Entry("attest", caller.name, version=version.digest, reason=caller.reason, facts={"kind": kind})
+
+    def entry(state: ModelState, evidence: tuple[str, ...] = ()) -> Entry:
+        facts = {"kind": kind, **(_look(state, content) if kind == "comparison" else {})}
+        return Entry("attest", caller.name, "", version.digest, "", evidence, caller.reason, facts)
+
     if caller.is_trial:
-        return _trial(state, entry)
+        return _trial(state, entry(state))
+    entry(state)  # what is refused leaves no evidence behind
+    _check_subject(f"{state.name}@{version.label}", version, content)
     made = attest(root, kind, version.digest, caller.name, content, key)
-    return _add(root, state, replace(entry, evidence=(made.digest,)), caller)
+    return _act(root.act(state.name, caller.request, lambda state: entry(state, (made.digest,)), again=True))
+
+
+def _check_subject(name: str, version: NumberedVersion, content: Mapping[str, Any]) -> None:
+    """Raise DataError for a document that says itself that it is about another model."""
+    found = (content.get("subject") or {}).get("digest") or content.get("model_digest")
+    if found not in (None, version.digest, version.checkpoint):
+        why = f"it is about {str(found)[:12]}, and {name} is {short(version.digest)}"
+        raise DataError(f"the evidence is not about {name}", why, f"aifx registry show {name}")
+
+
+def looks_at(state: ModelState, data_digest: str) -> int:
+    """How many comparisons on an evaluation version the ledger has, whatever version they are about."""
+    attested = (entry.facts for entry in state.entries if entry.action == "attest")
+    return sum(facts.get("kind") == "comparison" and facts.get("data_digest") == data_digest for facts in attested)
+
+
+def _look(state: ModelState, comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """The number of this look at the rows. Raises UsageError if the comparison spent what an earlier look had spent.
+
+    Who looks again and again at the same rows finds a difference sooner or later, so each look must be made with a
+    smaller alpha than the one before (`aifx.evaluation.against.alpha_of_look`).
+    """
+    digest = str(comparison.get("data_digest"))
+    look = looks_at(state, digest) + 1
+    if int(comparison.get("look") or 1) < look:
+        what = (
+            f"the comparison is look {comparison.get('look') or 1} at these rows, and the ledger has {look - 1} of them"
+        )
+        hint = f"aifx eval --against RUN --look {look}, or compare on fresh rows"
+        raise UsageError(what, "each look must spend less alpha than the one before", hint)
+    return {"data_digest": digest, "look": look}
 
 
 def attest_file(root: Root, reference: str, name: str, data: bytes, key: Path | None, caller: Caller) -> Act:

@@ -121,7 +121,8 @@ def _better(case: Case, rule: BetterRule) -> Finding:
     if rule.margin is not None:
         hint += f" --margin {rule.margin:g}"
     looks = [one for one in case.attestations if one.kind == "comparison" and _is_of_data(one, rule.data)]
-    compared = next((one for one in reversed(looks) if one.content.get("against") == incumbent.digest), None)
+    known = {incumbent.digest, incumbent.checkpoint}
+    compared = next((one for one in reversed(looks) if one.content.get("against") in known), None)
     if compared is None:
         return Finding("better", False, f"no comparison with {against} is attested", hint)
     content = compared.content

@@ -38,6 +38,11 @@ class NumberedVersion:
         return f"v{self.number}"
 
     @property
+    def checkpoint(self) -> str | None:
+        """The digest of the state of the checkpoint that it was pushed from."""
+        return self.pushed.facts.get("checkpoint")
+
+    @property
     def data(self) -> tuple[str, ...]:
         """The versions of data sets that it, and what it was tuned from, was trained on, "name@<64 digits>"."""
         return tuple(self.pushed.facts.get("data", ()))

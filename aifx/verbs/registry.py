@@ -314,6 +314,7 @@ def registry_push(
         >>> aifx.registry_push("main", "tiny").reference
         'tiny@v1'
     """
+    from aifx.checkpoint.manifest import read_manifest
     from aifx.kinds import read_config
     from aifx.loading.restore import choose_step
     from aifx.registry.acts import push
@@ -323,7 +324,8 @@ def registry_push(
     home = find_project(Path(project))
     directory = home.existing_run(run)
     at = choose_step(directory, read_config(directory.config, home), parse_step(step))
-    facts = {"run": directory.name, "step": at, **_data_facts(directory, home)}
+    checkpoint = read_manifest(directory.checkpoints / str(at)).state_digest
+    facts = {"run": directory.name, "step": at, "checkpoint": checkpoint, **_data_facts(directory, home)}
     caller = _caller(request, reason, dry_run)
     return push(found, name, lambda folder: write_version(directory, home, at, folder), facts, caller)
 

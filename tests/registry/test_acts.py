@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aifx.core.artifact import Artifact, seal, seal_files
-from aifx.core.errors import UsageError
+from aifx.core.errors import DataError, UsageError
 from aifx.core.stores import open_store
 from aifx.registry.acts import (
     Act,
@@ -168,6 +168,29 @@ def test_nobody_approves_their_own_version(root: Root) -> None:
     with pytest.raises(UsageError, match="ann cannot approve"):
         approve(root, "fraud@v1", "production", None, ANN)
     assert approve(root, "fraud@v1", "production", None, BOB).action == "approve"
+
+
+def test_each_look_at_the_same_rows_is_counted(root: Root) -> None:
+    promoted(root, "a")
+    push_text(root, "b")
+    incumbent = root.find("fraud@v1")[1].digest
+
+    def compare(look: int, rows: str, caller: Caller = ANN) -> Act:
+        content = {"metric": "loss", "verdict": "better", "against": incumbent, "data_digest": rows, "look": look}
+        return attest_version(root, "fraud@v2", "comparison", content, None, caller)
+
+    compare(1, "rows")
+    other = {"metric": "loss", "verdict": "better", "against": incumbent, "subject": {"digest": "5" * 64}}
+    with pytest.raises(DataError, match="is not about fraud@v2"):
+        attest_version(root, "fraud@v2", "comparison", {**other, "data_digest": "others"}, None, ANN)
+    kept = root.store.files("objects")
+    with pytest.raises(UsageError, match="is look 1 at these rows, and the ledger has 1") as error:
+        compare(1, "rows")
+    assert error.value.hint.startswith("aifx eval --against RUN --look 2")
+    assert root.store.files("objects") == kept
+    compare(2, "rows")
+    compare(1, "fresh rows")
+    assert compare(9, "rows", Caller("ann", "r")).entry == compare(9, "rows", Caller("ann", "r")).entry
 
 
 def test_past_meanings_heads_and_searches(root: Root) -> None:
