@@ -15,16 +15,17 @@ from aifx.core.artifact import Artifact, publish, short, unfinished
 from aifx.core.artifact_copies import copy_artifact
 from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, DataError, ExitCode, UsageError
-from aifx.core.files import read_input
+from aifx.core.json_files import cannot_write
 from aifx.core.project import cache_path
 from aifx.core.results import Result
 from aifx.core.stores import open_store
+from aifx.registry.documents import read_given
 from aifx.registry.evidence import Kind, attest, attestations_of, read_attestation
 from aifx.registry.judge import Case, Finding, judge
 from aifx.registry.ledger import Entry, find_request, new_request
 from aifx.registry.policy import FIRST, change_policy, read_policy
 from aifx.registry.reports import PolicyPage, show_policy
-from aifx.registry.roots import Outcome, Root, check_alias, current_actor, find_version
+from aifx.registry.roots import Outcome, Root, check_alias, check_model_name, current_actor, find_version
 from aifx.registry.state import ModelState, NumberedVersion
 from aifx.registry.swappable import swap_obstacles
 
@@ -127,6 +128,7 @@ def push(root: Root, name: str, write: Write, facts: Mapping[str, Any], caller: 
 
     The artefact is in its place before the entry names it, so that a kill in between leaves no entry without files.
     """
+    check_model_name(name)
     if (done := _done_before(root, name, caller)) is not None:
         return done
     digest = _store(root, name, write, is_trial=caller.is_trial)
@@ -144,7 +146,10 @@ def _store(root: Root, name: str, write: Write, *, is_trial: bool) -> str:
     local = root.versions(name).folder
     folder = local if local and not is_trial else cache_path("pushes")
     with unfinished(folder / "push") as written:
-        artifact = write(written)
+        try:
+            artifact = write(written)
+        except OSError as e:
+            raise cannot_write(written, e) from e
         store = root.version_store(name, artifact.digest)
         if is_trial or _is_stored(root, name, artifact):
             return artifact.digest
@@ -399,7 +404,7 @@ def set_policy(root: Root, file: Path | None, key: Path | None, caller: Caller) 
     if file is None and not read_policy(root).digest:
         change_policy(root, FIRST, "the first policy", caller.name, None, caller.request)
     elif file is not None:
-        change_policy(root, read_input(file).decode(), str(file), caller.name, key, caller.request)
+        change_policy(root, read_given(file).decode(), str(file), caller.name, key, caller.request)
     return show_policy(root)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aifx.core.errors import AifxError, UsageError
-from aifx.core.files import read_input
 from aifx.core.os_errors import in_brief
 from aifx.core.project import CONFIG_NAME, Project, RunDirectory, find_project
 from aifx.core.steps import parse_step
@@ -413,7 +412,7 @@ def registry_attest(
         'attest'
     """
     from aifx.registry.acts import attest_file, attest_version
-    from aifx.registry.documents import evaluation_of, parse_evidence
+    from aifx.registry.documents import evaluation_of, parse_evidence, read_given
 
     found, home = find_root(root, project)
     caller, signer = _caller(request, reason, dry_run), None if key is None else Path(key)
@@ -432,7 +431,7 @@ def registry_attest(
             )
         content = evaluation_of(found, reference, home)
         return attest_version(found, reference, "eval", content, signer, caller)
-    data = read_input(Path(file))
+    data = read_given(Path(file))
     if kind == "file":
         return attest_file(found, reference, Path(file).name, data, signer, caller)
     return attest_version(found, reference, *parse_evidence(data, kind, str(file)), signer, caller)
