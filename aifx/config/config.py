@@ -90,6 +90,7 @@ class Config:
             project,
             datasets=section.root,
             registry=self.registry.root,
+            trusted_keys=self.registry.trusted_keys,
             license_allow=section.license_allow,
             license_conflicts=section.license_conflicts,
         )

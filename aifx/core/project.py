@@ -95,6 +95,7 @@ class Project:
         code: the folder of its own modules; `root` if not set. That of a model version has its own.
         datasets: where its data sets are: a folder relative to `root`, or a URL. `Config.apply_to` sets all but `root`.
         registry: where its models are, likewise.
+        trusted_keys: PEM files of public keys, relative to `root`: code that one of them signed may run.
         license_allow: SPDX identifiers of the licences that its data may have; any if empty.
         license_conflicts: what to do about sources whose licences exclude each other.
     """
@@ -102,6 +103,7 @@ class Project:
     root: Path
     datasets: str = "datasets"
     registry: str = "registry"
+    trusted_keys: tuple[str, ...] = ()
     license_allow: tuple[str, ...] = ()
     license_conflicts: Literal["warn", "refuse"] = "warn"
     code: Path | None = None

@@ -19,13 +19,13 @@ from aifx.core.json_files import cannot_write
 from aifx.core.project import cache_path
 from aifx.core.results import Result
 from aifx.core.stores import open_store
-from aifx.registry.documents import read_given
 from aifx.registry.evidence import Kind, attest, attestations_of, read_attestation
 from aifx.registry.judge import Case, Finding, judge
 from aifx.registry.ledger import Entry, find_request, new_request
 from aifx.registry.policy import FIRST, change_policy, read_policy
 from aifx.registry.reports import PolicyPage, show_policy
 from aifx.registry.roots import Outcome, Root, check_alias, check_model_name, current_actor, find_version
+from aifx.registry.signing import read_given
 from aifx.registry.state import ModelState, NumberedVersion
 from aifx.registry.swappable import swap_obstacles
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 from aifx.checkpoint.manifest import read_manifest
 from aifx.core.errors import DataError, UsageError, did_you_mean
-from aifx.core.files import read_file, read_input
+from aifx.core.files import read_file
 from aifx.core.parsing import fault_in, parse_json
 from aifx.core.project import Project
 from aifx.registry.evidence import Kind
@@ -23,14 +22,6 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
     "drill": ("passed",),
 }
 """The keys that the document of each kind must have: the policy's rules read them."""
-
-
-def read_given(path: Path) -> bytes:
-    """The content of a file that the user named. Raises UsageError if it cannot be read."""
-    try:
-        return read_input(path)
-    except OSError as e:
-        raise UsageError(f"could not read {path}", e.strerror or str(e), f"ls -l {path}") from e
 
 
 def parse_evidence(data: bytes, kind: str, place: str) -> tuple[Kind, dict[str, Any]]:

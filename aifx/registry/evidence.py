@@ -12,8 +12,9 @@ from pydantic import TypeAdapter
 
 from aifx.core.errors import DataError
 from aifx.core.json_values import plain
+from aifx.core.project import Project
 from aifx.registry.roots import OBJECTS, Root
-from aifx.registry.signing import Envelope, parse_envelope, sign
+from aifx.registry.signing import Envelope, parse_envelope, read_given, sign
 from aifx.registry.state import ModelState
 
 Kind = Literal["eval", "comparison", "contamination", "bench", "drill", "approval", "signature", "file"]
@@ -78,3 +79,13 @@ def attestations_of(root: Root, state: ModelState, subject: str) -> tuple[Attest
     entries = state.about(subject, "attest", "approve")
     digests = dict.fromkeys(digest for entry in entries for digest in entry.evidence)
     return tuple(read_attestation(root, digest) for digest in digests)
+
+
+def trusted_signer(root: Root, state: ModelState, subject: str, project: Project) -> str | None:
+    """The file of a key that the project trusts and that signed a version; None if none did.
+
+    Raises UsageError for a file of `registry.trusted_keys` that cannot be read.
+    """
+    keys = {name: read_given(project.root / name).decode(errors="replace") for name in project.trusted_keys}
+    signed = (one for one in attestations_of(root, state, subject) if one.kind == "signature") if keys else ()
+    return next((name for one in signed for name in one.envelope.signers(keys)), None)

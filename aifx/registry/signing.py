@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError, EnvironmentFault, UsageError
 from aifx.core.extras import install_command
-from aifx.core.files import read_file
+from aifx.core.files import read_input
 from aifx.core.json_files import cannot_write, encode
 from aifx.core.json_values import encode_json
 from aifx.core.os_errors import naming
@@ -161,6 +161,14 @@ def write_key(path: Path, curve: str) -> str:
     return key_id(public_pem(private))
 
 
+def read_given(path: Path) -> bytes:
+    """The content of a file that the user named. Raises UsageError if it cannot be read."""
+    try:
+        return read_input(path)
+    except OSError as e:
+        raise UsageError(f"could not read {path}", e.strerror or str(e), f"ls -l {path}") from e
+
+
 def read_private_key(path: Path) -> EllipticCurvePrivateKey:
     """The private key in a PEM file. Raises UsageError for a file that holds none of the curves."""
     _need_cryptography()
@@ -169,9 +177,7 @@ def read_private_key(path: Path) -> EllipticCurvePrivateKey:
 
     hint = f"aifx registry keygen {path}"
     try:
-        key = load_pem_private_key(read_file(path), None)
-    except FileNotFoundError:
-        raise UsageError(f"no key {path}", "there is no such file", hint) from None
+        key = load_pem_private_key(read_given(path), None)
     except (ValueError, TypeError) as e:
         raise UsageError(f"{path} is no private key", str(e).splitlines()[0], hint) from e
     if not isinstance(key, EllipticCurvePrivateKey):

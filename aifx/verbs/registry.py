@@ -412,7 +412,8 @@ def registry_attest(
         'attest'
     """
     from aifx.registry.acts import attest_file, attest_version
-    from aifx.registry.documents import evaluation_of, parse_evidence, read_given
+    from aifx.registry.documents import evaluation_of, parse_evidence
+    from aifx.registry.signing import read_given
 
     found, home = find_root(root, project)
     caller, signer = _caller(request, reason, dry_run), None if key is None else Path(key)

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from aifx.core.errors import ConfigError, DataError, UsageError
+from aifx.core.project import Project
 from aifx.core.stores import open_store
-from aifx.registry.evidence import Attestation, Kind, attest, attestations_of, read_attestation
+from aifx.registry.evidence import Attestation, Kind, attest, attestations_of, read_attestation, trusted_signer
 from aifx.registry.judge import Case, Finding, judge
 from aifx.registry.ledger import Entry
 from aifx.registry.policy import FIRST, change_policy, parse_policy, read_policy
@@ -205,6 +206,21 @@ def test_an_envelope_shows_who_signed_its_bytes(keys: dict[str, Path]) -> None:
     with pytest.raises(UsageError):
         write_key(keys["ann"], "P-256")
     assert keys["ann"].stat().st_mode & 0o077 == 0
+
+
+def test_a_key_that_the_project_trusts_vouches_for_a_version(
+    model: Model, keys: dict[str, Path], tmp_path: Path
+) -> None:
+    project = Project(tmp_path, trusted_keys=("ann.pem.pub", "bob.pem.pub"))
+
+    def signer() -> str | None:
+        return trusted_signer(model.root, model.root.state("fraud"), V2, project)
+
+    model.attest("signature", {}, "ann", keys["cid"])
+    model.attest("file", {"name": "x", "sha256": "c" * 64}, "ann", keys["ann"])  # which vouches for the file alone
+    assert signer() is None
+    model.attest("signature", {}, "x", keys["bob"])
+    assert signer() == "bob.pem.pub"
 
 
 def test_only_an_admin_changes_the_policy(model: Model, keys: dict[str, Path]) -> None:
