@@ -204,6 +204,7 @@ def _make_one(recipe: Recipe, folder: Path, options: StepOptions) -> RecipeMade:
     catalog, _ = find_catalog(options.get("root"), options.get("project", "."))
     name = recipe.name
     with holding(steps_folder(name, catalog) / MAKING, f"the recipe of {name}", "makes it"):
+        _check_meaning(catalog, name)
         steps: list[RecipeStepMade] = []
         for step, made in RecipeCalls(recipe, folder, catalog).make(options):
             dropped = made.dropped if isinstance(made, MadeVersion) else made.quarantined
@@ -249,6 +250,7 @@ def data_make_plan(*names: str, recipe: StrPath | None = None, **options: Unpack
     planned: list[PlannedRecipe] = []
     changed: set[str] = set()
     for each in (each for group in _in_order(read_recipes(path), names, path, options) for each in group):
+        _check_meaning(catalog, each.name)
         steps: list[PlannedStep] = []
         whys, is_accepted = [""], True
         if read := sorted(changed.intersection(each.reads)):
@@ -315,6 +317,12 @@ def _outcome(made: RecipeStepMade) -> str:
     there = "" if made.is_new else ", which was there already"
     warned = f"; warned: {', '.join(made.warned)}" if made.warned else ""
     return f"{made.reference}, {counted(made.rows, 'row')}{dropped}{there}{warned}"
+
+
+def _check_meaning(catalog: Catalog, name: str) -> None:
+    """Raise DataError if a name means a version that is not there."""
+    if catalog.latest(name) is not None:
+        catalog.find(name)
 
 
 def _check_erased(catalog: Catalog, name: str, reference: str) -> None:

@@ -332,6 +332,16 @@ def test_what_is_no_folder_is_named(project: Path) -> None:
             aifx.data_make("letters", root=str(project / root))
 
 
+def test_a_name_that_means_no_version_is_named_with_the_way_out(project: Path) -> None:
+    version = aifx.data_make("letters").data_sets[0].reference
+    (project / "datasets" / "letters" / "latest").write_text("garbage")
+    for make in (aifx.data_make, aifx.data_make_plan):
+        with pytest.raises(AifxError, match=r"letters/latest is damaged\n(.|\n)*write the version"):
+            make("letters")
+    (project / "datasets" / "letters" / "latest").write_text(str(version).partition("@")[2])
+    assert not any(step.is_new for step in aifx.data_make("letters").data_sets[0].steps)
+
+
 def test_errors_of_names_files_and_values(project: Path) -> None:
     with pytest.raises(UsageError, match=r"no data set 'corpsu'(.|\n)*'corpus'"):
         aifx.data_make("corpsu")
