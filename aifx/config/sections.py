@@ -525,6 +525,9 @@ class RegistrySection(Section):
         "Folder relative to the project, or a URL that fsspec knows, such as s3://bucket/models.",
         RESUME_SAFE,
     )
+    trusted_keys: tuple[str, ...] = setting(
+        (), "PEM files of public keys: code in a version that one of them signed may run.", RESUME_SAFE
+    )
 
 
 class DatasetsSection(Section):
