@@ -148,9 +148,13 @@ class Artifact:
         """All files in its own folder but the manifest."""
         return {name: file for name, file in self.every_file.items() if name not in self.elsewhere}
 
-    def files_in(self, digest: str) -> Files:
-        """The files in the folder of another artefact, by their names there."""
-        return {name: self.files[own] for own, (other, name) in self.elsewhere.items() if other == digest}
+    @cached_property
+    def files_elsewhere(self) -> dict[str, dict[str, SealedFile]]:
+        """The files in the folders of other artefacts, by digest, and by their names there."""
+        found: dict[str, dict[str, SealedFile]] = {}
+        for own, (other, name) in self.elsewhere.items():
+            found.setdefault(other, {})[name] = self.files[own]
+        return found
 
     @property
     def size_bytes(self) -> int:

@@ -48,8 +48,11 @@ def is_compact(version: Version) -> bool:
 
 def _filling(files: Sequence[ShardFile]) -> list[list[ShardFile]]:
     groups: list[list[ShardFile]] = []
+    size = 0
     for file in files:
-        if not groups or sum(one.bytes for one in groups[-1]) + file.bytes > SHARD_BYTES:
+        if not groups or size + file.bytes > SHARD_BYTES:
             groups.append([])
+            size = 0
         groups[-1].append(file)
+        size += file.bytes
     return groups

@@ -218,7 +218,7 @@ class Join(DecidedStep):
     @contextmanager
     def _found(self, task: int, work: Path) -> Iterator[Callable[[int, int], Table]]:
         """A function that reads what was found for a number of rows of a shard, from a row on."""
-        begin = int(first_rows(self.events.manifest.shards)[task])
+        begin = int(self.first_rows[task])
         with pq.ParquetFile(work / DECISIONS / FOUND) as found:
             sizes = [found.metadata.row_group(group).num_rows for group in range(found.num_row_groups)]
             firsts = np.cumsum([0, *sizes])

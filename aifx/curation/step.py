@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -233,8 +234,11 @@ class DecidedStep(Step):
 
     def decisions(self, task: int, work: Path) -> Table:
         """The decisions about the rows of a shard. `row` counts from the first of them."""
-        shards = self.parents[0].manifest.shards
-        return read_decisions(work, int(first_rows(shards)[task]), shards[task].rows)
+        return read_decisions(work, int(self.first_rows[task]), self.parents[0].manifest.shards[task].rows)
+
+    @cached_property
+    def first_rows(self) -> I64:
+        return first_rows(self.parents[0].manifest.shards)
 
     def run(self, task: int, work: Path, limits: Limits) -> Iterator[Outcome]:
         for rows, decisions in self.decided_rows(task, work):

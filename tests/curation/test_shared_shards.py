@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +29,7 @@ from aifx.curation.execution import execute
 from aifx.curation.labels.agreement import ApplyLabels
 from aifx.curation.step import Limits, Step
 from aifx.data.versions.catalog import Catalog, check_files, check_shards, open_catalog
-from aifx.data.versions.manifest import KIND, VERSION, Version
+from aifx.data.versions.manifest import KIND, VERSION, ShardFile, Version
 
 LIMITS = Limits(1 << 30, 1)
 TEXTS = (("a cat", "a dog"), ("a bird", "no fish"), ("an ox", "an odd"))
@@ -173,6 +176,19 @@ def test_a_damaged_record_of_tasks_makes_them_run(catalog: Catalog) -> None:
     (first.path / "tasks.json").write_text("{")
     assert clean(collect(catalog, TEXTS), catalog).manifest.holders == ()
     assert damages(catalog, first) == ("tasks.json has 1 bytes and had " + f"{size_of_tasks(first):,}",)
+
+
+def test_many_small_files_take_a_time_in_proportion_to_their_number(catalog: Catalog) -> None:
+    parent = collect(catalog, TEXTS[:1])
+    files = [ShardFile(f"shards/{n:05d}.parquet", "0" * 64, 1, 9, f"{n // 2:064x}", f"s/{n}") for n in range(30_000)]
+    version = replace(parent, manifest=replace(parent.manifest, shards=tuple(files)), folders=defaultdict(Path))
+    began = time.process_time()
+    assert not is_compact(version)
+    assert len(Compact((version,)).tasks()) == 1
+    assert len({version.shards[n] for n in range(0, 30_000, 100)}) == 300
+    with pytest.raises(DataError, match="is missing"):
+        check_shards(version)
+    assert time.process_time() - began < 5, "0.4 s here; a minute if it grows with the square"
 
 
 def test_a_changed_record_of_tasks_is_not_believed(catalog: Catalog) -> None:

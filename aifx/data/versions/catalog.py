@@ -211,7 +211,7 @@ class Catalog:
         folders = self.folders_of(manifest)
         if self.local is not None:
             return Version(self.local / name / version, manifest, folders)
-        store, own = self.store.below(f"{name}/{version}"), _part_of(artifact, "")
+        store, own = self.store.below(f"{name}/{version}"), _own_part(artifact)
         folder = fetch(store, own, cache_path("datasets") / artifact.digest, is_whole=False)
         return Version(folder, manifest, folders)
 
@@ -222,9 +222,9 @@ class Catalog:
         """
         if self.local is not None:
             return {holder: self.local / manifest.name / short(holder) for holder in manifest.holders}
-        artifact, folders = manifest.artifact(), {}
-        for holder in manifest.holders:
-            store, part = self.store.below(f"{manifest.name}/{short(holder)}"), _part_of(artifact, holder)
+        folders = {}
+        for holder, files in manifest.artifact().files_elsewhere.items():
+            store, part = self.store.below(f"{manifest.name}/{short(holder)}"), Artifact(KIND, VERSION, {}, files)
             folders[holder] = fetch(store, part, cache_path("datasets") / holder, is_whole=False)
         return folders
 
@@ -367,8 +367,8 @@ def check_files(store: Store, name: str, version: str, read: ReadFiles | None = 
     with report_progress(f"reading {store.url}", size, "bytes") as progress:
         own = _damages(store, artifact.own_files, read, progress)
         damages += [damage for damage in own if damage.partition(" ")[0] not in rewritten]
-        for holder in sorted({holder for holder, _ in artifact.elsewhere.values()}):
-            found = _damages(store.beside(short(holder)), artifact.files_in(holder), read, progress)
+        for holder, files in sorted(artifact.files_elsewhere.items()):
+            found = _damages(store.beside(short(holder)), files, read, progress)
             damages += [f"{path_in(holder, damage)} ({name}@{short(holder)} holds it)" for damage in found]
     for folder in (SHARDS, DROPPED, QUARANTINE):
         stored = sorted(f"{folder}/{file}" for file in store.files(folder))
@@ -412,15 +412,18 @@ def _shards_by_folder(version: Version) -> Iterator[tuple[str, Path, Artifact]]:
     manifest = version.manifest
     own = {shard.name: SealedFile(shard.bytes, shard.sha256) for shard in manifest.shards if not shard.holder}
     yield "", version.path, Artifact(KIND, VERSION, {}, own)
-    for holder in dict.fromkeys(shard.holder for shard in manifest.shards if shard.holder):
-        held = {s.stored_as: SealedFile(s.bytes, s.sha256) for s in manifest.shards if s.holder == holder}
-        yield holder, version.folders[holder], Artifact(KIND, VERSION, {}, held)
+    held: dict[str, dict[str, SealedFile]] = {}
+    for shard in manifest.shards:
+        if shard.holder:
+            held.setdefault(shard.holder, {})[shard.stored_as] = SealedFile(shard.bytes, shard.sha256)
+    for holder, files in held.items():
+        yield holder, version.folders[holder], Artifact(KIND, VERSION, {}, files)
 
 
-def _part_of(artifact: Artifact, holder: str) -> Artifact:
-    """The Parquet files of a version that another one holds, or its own, as an artefact."""
+def _own_part(artifact: Artifact) -> Artifact:
+    """The Parquet files that a version holds itself, as an artefact."""
     own = {name: file for name, file in artifact.files.items() if name not in artifact.elsewhere}
-    return Artifact(KIND, VERSION, {}, artifact.files_in(holder) if holder else own)
+    return Artifact(KIND, VERSION, {}, own)
 
 
 def _listed_files(store: Store, sums: bytes) -> dict[str, SealedFile]:

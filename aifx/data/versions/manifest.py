@@ -25,6 +25,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -347,7 +348,7 @@ class Version:
     def reference(self) -> str:
         return self.manifest.reference
 
-    @property
+    @cached_property
     def shards(self) -> tuple[Path, ...]:
         """The Parquet files with its rows, in order."""
         return tuple(map(self.path_of, self.manifest.shards))
