@@ -14,6 +14,7 @@ from aifx.core.calls import call_each
 from aifx.core.errors import AifxError, ConfigError, DataError, ExitCode, UsageError, did_you_mean
 from aifx.core.files import holding
 from aifx.core.licensing import LicenseConflict
+from aifx.core.logs import at_level
 from aifx.core.plurals import counted
 from aifx.core.results import Result
 from aifx.curation.execution import MadeVersion, NotMade
@@ -190,8 +191,9 @@ def _missing_bytes(recipe: Recipe, folder: Path, options: StepOptions) -> int:
     """The bytes that the first missing step of a data set reads; 0 if nothing is missing, or if that is not known."""
     catalog, _ = find_catalog(options.get("root"), options.get("project", "."))
     try:
-        for _ in RecipeCalls(recipe, folder, catalog).make({**options, "dry_run": True}):
-            pass
+        with at_level("aifx", logging.ERROR):  # making it will warn
+            for _ in RecipeCalls(recipe, folder, catalog).make({**options, "dry_run": True}):
+                pass
     except NotMade as missing:
         return missing.input_bytes
     except AifxError:  # which making it will report

@@ -154,7 +154,7 @@ def test_a_recipe_moves_no_name_to_a_version_that_is_refused(project: Path, capl
     assert (project / "datasets/code/latest").read_text() != before
     caplog.clear()
     mix = '{ mix = { sets = ["ours:1", "kernel:1", "tools:1"] } }'
-    (project / "recipe.toml").write_text(f"[blend]\nsteps = [{mix}]\n")
+    (project / "recipe.toml").write_text(f"[blend]\nsteps = [{mix}]\n[other]\nsteps = [{add}]\n")
     aifx.data_make()
     assert caplog.text.count("exclude each other") == 1
     configure(project, 'license_conflicts = "refuse"')
