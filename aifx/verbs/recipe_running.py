@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, TypeAlias
 from aifx.core.errors import AifxError
 from aifx.curation.add_plan import AddedFiles
 from aifx.curation.execution import Made, MadeVersion, NotMade
-from aifx.curation.pii.reports import PiiReport
 from aifx.data.versions.catalog import DATASET_NAME
 from aifx.data.versions.made_steps import made_steps
 from aifx.verbs.catalogs import ArgumentsChecked, StepChain, StepOptions, StepPlace
@@ -91,7 +90,7 @@ class RecipeCalls:
             if not e.what.startswith(place):  # a step after it, which its verb called
                 e.what = f"{place}{number} ({step.name}): {e.what}"
             raise
-        made: StepResult | None = result.made if isinstance(result, PiiReport) else result
+        made: StepResult | None = result.made if step.name == "pii" else result  # its report has the version
         assert made is not None, "pii removes what it finds"
         return made
 
