@@ -51,4 +51,6 @@ def make(
         for data_set in made.data_sets:
             done = sum(step.is_new for step in data_set.steps)
             what = f"{done} of {len(data_set.steps)} steps done" if done else "was there already"
+            if not data_set.is_accepted:
+                what = f"as before: {data_set.steps[-1].reference} is not accepted"
             out.print(f"{data_set.name}: {data_set.reference or 'no version'}, {what}")

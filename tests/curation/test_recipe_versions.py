@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import inprocess
 import pytest
 from prose import prose
 from s3_server import s3_server
@@ -61,6 +62,11 @@ def test_a_refused_step_keeps_the_meaning_of_the_name_and_is_not_run_again(proje
     (again,) = aifx.data_make(workers=1).data_sets
     assert [(step.reference, step.is_new) for step in again.steps] == [(step.reference, False) for step in corpus.steps]
     assert aifx.data_make_plan().data_sets[0].steps[-1].why == "it is not accepted, and nothing after it runs"
+    done = inprocess.run(["data", "make"], project, {"AIFX_CACHE_DIR": str(project / "cache")})
+    assert (done.returncode, done.stdout.strip()) == (
+        1,
+        f"corpus: {before}, as before: {corpus.steps[-1].reference} is not accepted",
+    )
     history = aifx.data_expect_history("corpus").rules[0].versions
     assert [(one.outcome, one.value) for one in history] == [("refused", 11)]
     write_recipe("corpus", steps=f"{STEPS}, {rule(check='rows', at_least=11)}, {split}")
