@@ -34,9 +34,12 @@ BOOK = Path(__file__).parents[1] / "templates/language-model/data"
 WORDS_PER_DOCUMENT = (60, 900)
 FORMATS = ("txt", "jsonl", "csv", "parquet")
 GOALS = {"add .txt": 250, "add .parquet": 250, "add .jsonl": 60, "add .csv": 60, "clean": 1.4, "exact": 180, "near": 20,
-         "decontaminate": 18}  # fmt: skip
+         "decontaminate": 18, "one pass": 6}  # fmt: skip
 """MB per second of processor time."""
-PARTS = ("add", "clean", "exact", "near", "decontaminate")
+STEPS = "{ clean = {} }, { dedupe = {} }, { pii = { mask = true } }, { split = { validation = 0.0, test = 0.0 } }"
+"""Of the recipe of the part `one pass`, after `add`."""
+
+PARTS = ("add", "clean", "exact", "near", "decontaminate", "one pass")
 
 
 def main() -> None:
@@ -114,6 +117,8 @@ def write_formats(folder: Path, name: str, texts: list[str]) -> None:
     csv.write_csv(table, folder / f"{name}.csv")
     with (folder / f"{name}.jsonl").open("w") as file:
         file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    steps = f'{{ add = {{ sources = ["{folder}/{name}.parquet"], license = "unknown" }} }}, {STEPS}'
+    (folder / f"{name}.toml").write_text(f"[corpus]\nsteps = [{steps}]\n")
     (folder / name).mkdir()
     per_file = max(1, len(texts) // 40)
     for index in range(0, len(texts), per_file):
@@ -194,6 +199,7 @@ OURS: dict[str, Callable[[Path], Told]] = {
     "clean": step("clean", "clean", "corpus"),
     "exact": step("exact", "dedupe", "corpus", "--memory", "512MB"),
     "near": step("near", "dedupe", "corpus", "--near", "0.8"),
+    "one pass": step("one pass", "make", "--recipe", "{folder}/{text}.toml"),
     "decontaminate": step("decontaminate", "decontaminate", "corpus", "--against", "{folder}/test.txt", "--drop"),
 }
 

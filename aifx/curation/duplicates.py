@@ -67,8 +67,8 @@ DIGESTS, BANDS = "digests", "bands"
 ROW_DIGESTS = 1
 """Version of the digests of rows. Raise it if a row would get another."""
 
-DIGESTED_BYTES, SKETCHED_BYTES = 192 << 20, 64 << 20
-"""Bytes of shards that are worth a process of their own: those that it reads in a second."""
+DIGESTED_BYTES, SKETCHED_BYTES = 512 << 20, 96 << 20
+"""Bytes of shards that are worth a process of their own: those that it reads in some seconds."""
 
 MEMBER_BYTES = 256
 """Memory for each row of a cluster that is decided about."""

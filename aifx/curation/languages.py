@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aifx.curation.words import group_starts
+
 SAMPLE = 1024
 """Characters that are looked at, from the middle of a text: the time of a page, not of a book."""
 
@@ -118,17 +120,22 @@ class _Model:
         longest = max(map(len, data))
         padded = np.frombuffer(b"".join(one.ljust(longest, b"\0") for one in data), np.uint8)
         letters = np.ascontiguousarray(padded.reshape(len(data), longest).T)
-        found = np.empty((longest, len(data)), np.int32)
-        state = np.zeros(len(data), np.uint32)
-        for step in range(longest):
-            state = self.moves.take(self.row.take(state) + letters[step])
-            found[step] = self.features.take(state)
+        states = np.empty((longest, len(data)), self.moves.dtype)
+        row = np.full(len(data), self.row[0])
+        for letter, state in zip(letters, states, strict=True):
+            row += letter
+            self.moves.take(row, out=state, mode="clip")
+            self.row.take(state, out=row, mode="clip")
+        found = self.features.take(states)
         is_feature = (found >= 0) & (np.arange(longest)[:, None] < sizes)
         found += np.arange(len(data), dtype=np.int32) * len(self.weights)
-        keys, counts = np.unique(found[is_feature], return_counts=True)
-        samples, features = np.divmod(keys, len(self.weights))
+        keys = np.sort(found[is_feature])  # by sample and feature
+        first = np.flatnonzero(group_starts(keys))
+        counts = np.diff(np.append(first, len(keys)))
+        samples, features = np.divmod(keys[first], len(self.weights))
+        ends = np.searchsorted(samples, np.arange(len(data) + 1))
         values = np.log1p(counts.astype(np.float32))
-        return csr_matrix((values, (samples, features)), shape=(len(data), len(self.weights)))
+        return csr_matrix((values, features, ends), shape=(len(data), len(self.weights)))
 
 
 def _bytes(sample: str) -> bytes:
