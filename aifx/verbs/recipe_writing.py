@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 Settings = dict[str, Any]
 
+LINE = 80
+"""Characters of a list on one line."""
+
 
 @dataclass(frozen=True)
 class WrittenRecipe(Result):
@@ -91,12 +94,12 @@ class _Writer:
         self._versions: dict[str, str] = {}
 
     def text(self) -> str:
-        from aifx.config.toml import literal, literal_key
+        from aifx.config.toml import literal_key
 
         lines = []
         for name, steps in self._tables.items():
             lines += [f"[{literal_key(name)}]", "steps = ["]
-            lines += [f"    {literal(step)}," for step in steps]
+            lines += [f"    {_step_text(step)}," for step in steps]
             lines += ["]", ""]
         return "\n".join(lines).rstrip() + "\n"
 
@@ -288,6 +291,20 @@ class _Writer:
         from aifx.curation.history import find_manifest
 
         return "@" in name and find_manifest(self._catalog, name) is not None
+
+
+def _step_text(step: Settings) -> str:
+    """A step of a recipe on one line, but the items of a long list on a line each."""
+    from aifx.config.toml import literal, literal_key
+
+    def text(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return "{" + ", ".join(f"{literal_key(key)} = {text(each)}" for key, each in value.items()) + "}"
+        if isinstance(value, list) and len(literal(value)) > LINE:
+            return "[\n" + "".join(f"        {literal(item)},\n" for item in value) + "    ]"
+        return literal(value)
+
+    return text(step)
 
 
 _SETTINGS: Mapping[str, tuple[str, Callable[[_Writer, Manifest], Settings]]] = {

@@ -126,6 +126,16 @@ def test_what_a_recipe_cannot_say_is_named(project: Path) -> None:
         aifx.data_recipe("notes")
 
 
+def test_long_lists_have_an_item_on_a_line(project: Path) -> None:
+    aifx.data_add("corpus", "texts", license="CC0-1.0")
+    recipe = aifx.data_recipe("corpus").recipe
+    assert max(map(len, recipe.splitlines())) < 120
+    assert '    {add = {sources = [\n        "texts/0.txt",\n' in recipe
+    (project / "recipe.toml").write_text(recipe)
+    (planned,) = aifx.data_make_plan("corpus").data_sets
+    assert planned.steps[0].reference == aifx.data_show_version("corpus").reference
+
+
 def test_the_command(project: Path) -> None:
     aifx.data_add("corpus", "texts/1.txt", license="CC0-1.0")
     printed = inprocess.run(["data", "recipe", "corpus"], project, {})
