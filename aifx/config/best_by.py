@@ -89,7 +89,7 @@ def best_by_of(config: Config) -> BestBy:
 def first_of(gates: Iterable[Gate]) -> BestBy | None:
     """The metric and direction of the first gate that has a direction."""
     for gate in gates:
-        if gate.op != "==":
+        if gate.op != "==" and not gate.is_of_slices:
             return BestBy(gate.name, "max" if gate.op.startswith(">") else "min")
     return None
 

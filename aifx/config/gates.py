@@ -26,6 +26,11 @@ class Gate:
     op: str
     bound: float
 
+    @property
+    def is_of_slices(self) -> bool:
+        """Whether it is about values of a column in `eval.slices`, which are known once the data is read."""
+        return self.name.startswith("slices.")
+
     def passes(self, value: float) -> bool:
         """Whether `value` is within the bound. One that is not finite never is."""
         return math.isfinite(value) and bool(_OPERATORS[self.op](value, self.bound))

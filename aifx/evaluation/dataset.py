@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from aifx.core.steps import StepChoice
 from aifx.data.base import undefined
 from aifx.data.readers.sources import check_regular
 from aifx.evaluation.held_out import SAFE_OVERRIDES, Part, check_overrides, measure_part, reports_of_step
+from aifx.evaluation.slices import Slices
 from aifx.loading.references import with_references
 from aifx.loading.restore import restore_run
 from aifx.parallel.joining import current_group
@@ -39,6 +40,7 @@ class DatasetReport:
     metrics: Mapping[str, Any]
     gates: tuple[GateResult, ...]
     baselines: Mapping[str, Mapping[str, float]]  # metrics by the baseline's name
+    slices: Slices = field(default_factory=dict)  # by column of eval.slices
 
     @property
     def passed(self) -> bool:
@@ -120,7 +122,7 @@ def measure_files(
             of_file = with_references(of_file, frozen, run)
             name, digest = display_name(path, project), digest or dataset.digest
             part = measure_part(f"{name} ({digest[:12]})", "test", all_gates, of_file, params, frozen)
-            report = DatasetReport(name, digest, part.metrics, part.gates, part.baselines)
+            report = DatasetReport(name, digest, part.metrics, part.gates, part.baselines, part.slices)
             if current_group().is_first:
                 keep_report(run, trained.step, quantize, report)
             reports.append(report)

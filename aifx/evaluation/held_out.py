@@ -33,6 +33,7 @@ from aifx.core.steps import StepChoice
 from aifx.data.base import TEXT_BYTES, Batch, BatchSource, Dataset
 from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import Split
+from aifx.evaluation.slices import Slices, check_slice_gates, measure_slices
 from aifx.kinds import read_config
 from aifx.loading.references import with_references
 from aifx.loading.restore import OpenTask, restore_run
@@ -161,6 +162,8 @@ class Report(Result):
     gates: tuple[GateResult, ...]
     better_last: BetterLast | None = None  # the last checkpoint, if it beats the best one by a gate's metric
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # metrics by the baseline's name
+    slices: Slices = field(default_factory=dict)  # by column of eval.slices
+    data: str = ""  # the versions of data sets that the split is of
 
     @property
     def passed(self) -> bool:
@@ -187,6 +190,7 @@ class Part:
     baselines: Mapping[str, Mapping[str, float]]
     programs: Programs
     totals: Totals
+    slices: Slices = field(default_factory=dict)
 
 
 def measure_part(
@@ -196,15 +200,18 @@ def measure_part(
 
     Raises UsageError for a gate on a metric that does not exist, before anything is measured.
     """
-    if gates:
-        check_names(gates, metric_names(programs, split))
+    check_slice_gates(gates, programs.config.eval.slices)
+    if of_whole := [gate for gate in gates if not gate.is_of_slices]:
+        check_names(of_whole, metric_names(programs, split))
+    slices = measure_slices(programs, params, frozen, split)
     totals: dict[str, tuple[Any, Any]] = {}
     metrics = evaluate_split(programs, params, frozen, split, totals=totals)
     baselines = {
         name: finite(scalars(evaluate_split(baseline, weights, {}, split)))
         for name, baseline, weights in baseline_programs(programs, split)
     }
-    return Part(data, split, metrics, evaluate_gates(gates, metrics), baselines, programs, totals)
+    results = evaluate_gates(gates, {**metrics, "slices": slices})
+    return Part(data, split, metrics, results, baselines, programs, totals, slices)
 
 
 def evaluate(
@@ -261,6 +268,8 @@ def measure(
         quantize=quantize,
         better_last=better if better is not None and better.last_step != trained.step else None,
         baselines=part.baselines,
+        slices=part.slices,
+        data=data_reference(trained.config, project),
     )
     if current_group().is_first:
         write_report(run, report, data_digest=data_digest(trained.task, trained.config))
@@ -357,7 +366,8 @@ def write_report(run: RunDirectory, report: Report, *, data_digest: str) -> None
     measured = {"metrics": report.metrics, "gates": report.gates, "passed": report.passed, "data_digest": data_digest}
     name = report.split if report.quantize == "none" else f"{report.split}-{report.quantize}"
     with reports_of_step(run, report.step) as kept:
-        kept["splits"][name] = measured | {"baselines": report.baselines, "measured_at": time.time()}
+        others = {"baselines": report.baselines, "slices": report.slices, "measured_at": time.time()}
+        kept["splits"][name] = measured | others
 
 
 @contextmanager

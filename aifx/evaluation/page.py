@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from aifx.core.pages import render
+from aifx.core.pages.canvas import FAINT, Picture, canvas, ticks
 from aifx.data.base import BatchSource
 from aifx.data.readers.pictures import MODES
 from aifx.data.spec import DataSpec
@@ -20,6 +22,10 @@ from aifx.evaluation.held_out import Part, Report
 from aifx.tasks.base import dataset_of, evaluation_source
 
 MOST_ERRORS = 48
+RELIABILITY_HEIGHT = 320
+ZOOM = 0.5
+"""Probability above which all dots may be for the picture to show that part alone."""
+
 MOST_CONFUSED = 40
 """Classes up to which the confusion matrix is shown."""
 
@@ -50,6 +56,7 @@ def report_page(report: Report | DatasetReports, parts: Sequence[Part]) -> str:
 
 
 def _page_part(part: Part) -> dict[str, Any]:
+    name = f"reliability {part.data}"
     classes, confusion = part.metrics.get("per_class") or {}, part.metrics.get("confusion") or []
     return {
         "name": part.data,
@@ -58,6 +65,8 @@ def _page_part(part: Part) -> dict[str, Any]:
         "baselines": part.baselines,
         "classes": classes,
         "columns": list(next(iter(classes.values()), {})),
+        "slices": part.slices,
+        "reliability": [_reliability(name, bins)] if (bins := part.metrics.get("calibration")) else [],
         "confusion": list(zip(classes, confusion, strict=True)) if 0 < len(confusion) <= MOST_CONFUSED else [],
         "errors": _worst_errors(part),
     }
@@ -73,6 +82,31 @@ def _worst_errors(part: Part) -> list[WorstErrorRow]:
         WorstErrorRow(name, _texts(error.facts), _picture(source, error.row, task.data))
         for name, error in zip(found or [f"example {row + 1}" for row in rows], errors, strict=True)
     ]
+
+
+def _reliability(name: str, bins: Sequence[Mapping[str, float]]) -> Picture:
+    """The share of right predictions over their mean probability, a dot for each bin.
+
+    A reliability diagram as in Guo et al., On calibration of modern neural networks, ICML 2017. Bins have equal mass,
+    so no dot is more certain than the others.
+    """
+    with canvas(name, height=RELIABILITY_HEIGHT) as on:
+        sure, right = ([one[key] for one in bins] for key in ("confidence", "accuracy"))
+        low = max(min(*sure, *right, 0.9) - 0.03, 0.0) if min(*sure, *right) > ZOOM else 0.0
+        on.axes.plot([low, 1], [low, 1], color=FAINT, lw=1, ls="--")
+        for one in bins:
+            on.axes.plot([one["confidence"]] * 2, [one["confidence"], one["accuracy"]], color="C1", lw=2)
+            words = f"probability {one['confidence']:.1%}, right {one['accuracy']:.1%} of {one['weight']:,.0f}"
+            on.dot(one["confidence"], one["accuracy"], words, "C0")
+        room = (1 - low) * 0.03
+        on.axes.set(xlim=(low - room, 1 + room), ylim=(low - room, 1 + room), xlabel="mean probability")
+        on.unit("right")
+        for axis in (on.axes.xaxis, on.axes.yaxis):
+            ticks(axis, MaxNLocator(5), lambda value: f"{value:.0%}" if low == 0 else f"{value:.1%}")
+        on.key("a bin of predictions", 0)
+        on.key("its distance from the truth", 1)
+        on.key("calibrated", is_dashed=True)
+        return on.picture("Reliability", "below the dashed line, the model is too sure")
 
 
 def number(value: float) -> str:

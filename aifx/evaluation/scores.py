@@ -76,9 +76,10 @@ class Groups:
         """The total and the weight of each group, of the rows `which`."""
         totals, weights = ratio.totals, np.broadcast_to(ratio.weights, np.shape(ratio.totals))
         if self.codes is None:
-            by_row = [values.reshape(len(values), -1).sum(axis=1, dtype=np.float64) for values in (totals, weights)]
-            sums = np.stack(by_row, axis=1)
-            return sums if which is None else sums[: len(which)] * which[:, None]
+            both = [values.reshape(len(values), -1).astype(np.float64) for values in (totals, weights)]
+            if which is not None:
+                both = [values[: len(which)] * which.reshape(len(which), -1) for values in both]
+            return np.stack([values.sum(axis=1) for values in both], axis=1)
         codes, shape = self.codes, self.codes.shape
         kept = codes >= 0 if which is None else (codes >= 0) & which
         parts = (np.bincount(codes[kept], values[: shape[0]][kept], len(self.keys)) for values in (totals, weights))

@@ -1,4 +1,4 @@
-"""Next-token prediction, and supervised fine-tuning: the same loss over the tokens of some writers of a chat."""
+"""Next-token prediction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from aifx.data.base import TEXT_BYTES
-from aifx.data.chat.rendering import COMPLETION, EARLIER
 from aifx.data.spec import DataSpec
 from aifx.models.base import Model
 from aifx.nn.vocabulary import cross_entropies, cross_entropy_sum
@@ -28,7 +27,6 @@ from aifx.objectives.base import (
     mean,
 )
 from aifx.objectives.checks import misfit
-from aifx.objectives.sections import SftSection
 from aifx.parallel.context import ForwardContext
 from aifx.specs import Params
 from jax_kernels._ops.linear_cross_entropy import linear_cross_entropy
@@ -117,28 +115,3 @@ def cross_entropy(
     return linear_cross_entropy(
         hidden, head.weight, labels, ignore_label=UNSCORED, logit_softcap=head.logit_softcap, reduction=reduction
     )
-
-
-LEAST_WRITER = {"all": 0, "assistant": EARLIER, "completion": COMPLETION}
-"""By `objective.loss_on`: tokens of this writer and of higher ones are trained."""
-
-
-class SupervisedFineTuning(NextToken):
-    """Cross-entropy of each token that `objective.loss_on` names. Reports loss in nats per such token, perplexity."""
-
-    def __init__(self, section: SftSection) -> None:
-        self.loss_on = section.loss_on
-
-    def check_data(self, data: DataSpec) -> None:
-        super().check_data(data)
-        if "writers" not in data.fields:
-            why = "its DataSpec has no field 'writers', the writer of each target"
-            raise misfit('supervised fine-tuning needs data of conversations: data.kind = "chat"', why)
-
-    def target_weights(self, batch: Any) -> Any:
-        return batch["weights"] * (batch["writers"] >= LEAST_WRITER[self.loss_on])
-
-    def metrics(self, totals: Totals, data: DataSpec) -> dict[str, Any]:
-        """loss [nats per trained token], perplexity, and how many tokens were scored."""
-        tokens = round(float(totals["loss"][1]))
-        return {**super().metrics({"loss": totals["loss"]}, data), "tokens": tokens}

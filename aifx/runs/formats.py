@@ -393,6 +393,7 @@ class _KeptReport(TypedDict):
     passed: bool
     measured_at: float
     baselines: dict[str, dict[str, float]]
+    slices: dict[str, Any]
 
 
 class SplitReport(_KeptReport):

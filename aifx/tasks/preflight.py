@@ -43,7 +43,8 @@ def check_best_by(config: Config) -> None:
 
 def _mistakes(config: Config, project: Project) -> Iterator[Mistake]:
     known = declared_metrics(config.parts, config.data)
-    for gate in map(parse_gate, config.eval.gates if known else ()):
+    gates = [gate for gate in map(parse_gate, config.eval.gates) if not gate.is_of_slices]
+    for gate in gates if known else ():
         try:
             if not _is_class_metric(gate.name, config.parts, config.data):
                 check_names([gate], known)

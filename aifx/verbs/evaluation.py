@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from aifx.evaluation.dataset import DatasetReport, DatasetReports
     from aifx.evaluation.held_out import BetterLast, Part
     from aifx.evaluation.held_out import Report as Evaluation
+    from aifx.evaluation.slices import ColumnSlices
 
 
 @overload

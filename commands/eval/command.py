@@ -17,7 +17,14 @@ from aifx.core.limits import check_limits
 from aifx.core.project import find_project
 
 if TYPE_CHECKING:
-    from aifx.verbs.evaluation import BetterLast, Comparison, DatasetReport, DatasetReports, Evaluation
+    from aifx.verbs.evaluation import (
+        BetterLast,
+        ColumnSlices,
+        Comparison,
+        DatasetReport,
+        DatasetReports,
+        Evaluation,
+    )
 
 Split: TypeAlias = Literal["test", "validation", "train"]
 
@@ -230,10 +237,29 @@ def _show_part(out: Output, part: Evaluation | DatasetReport) -> None:
     out.table(["metric", *columns], rows, right=columns)
     if isinstance(classes := part.metrics.get("per_class"), Mapping):
         _show_classes(out, classes, part.metrics.get("confusion"))
+    for column, slices in part.slices.items():
+        _show_slices(out, column, slices)
     if part.gates:
         out.print("")
         verdicts = [(g.expr, _number(g.value), "passed" if g.passed else "FAILED") for g in part.gates]
         out.table(["gate", "value", "verdict"], verdicts, right=["value"])
+
+
+def _show_slices(out: Output, column: str, slices: ColumnSlices) -> None:
+    """The metrics of the slices of a column with their intervals, and the slices that have too few rows for one."""
+    rows = [
+        (value, f"{of['groups']:,}", name, *(_number(number) for number in (m["value"], m["low"], m["high"])))
+        for value, of in slices["values"].items()
+        for name, m in of["metrics"].items()
+    ]
+    if rows:
+        out.print("")
+        out.table([column, "groups", "metric", "value", "low", "high"], rows, right=["groups", "value", "low", "high"])
+        out.print("")
+        extremes = [(name, _number(worst), _number(slices["gap"][name])) for name, worst in slices["worst"].items()]
+        out.table([f"{column}: metric", "worst", "gap"], extremes, right=["worst", "gap"])
+    if few := slices["too_few"]:
+        out.print(f"{column}: too few for an interval: {', '.join(f'{value} ({n})' for value, n in few.items())}")
 
 
 def _beside(name: str, value: float, baselines: Mapping[str, Mapping[str, float]]) -> list[str]:
