@@ -128,14 +128,25 @@ class Store:
         """The names of the files in a folder; none if it does not exist."""
         return self._entries(name, "file")
 
+    def sizes(self, name: str = "") -> list[tuple[str, int]]:
+        """The names and bytes of the files in a folder; none if it does not exist."""
+        return [(one, size) for one, kind, size in self._listed(name) if kind == "file"]
+
     def _entries(self, name: str, kind: str) -> list[str]:
+        return [one for one, its_kind, _ in self._listed(name) if its_kind == kind]
+
+    def _listed(self, name: str) -> list[tuple[str, str, int]]:
+        """The name, the type and the bytes of each entry of a folder."""
         path = f"{self.path}/{name}".rstrip("/")
         with _naming(f"read {self.url}/{name}"):
             try:
                 found = self.fs.ls(path, detail=True, refresh=True)
             except (FileNotFoundError, NotADirectoryError):
                 return []
-            return [str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == kind]
+            return [
+                (str(entry["name"]).rstrip("/").rpartition("/")[2], entry["type"], int(entry["size"] or 0))
+                for entry in found
+            ]
 
     def total_bytes(self, name: str) -> int:
         """Bytes of all files below a folder."""

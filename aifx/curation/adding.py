@@ -142,7 +142,8 @@ class Add(Step):
         first = {"text": [TEXT], "images": [IMAGE], "table": [], "chat": [CHAT]}[self.kind]
         found = pa.schema([(name, pa.binary() if name == IMAGE else pa.string()) for name in first])
         if self._kept:
-            parent = next(read_parts(self.parents[0].path_of(self._kept[0]))).schema
+            smallest = min(self.parents[0].manifest.shards or self._kept, key=lambda file: file.bytes)  # to copy
+            parent = next(read_parts(self.parents[0].path_of(smallest))).schema
             found = merged(
                 found, pa.schema([each for each in parent if each.name not in (ROW, SOURCE)]), "the rows before"
             )

@@ -128,9 +128,9 @@ def _read_shards(version: Version, near: float | None, work: Path, sketches: Pat
         (work / name).mkdir(parents=True)
     (sketches / f"digests-{ROW_DIGESTS}").mkdir(parents=True, exist_ok=True)
     files = version.manifest.shards
-    items = list(zip(range(len(files)), version.shards, files, strict=True))
+    items = list(enumerate(files))
     bands = Bands.at(near) if near is not None else None
-    read = partial(_read_one, version.manifest.kind, bands, work, sketches)
+    read = partial(_read_one, version, bands, work, sketches)
     activity = f"{'sketching' if bands else 'reading'} {version.reference}"
     size = sum(file.bytes for file in files)
     workers = limits.for_work(size, SKETCHED_BYTES if bands else DIGESTED_BYTES).workers
@@ -139,16 +139,17 @@ def _read_shards(version: Version, near: float | None, work: Path, sketches: Pat
             progress.advance(files[index].bytes)
 
 
-def _read_one(kind: Kind, bands: Bands | None, work: Path, sketches: Path, item: tuple[int, Path, ShardFile]) -> None:
+def _read_one(version: Version, bands: Bands | None, work: Path, sketches: Path, item: tuple[int, ShardFile]) -> None:
     """Write the digests of a shard's rows and, for near duplicates, the bands of their sketches.
 
     The shard itself is read if one of them is not kept.
     """
-    index, path, file = item
+    index, file = item
+    kind = version.manifest.kind
     columns = {"text": ["text"], "images": ["image"], "table": None, "chat": [CHAT]}[kind]
     kept = digests_of(sketches, file), sketch_of(sketches, file)
     is_read = any(each.begin is None for each in kept[: 1 if bands is None else 2])
-    parts: Iterable[tuple[int, Any]] = numbered_parts(path, columns) if is_read else _places(file.rows)
+    parts: Iterable[tuple[int, Any]] = numbered_parts(version.shards[index], columns) if is_read else _places(file.rows)
     with ExitStack() as stack:
         digest_file = stack.enter_context(open(key_file(work / DIGESTS, index), "wb"))
         digest = stack.enter_context(kept[0].reading(lambda rows: np.stack(row_digests(rows, kind), axis=1)))

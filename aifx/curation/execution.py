@@ -283,13 +283,15 @@ def _make_version(
     whole = work / WHOLE
     (whole / SHARDS).mkdir(parents=True, exist_ok=True)
     _collect_files(manifest, work / OUT, whole)
-    made = Version(whole, manifest, catalog.folders_of(manifest))
+    made = catalog.version_in(whole, manifest)
     profile = complete_profile(merge_profiles(part for result in results for part in result.profiles), made)
     seal_version(whole, manifest, plain(profile), tasks_document(results))
     is_there = catalog.store.size(f"{name}/{manifest.version}/{MANIFEST}") is not None  # other code made the same rows
     if is_there or catalog.local is None:
         if not is_there:
             catalog.publish(made)
+        if catalog.local is None:
+            catalog.keep_copy(made)
         return catalog.open(manifest.whole_reference)
     target = catalog.local / name / manifest.version
     shutil.rmtree(target, ignore_errors=True)  # a folder without a manifest is no version

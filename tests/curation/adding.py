@@ -24,8 +24,8 @@ def environ_of(folder: Path) -> dict[str, str]:
 
 
 def add(folder: Path, name: str, *sources: str, **options: Any) -> Made:
-    """Add files of a folder to the data set below it."""
-    catalog = open_catalog(str(folder / "datasets"))
+    """Add files of a folder to the data set below it, or in another `catalog`."""
+    catalog = options.pop("catalog", None) or open_catalog(str(folder / "datasets"))
     named = [str(folder / source) for source in sources]
     listing = list_sources(named, folder)
     chosen = ReadOptions(options.pop("kind", "text"), **options)

@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from adding import add, quarantine_of, rows_of
-from s3_server import s3_server
+from s3_server import Application, s3_server
 from toy_steps import Rows, WithoutLetter
 
-from aifx.core.artifact import Artifact, DamagedArtifact, parse_artifact, read_artifact
+from aifx.core.artifact import Artifact, DamagedArtifact, parse_artifact, read_artifact, short
 from aifx.core.errors import DataError
 from aifx.core.stores import Store
 from aifx.curation import execution
@@ -380,6 +381,97 @@ def test_a_remote_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: st
         check_remote_root(open_catalog(f"{kind}://bucket/{tmp_path.name}"), tmp_path, monkeypatch)
 
 
+class Traffic:
+    """A layer before moto that counts Parquet files.
+
+    Attributes:
+        read, written: their bytes, by name.
+    """
+
+    def __init__(self) -> None:
+        self.read: dict[str, int] = {}
+        self.written: dict[str, int] = {}
+
+    def wrapped(self, moto: Application) -> Application:
+        def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Any:
+            counts = {"GET": self.read, "PUT": self.written}.get(environ["REQUEST_METHOD"], {})
+            name = environ["PATH_INFO"]
+            if environ["REQUEST_METHOD"] == "PUT" and name.endswith(".parquet"):
+                counts[name] = counts.get(name, 0) + int(environ["CONTENT_LENGTH"])
+            done = list(moto(environ, start))
+            if environ["REQUEST_METHOD"] == "GET" and name.endswith(".parquet"):
+                counts[name] = counts.get(name, 0) + sum(map(len, done))
+            return done
+
+        return answer
+
+    def clear(self) -> None:
+        self.read.clear()
+        self.written.clear()
+
+
+@pytest.mark.slow
+@pytest.mark.representative("new rows of a bucket")
+def test_what_new_rows_of_a_bucket_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine reads no file back that it wrote, another one reads what its tasks need, once."""
+    traffic = Traffic()
+    with s3_server(monkeypatch, traffic.wrapped):
+        catalog = open_catalog("s3://bucket/datasets")
+
+        def steps(count: int) -> list[Version]:
+            names = [f"raw/{number}.jsonl" for number in range(count)]
+            made = [add(tmp_path, "corpus", *names, catalog=catalog).version]
+            makers: list[Callable[[Version], Step]] = [
+                lambda parent: Clean((parent,), (), None),
+                lambda parent: Dedupe((parent,), None),
+                lambda parent: Split((parent,), 0.1, 0.1, None),
+            ]
+            for make in makers:
+                made.append(execute(make(made[-1]), "corpus", catalog, LIMITS).version)
+            return made
+
+        monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "first"))
+        for number in range(6):
+            write_rows(tmp_path, str(number), 300)
+        for count in (2, 4):
+            steps(count)
+        assert traffic.read == traffic.written, "a copy is compared when it has arrived"
+        whole = sum(traffic.written.values())
+        write_rows(tmp_path, "4", 20)
+        traffic.clear()
+        after = steps(5)
+        assert traffic.read == traffic.written
+        assert sum(traffic.written.values()) < whole / 5
+        assert [made.manifest.rows for made in after] == [4 * 300 + 20] * 4
+
+        monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "second"))
+        traffic.clear()
+        again = steps(5)
+        assert [made.reference for made in again] == [made.reference for made in after]
+        assert (traffic.read, traffic.written) == ({}, {}), "what is there is not copied"
+        write_rows(tmp_path, "5", 20)
+        parent = add(tmp_path, "corpus", *(f"raw/{number}.jsonl" for number in range(6)), catalog=catalog).version
+        execute(Clean((parent,), (), None), "corpus", catalog, LIMITS)
+        others = {name: size for name, size in traffic.read.items() if name not in traffic.written}
+        assert sum(others.values()) < 2_000, "the smallest shard, for the columns"
+        traffic.clear()
+        shards = {f"/bucket/datasets/corpus/{one}" for one in stored_names(again[1])}
+        dedupe = execute(Dedupe((again[1],), None), "other", catalog, LIMITS).version
+        read = traffic.read.keys() - traffic.written.keys()
+        assert read == shards, "its digests need all rows"
+        assert {name: traffic.read[name] for name in read} == {name: catalog.store.fs.size(name) for name in read}
+        traffic.clear()
+        assert len(rows_of(dedupe)) == 4 * 300 + 20
+        assert rows_of(catalog.open(after[1].reference))
+        assert traffic.read == {}
+
+
+def stored_names(version: Version) -> list[str]:
+    """The places of the shards of a version below its data set."""
+    own = version.manifest.sha256
+    return [f"{short(one.holder or own)}/{one.stored_as or one.name}" for one in version.manifest.shards]
+
+
 def check_remote_root(catalog: Catalog, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIFX_CACHE_DIR", str(folder / "first"))
     first = clean(collect(catalog, TEXTS[:2]), catalog)
@@ -392,8 +484,7 @@ def check_remote_root(catalog: Catalog, folder: Path, monkeypatch: pytest.Monkey
     copy = catalog.open("pets")
     assert [row["text"] for row in rows_of(copy)] == ["a cat", "a hen"]
     held = folder / "second" / "datasets" / first.manifest.sha256
-    assert sorted(path.name for path in held.rglob("*.parquet")) == ["00000-000.parquet", "00000-000.parquet"]
-    assert not (held / "shards" / "00001-000.parquet").exists()
+    assert [str(path.relative_to(held)) for path in held.rglob("*.parquet")] == ["shards/00000-000.parquet"]
     _, done = purge(catalog, "text = 'no fish'")
     assert done.rewritten == (second.reference,)
     assert damages(catalog, catalog.open("pets")) == ()
@@ -402,4 +493,4 @@ def check_remote_root(catalog: Catalog, folder: Path, monkeypatch: pytest.Monkey
     catalog.store.remove(f"pets/{second.manifest.version}/shards/00000-000.parquet")
     monkeypatch.setenv("AIFX_CACHE_DIR", str(folder / "third"))
     with pytest.raises(DataError, match="is damaged"):
-        catalog.open("pets")
+        list(catalog.open("pets").shards)

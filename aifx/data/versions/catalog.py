@@ -198,50 +198,54 @@ class Catalog:
         return self._read(*self._find_folder(reference))[1]
 
     def open(self, reference: str) -> Version:
-        """The version that `reference` means, copied into the cache if the root is remote.
+        """The version that `reference` means. If the root is remote, its files are copied when they are needed.
 
-        On a root that projects share, `aifx data gc` keeps it for some days from then on.
-        Of the versions that hold some of its files, only these are copied. A copied file is compared with its SHA-256;
-        `check_files` compares those of a local root.
+        On a root that projects share, `aifx data gc` keeps it for some days from then on. A copied file is compared
+        with its SHA-256; `check_files` compares those of a local root.
         Raises UsageError, DataError if it is damaged, EnvironmentFault if the store fails.
         """
         name, version, digits = self._find_folder(reference)
-        artifact, manifest = self._read(name, version, digits)
+        _, manifest = self._read(name, version, digits)
         hold_for_reading(self.store, self.project, manifest.whole_reference)
-        folders = self.folders_of(manifest)
-        if self.local is not None:
-            return Version(self.local / name / version, manifest, folders)
-        store, own = self.store.below(f"{name}/{version}"), _own_part(artifact)
-        folder = fetch(store, own, cache_path("datasets") / artifact.digest, is_whole=False)
-        return Version(folder, manifest, folders)
+        return self.version_in(self._folder(name, manifest.sha256), manifest)
 
-    def folders_of(self, manifest: Manifest) -> dict[str, Path]:
-        """The folders on this machine of the versions that hold files of one, by digest.
+    def version_in(self, folder: Path, manifest: Manifest) -> Version:
+        """A version of which a folder of this machine has the files that it holds itself."""
+        folders = {holder: self._folder(manifest.name, holder) for holder in manifest.holders}
+        return Version(folder, manifest, folders, None if self.local is not None else self.store.below(manifest.name))
 
-        If the root is remote, these files are copied into the cache. Raises as `open`.
-        """
-        if self.local is not None:
-            return {holder: self.local / manifest.name / short(holder) for holder in manifest.holders}
-        folders = {}
-        for holder, files in manifest.artifact().files_elsewhere.items():
-            store, part = self.store.below(f"{manifest.name}/{short(holder)}"), Artifact(KIND, VERSION, {}, files)
-            folders[holder] = fetch(store, part, cache_path("datasets") / holder, is_whole=False)
-        return folders
+    def _folder(self, name: str, digest: str) -> Path:
+        """The folder of a version on this machine: of a remote one, in the cache."""
+        return self.local / name / short(digest) if self.local is not None else cache_path("datasets") / digest
+
+    def keep_copy(self, made: Version) -> None:
+        """Move the files of a version in a remote root from the folder where it was made into the cache."""
+        folder = self._folder(made.manifest.name, made.manifest.sha256)
+        for file in made.manifest.files:
+            if not file.holder:
+                (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(made.path / file.name, folder / file.name)
+                own = Artifact(KIND, VERSION, {}, {file.name: SealedFile(file.bytes, file.sha256)})
+                mark_checked(folder, own, own.files)
 
     def held_files(self, reference: str, shards: Sequence[RowFile], others: Sequence[RowFile]) -> None:
-        """Check files that a version holds, which is named by its whole reference. If the root is remote, copy them.
+        """Check files that a version holds, which is named by its whole reference.
 
-        Of a local root, shards are compared with their SHA-256 as `check_shards` does, and others by their sizes.
+        Of a local root, shards are compared with their SHA-256 as `check_shards` does. Others are compared by their
+        sizes, and all of a remote root, which are compared with their SHA-256 when they are copied.
         Raises DataError for a damaged or missing file, EnvironmentFault if the store fails.
         """
         name, _, holder = reference.partition("@")
         held, more = ({one.name: SealedFile(one.bytes, one.sha256) for one in files} for files in (shards, others))
         folder = f"{name}/{short(holder)}"
-        if self.local is None:
-            part = Artifact(KIND, VERSION, {}, held | more)
-            fetch(self.store.below(folder), part, cache_path("datasets") / holder, is_whole=False)
-            return
         with _damaged_data():
+            if self.local is None:
+                parts = {one.rpartition("/")[0] for one in held | more}
+                sizes = {f"{part}/{one}": size for part in parts for one, size in self.store.sizes(f"{folder}/{part}")}
+                for one, file in (held | more).items():
+                    if sizes.get(one) != file.bytes:
+                        raise DamagedArtifact(f"{self.store.url}/{folder}", f"{one} is missing or has another size")
+                return
             check_once(self.local / folder, Artifact(KIND, VERSION, {}, held), held)
             if why := missing_file(self.local / folder, more):
                 raise DamagedArtifact(f"{self.store.url}/{folder}", why)
@@ -388,8 +392,10 @@ def _damages(store: Store, files: Files, read: ReadFiles, progress: Reporter) ->
 def check_shards(version: Version) -> None:
     """Compare the shards with the manifest, unless they are as they were when they were last compared or written.
 
-    Raises DataError for a damaged or missing one.
+    Files from a remote root are compared when they are copied. Raises DataError for a damaged or missing one.
     """
+    if version.remote is not None:
+        return
     size = version.manifest.bytes
     with report_progress(f"verifying {version.reference}", size, "bytes") as progress:
         for holder, folder, part in _shards_by_folder(version):
@@ -418,12 +424,6 @@ def _shards_by_folder(version: Version) -> Iterator[tuple[str, Path, Artifact]]:
             held.setdefault(shard.holder, {})[shard.stored_as] = SealedFile(shard.bytes, shard.sha256)
     for holder, files in held.items():
         yield holder, version.folders[holder], Artifact(KIND, VERSION, {}, files)
-
-
-def _own_part(artifact: Artifact) -> Artifact:
-    """The Parquet files that a version holds itself, as an artefact."""
-    own = {name: file for name, file in artifact.files.items() if name not in artifact.elsewhere}
-    return Artifact(KIND, VERSION, {}, own)
 
 
 def _listed_files(store: Store, sums: bytes) -> dict[str, SealedFile]:

@@ -17,22 +17,31 @@ no part of the digest: the same rows make the same version, wherever they are.
 
 A version is an artefact (`aifx.core.artifact`), and its name the beginning of the artefact's digest. Documents on disk
 name versions with whole digests, "name@<64 digits>". The root may be a folder or any URL that fsspec knows. A version
-of a remote root is copied into the cache before it is read.
+of a remote root is copied into the cache, each file when it is first needed.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar, overload
 
 from pydantic import TypeAdapter
 
-from aifx.core.artifact import ELSEWHERE, MANIFEST, Artifact, Files, ManifestFile, SealedFile, short
-from aifx.core.artifact_copies import stored_artifact
+from aifx.core.artifact import (
+    ELSEWHERE,
+    MANIFEST,
+    Artifact,
+    DamagedArtifact,
+    Files,
+    ManifestFile,
+    SealedFile,
+    mark_checked,
+    short,
+)
+from aifx.core.artifact_copies import fetch_artifact, stored_artifact
 from aifx.core.code_digest import Code
 from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, DataError, EnvironmentFault, UsageError, nearest
@@ -338,32 +347,83 @@ class Version:
     Attributes:
         path: the folder.
         folders: those of the versions that hold some of its files, by digest.
+        remote: the folder of the data set in a remote root. A file is copied from there when its path is asked for:
+            `shards[3]` copies one, a loop over `shards` all. Then these raise DataError for a file that is damaged
+            there, EnvironmentFault if the store fails.
     """
 
     path: Path
     manifest: Manifest
     folders: Mapping[str, Path] = field(default_factory=dict)
+    remote: Store | None = None
 
     @property
     def reference(self) -> str:
         return self.manifest.reference
 
-    @cached_property
-    def shards(self) -> tuple[Path, ...]:
+    @property
+    def shards(self) -> Sequence[Path]:
         """The Parquet files with its rows, in order."""
-        return tuple(map(self.path_of, self.manifest.shards))
+        return _Paths(self, self.manifest.shards)
 
     @property
-    def dropped(self) -> tuple[Path, ...]:
-        return tuple(map(self.path_of, self.manifest.dropped))
+    def dropped(self) -> Sequence[Path]:
+        return _Paths(self, self.manifest.dropped)
 
     @property
-    def quarantine(self) -> tuple[Path, ...]:
-        return tuple(map(self.path_of, self.manifest.quarantine))
+    def quarantine(self) -> Sequence[Path]:
+        return _Paths(self, self.manifest.quarantine)
 
     def path_of(self, file: ShardFile) -> Path:
         """One of its files, in its own folder or in that of another version."""
-        return self.folders[file.holder] / file.stored_as if file.holder else self.path / file.name
+        folder, name = (self.folders[file.holder], file.stored_as) if file.holder else (self.path, file.name)
+        if self.remote is not None:
+            self._fetch(file.holder, folder, {name: SealedFile(file.bytes, file.sha256)})
+        return folder / name
+
+    def fetch(self, files: Sequence[ShardFile]) -> None:
+        """Copy those of its files that are not there, many at a time, if the root is remote."""
+        for holder in dict.fromkeys(file.holder for file in files) if self.remote is not None else ():
+            folder = self.folders[holder] if holder else self.path
+            held = {file.stored_as or file.name: file for file in files if file.holder == holder}
+            absent = {
+                name: SealedFile(one.bytes, one.sha256) for name, one in held.items() if not (folder / name).exists()
+            }
+            if len(absent) > 1:
+                self._fetch(holder, folder, absent)
+                for name, sealed in absent.items():  # so that `path_of` need not compare it again
+                    mark_checked(folder, Artifact(KIND, VERSION, {}, {name: sealed}), [name])
+
+    def _fetch(self, holder: str, folder: Path, files: Files) -> None:
+        assert self.remote is not None
+        try:
+            store = self.remote.below(short(holder or self.manifest.sha256))
+            fetch_artifact(store, Artifact(KIND, VERSION, {}, files), folder, is_whole=False)
+        except DamagedArtifact as e:
+            raise DataError(e.what, e.why, "aifx data verify") from e
+
+
+class _Paths(Sequence[Path]):
+    """Paths of files of a version."""
+
+    def __init__(self, version: Version, files: Sequence[ShardFile]) -> None:
+        self._version, self._files = version, files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @overload
+    def __getitem__(self, place: int) -> Path: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Path]: ...
+    def __getitem__(self, place: int | slice) -> Path | Sequence[Path]:
+        if isinstance(place, slice):
+            return _Paths(self._version, self._files[place])
+        return self._version.path_of(self._files[place])
+
+    def __iter__(self) -> Iterator[Path]:
+        self._version.fetch(self._files)
+        return map(self._version.path_of, self._files)
 
 
 def read_version(store: Store, version: str) -> tuple[Artifact, Manifest] | None:

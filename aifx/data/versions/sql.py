@@ -46,8 +46,7 @@ class RowTable:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        found: tuple[Path, ...] = getattr(self.version, self.part)
-        return found
+        return tuple(getattr(self.version, self.part))
 
     def check(self) -> None:
         """Raise DataError for a file that is missing or has not the size that the manifest has.
