@@ -24,8 +24,9 @@ from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
 from aifx.core.results import Result
 from aifx.curation.adding import Add, decided_encoding, options_of, reading_of
-from aifx.curation.execution import Made, NotMade, Runner, execute, work_folder
+from aifx.curation.execution import Made, NotMade, Runner, check_meaning, execute, work_folder
 from aifx.curation.step import Limits
+from aifx.curation.work_folders import holding_dataset
 from aifx.data.chat.lines import has_messages
 from aifx.data.names import Kind
 from aifx.data.readers.base import ColumnsChanged, DamagedFile, ReadOptions
@@ -53,11 +54,13 @@ class AddPlan:
         parent: the version that the files extend: the last that `aifx data add` made.
         step: None if nothing is new.
         unchanged: files whose rows the parent has.
+        meant: the version that the name meant, or "".
     """
 
     parent: Version | None
     step: Add | None
     unchanged: tuple[SourceFile, ...]
+    meant: str
 
 
 def plan_add(
@@ -74,6 +77,7 @@ def plan_add(
     Args:
         only: extend no version that has rows of other files.
     """
+    meant = catalog.latest(name) or ""
     parent = added_version(catalog, name, may_be_deleted=only)
     if (
         only
@@ -95,7 +99,7 @@ def plan_add(
     names = {file.name for file in unchanged}
     relicensed = {file.name: license_ for file in unchanged if before[file.name].license != license_}
     if parent is not None and len(unchanged) == len(files) and not relicensed:
-        return AddPlan(parent, None, unchanged)
+        return AddPlan(parent, None, unchanged, meant)
     step = Add(
         parents=(parent,) if parent else (),
         files=tuple(file for file in files if file.name not in names),
@@ -103,7 +107,7 @@ def plan_add(
         license=license_,
         relicensed=relicensed,
     )
-    return AddPlan(parent, step, unchanged)
+    return AddPlan(parent, step, unchanged, meant)
 
 
 def run_add(
@@ -121,8 +125,10 @@ def run_add(
     if plan.step is None:
         assert plan.parent is not None
         is_accepted = accepts(plan.parent.manifest)
-        if is_accepted and set_name:
-            catalog.set_latest(name, plan.parent.manifest.version)
+        if is_accepted and set_name and not dry_run:
+            with holding_dataset(name, catalog, "lets its name mean another version"):
+                check_meaning(catalog, name, plan.meant, plan.parent)
+                catalog.set_latest(name, plan.parent.manifest.version)
         return Made(plan.parent, is_new=False, is_accepted=is_accepted)
     if any(file.format == "csv" for file in plan.step.files):
         if limits.memory_bytes < CSV_MEMORY:
@@ -131,7 +137,7 @@ def run_add(
         limits = replace(limits, workers=max(1, min(limits.workers, limits.memory_bytes // CSV_MEMORY - 1)))
     run = partial(execute, name=name, catalog=catalog, limits=limits, run_tasks=run_tasks, accepts=accepts)
     try:
-        return run(plan.step, set_name=set_name, dry_run=dry_run)
+        return run(plan.step, set_name=set_name, dry_run=dry_run, meant=plan.meant)
     except NotMade as missing:
         changed = f"new or changed source files: {len(plan.step.files):,}"
         missing.note = changed if plan.step.parents else "files of its rows are no longer sources"
@@ -139,7 +145,7 @@ def run_add(
     except ColumnsChanged:
         # A row further on has a column, or a wider number, that the beginning of its file does not have.
         shutil.rmtree(work_folder(plan.step, name, catalog), ignore_errors=True)
-        return run(replace(plan.step, scanned=True), set_name=set_name)
+        return run(replace(plan.step, scanned=True), set_name=set_name, meant=plan.meant)
 
 
 def added_version(catalog: Catalog, name: str, *, may_be_deleted: bool = False) -> Version | None:

@@ -42,7 +42,7 @@ from aifx.core.calls import call_each
 from aifx.core.code_digest import Code, code_digest
 from aifx.core.digests import sha256_of_json
 from aifx.core.errors import AifxError, DataError, ExitCode
-from aifx.core.files import read_file, remove_temporary
+from aifx.core.files import FolderBusy, read_file, remove_temporary
 from aifx.core.json_files import write_json
 from aifx.core.json_values import plain
 from aifx.core.os_errors import naming
@@ -165,6 +165,7 @@ def execute(
     *,
     set_name: bool = True,
     dry_run: bool = False,
+    meant: str | None = None,
 ) -> Made:
     """Make the version of the data set `name` that `step` describes, and let `name` mean it.
 
@@ -173,6 +174,8 @@ def execute(
         accepts: if false for the manifest, the version is there, but `name` alone still means the version before.
         set_name: False if `name` alone keeps its meaning in any case.
         dry_run: raise NotMade instead of making the version.
+        meant: the version that `name` meant when the step was chosen, "" for none. If it means another one since,
+            FolderBusy is raised. None if the step does not depend on it.
 
     Raises what the step raises, FolderBusy, OSError. What is done stays for the next call with the same step.
     """
@@ -190,6 +193,8 @@ def execute(
         origins = catalog.origins(name)
         found = _find_version(step, catalog, origins)
         is_new = found is None
+        if set_name:
+            check_meaning(catalog, name, meant, found)
         step = continued(step, catalog, origins) if found is None else step
         parents = found.manifest.parents if found is not None and found not in step.parents else _references(step)
         key = _key(step.record, [parent.partition("@")[2] for parent in parents], code_of(step))
@@ -202,6 +207,7 @@ def execute(
                     found = _make_version(step, name, catalog, origins, work, limits, run_tasks)
             is_accepted = accepts(found.manifest)
             if is_accepted and set_name:
+                check_meaning(catalog, name, meant, found)  # a process of another machine may have changed it
                 catalog.set_latest(name, found.manifest.version)
             if found not in step.parents:
                 made = replace(found.manifest, code=code_of(step), aifx=__version__)  # by this code, too
@@ -210,6 +216,19 @@ def execute(
                 record_run(catalog, made, [*read, *map(catalog.manifest, filter(catalog.holds, more))], key)
             shutil.rmtree(work, ignore_errors=True)
     return Made(found, is_new, is_accepted)
+
+
+def check_meaning(catalog: Catalog, name: str, meant: str | None, made: Version | None) -> None:
+    """Raise FolderBusy if `name` means another version than it did, so that none of its rows are lost from it.
+
+    Args:
+        meant: see `execute`.
+        made: the version that it may mean, too: an equal command has just made it.
+    """
+    now = catalog.latest(name) or ""
+    if meant is not None and now not in (meant, made.manifest.version if made is not None else meant):
+        what, why = f"{name} has changed since this command began", f"another process made {name}@{now}"
+        raise FolderBusy(what, why, "run the same command again: it begins with that version")
 
 
 def work_folder(step: Step, name: str, catalog: Catalog) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
@@ -74,7 +74,11 @@ class StepChain:
 
 @dataclass(frozen=True)
 class StepPlace:
-    """Where a step finds its data sets, and what it may use."""
+    """Where a step finds its data sets, and what it may use.
+
+    Attributes:
+        meant: the version that a name alone meant when it was opened, by name.
+    """
 
     catalog: Catalog
     project: Project | None
@@ -83,12 +87,16 @@ class StepPlace:
     set_name: bool = True
     dry_run: bool = False
     chain: StepChain | None = None
+    meant: dict[str, str] = field(default_factory=dict)
 
     def open(self, reference: str) -> Version:
         """The version that a step reads, of which a chain may only know the columns."""
         if self.chain is not None and reference == self.chain.version.manifest.whole_reference:
             return self.chain.version
-        return self.catalog.open(reference)
+        version = self.catalog.open(reference)
+        if "@" not in reference:
+            self.meant[reference] = version.manifest.version
+        return version
 
     def execute(self, step: Step, name: str, accepts: Callable[[Manifest], bool] = lambda _: True) -> Made:
         """Make the version of the data set `name` that `step` describes."""
@@ -96,9 +104,9 @@ class StepPlace:
 
         if self.chain is not None:
             return self.chain.take(self, step, accepts)
-        return execute(
-            step, name, self.catalog, self.limits, self.runner, accepts, set_name=self.set_name, dry_run=self.dry_run
-        )
+        how = {"set_name": self.set_name, "dry_run": self.dry_run}
+        meant = self.meant.get(name)
+        return execute(step, name, self.catalog, self.limits, self.runner, accepts, **how, meant=meant)
 
 
 def open_place(**options: Unpack[StepOptions]) -> StepPlace:

@@ -210,9 +210,11 @@ def data_dedupe_audit(
 
 
 def _delete_sketches(place: StepPlace, version: Version) -> None:
-    from aifx.curation.work_folders import SKETCHES, steps_folder
+    from aifx.curation.work_folders import SKETCHES, holding_dataset, steps_folder
 
-    shutil.rmtree(steps_folder(version.manifest.name, place.catalog) / SKETCHES, ignore_errors=True)
+    name = version.manifest.name
+    with holding_dataset(name, place.catalog, "deletes its sketches"):
+        shutil.rmtree(steps_folder(name, place.catalog) / SKETCHES, ignore_errors=True)
 
 
 def _check_similarity(near: float | None) -> None:
@@ -445,7 +447,7 @@ def data_join(
     if tolerance is not None:
         parse_tolerance(tolerance)
     place = open_place(**options)
-    parents = (place.catalog.open(name), place.catalog.open(features))
+    parents = (place.open(name), place.catalog.open(features))
     for parent in parents:
         check_own_rows(parent.manifest, "aifx data join")
     chosen = None if columns is None else tuple(columns)
@@ -479,7 +481,7 @@ def data_compact(name: str, **options: Unpack[StepOptions]) -> MadeVersion:
     from aifx.curation.execution import Made
 
     place = open_place(**options)
-    version = place.catalog.open(name)
+    version = place.open(name)
     if is_compact(version):
         return made_version(Made(version, is_new=False))
     return made_version(place.execute(Compact((version,)), version.manifest.name))
