@@ -294,6 +294,10 @@ FILES = [
     ('[[rule]]\ncheck = "range"\ncolumn = "a"\nat_least = true', "a truth value is no bound"),
     ('[[rule]]\ncheck = "range"\ncolumn = "a"\nat_least = 5\nat_most = 4', "no number is at least 5 and at most 4"),
     ('[[rule]]\ncheck = "rows"\nabove = 5\nat_most = 5.0', "no number is above 5 and at most 5.0"),
+    (
+        '[[rule]]\ncheck = "references"\ncolumn = "a"\nto = "b"\nto_column = ["a", "b"]',
+        "to_column: 2 columns for 1",
+    ),
     ("rules = 3", "it has no [[rule]]|'rules' is not [[rule]]"),
     ("[[rule", "not TOML"),
     ("", "has no [[rule]]"),

@@ -87,6 +87,18 @@ def test_values_of_a_column_of_the_name_of_a_count(tmp_path: Path) -> None:
     assert [one.value for one in outcomes] == [0, 0]
 
 
+def test_distributions_of_numbers_that_are_not_finite_and_of_many_values(tmp_path: Path) -> None:
+    numbers = [float(n) for n in range(1200)]
+    keys = [f"k{n}" for n in range(1200)]
+    before = add_table(tmp_path, "before", {"x": numbers, "key": keys})
+    version = add_table(tmp_path, "after", {"x": [*numbers[:-2], NAN, math.inf], "key": keys})
+    against = {"check": "distribution", "against": before.reference, "at_most": 0.1}
+    rules = [{**against, "column": "x", "measure": "ks"}, {**against, "column": "key", "measure": "psi"}]
+    _, (finite, many) = judge(tmp_path, version, rules)
+    assert finite.value == pytest.approx(2 / 1200, abs=1e-6)
+    assert (many.outcome, many.note) == ("not judged", "more than 1,000 values")
+
+
 @pytest.mark.parametrize("name", ["__number", "__Twin", "file_index", "File_Row_Number"])
 def test_a_column_of_the_name_of_one_that_is_added_is_refused(tmp_path: Path, name: str) -> None:
     version = add_table(tmp_path, "data", {"x": [1, 2], name: [7, 8]})

@@ -88,6 +88,10 @@ def test_texts_of_one_vector_have_the_cosine_1_and_those_without_words_none(tmp_
     add(tmp_path, texts)
     made = aifx.data_dedupe("corpus", semantic=1, root=str(tmp_path / "datasets"))
     assert (made.rows, made.dropped_by) == (5, {"semantic": 2})
+    first = made.parents[0]
+    nearly_all = aifx.data_dedupe(first, semantic=1e-9, root=str(tmp_path / "datasets"))
+    kept = aifx.data_query(nearly_all.reference, "SELECT text FROM data", root=str(tmp_path / "datasets")).rows
+    assert {("!!!",), ("???",)} <= set(kept)
 
 
 def test_the_step_goes_to_other_processes_without_its_model(tmp_path: Path) -> None:
