@@ -41,8 +41,8 @@ from aifx.data.arrays import (
     take,
     target_units,
 )
-from aifx.data.base import Batch, Labels
-from aifx.data.columns import scale_of
+from aifx.data.base import Batch, Labels, no_column
+from aifx.data.columns import Source, scale_of
 from aifx.data.file_index import scans_of, version_of, version_of_path
 from aifx.data.order import BalancedOrder
 from aifx.data.picture_lists import Listing, list_pictures, list_version, picture_files
@@ -487,9 +487,21 @@ def open_pictures(
         return [examples[splits[split][row]].name for row in rows]
 
     def labels(split: Split, column: str | None) -> Labels | None:
-        return None if column is None else Labels.of(listing.column(column)[splits[split]])
+        return None if column is None else Labels.of(_column(listing, column)[splits[split]])
 
     return ArrayDataset(arrays, spec, digest.hexdigest(), name=listing.name, hints=hints, places=places, labels=labels)
+
+
+def _column(listing: Listing, name: str) -> np.ndarray:
+    """The text that each picture has in a column of its list or version: `[examples]`. Raises DataError."""
+    found = listing.source
+    if found is None:
+        raise no_column(name, listing.name)
+    if isinstance(found, SourceFile):
+        return Source(found).column(name)
+    values = Source(SourceFile(found.reference, found.reference, "dataset"), found).column(name)
+    is_example = [value is not None for value in found.column(listing.target)]
+    return np.asarray(values[is_example])
 
 
 def pictures_spec(listing: Listing, shape: tuple[int, int, int]) -> DataSpec:

@@ -10,14 +10,9 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from aifx.core.errors import DataError, did_you_mean
 from aifx.core.plurals import counted
-from aifx.data.base import no_column
-from aifx.data.columns import Source
 from aifx.data.names import CLUSTER, ROW, SPLIT
 from aifx.data.readers.documents import files_below
 from aifx.data.readers.formats import PICTURE_SUFFIXES, TARGETS, Target, TargetKind
@@ -60,21 +55,7 @@ class Listing:
     examples: Sequence[Example]
     target: TargetKind
     classes: tuple[str, ...]  # empty for numbers
-    source: Source | None = None  # the .csv file or the version that lists them; None if it is a folder
-
-    def column(self, name: str) -> np.ndarray:
-        """The text that each picture has in a column of its list or version: `[examples]`. Raises DataError."""
-        if self.source is None:
-            raise no_column(name, self.name)
-        values = self.source.column(name)
-        # Rows of a version without a label are no examples.
-        return values if self.source.part is None else values[[value is not None for value in self._targets]]
-
-    @property
-    def _targets(self) -> list[Any]:
-        assert self.source is not None
-        assert self.source.part is not None
-        return self.source.part.column(self.target)
+    source: SourceFile | DatasetPart | None = None  # the .csv file or the version that lists them; None if a folder
 
 
 def list_pictures(path: Path, name: str, classes: tuple[str, ...] = (), *, has_all: bool = True) -> Listing:
@@ -95,7 +76,7 @@ def list_pictures(path: Path, name: str, classes: tuple[str, ...] = (), *, has_a
         raise DataError(f"data.path = {name!r} cannot be used", why, f"ls -l {name}")
     if not examples:
         raise DataError(f"{name} has no pictures", f"they are {', '.join(PICTURE_SUFFIXES)}", f"ls {name}")
-    source = None if path.is_dir() else Source(input_file(str(path)))
+    source = None if path.is_dir() else input_file(str(path))
     return Listing(name, examples, target, _classes(name, examples, target, classes, has_all), source)
 
 
@@ -130,8 +111,7 @@ def list_version(part: DatasetPart, classes: tuple[str, ...] = ()) -> Listing:
         logger.warning(f"left out {counted(len(unlabelled), 'row')} without a label, such as {unlabelled[0]}")
     if not examples:
         raise DataError(f"{part.reference} has no pictures with a label", "", f"aifx data profile {part.reference}")
-    source = Source(SourceFile(part.reference, part.reference, "dataset"), part)
-    return Listing(part.reference, examples, target, _classes(part.reference, examples, target, classes), source)
+    return Listing(part.reference, examples, target, _classes(part.reference, examples, target, classes), part)
 
 
 def _folder(path: Path, name: str) -> Iterator[Example]:

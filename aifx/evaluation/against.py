@@ -164,7 +164,7 @@ def compare_runs(
         subject=first.side,
         incumbent=second.side,
         against=second.side.digest,
-        data=data_reference(first.trained.config, project) if data is None else "",
+        data=data_reference(first.trained.config.data, project) if data is None else "",
         data_name=first.name,
         data_digest=first.digest,
         metric=best_by.metric,

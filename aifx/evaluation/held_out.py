@@ -21,7 +21,7 @@ from aifx.config import Config, compare
 from aifx.config.best_by import first_of
 from aifx.config.gates import Gate, GateResult, check_names, evaluate_gates, parse_gate, scalars
 from aifx.config.project_errors import project_errors
-from aifx.config.sections import Quantization
+from aifx.config.sections import DataSection, Quantization
 from aifx.core.errors import DataError, ExitCode, UsageError
 from aifx.core.files import exclusive, make_folders, read_file, remove_temporary
 from aifx.core.json_files import read_jsonl, write_json
@@ -269,7 +269,7 @@ def measure(
         better_last=better if better is not None and better.last_step != trained.step else None,
         baselines=part.baselines,
         slices=part.slices,
-        data=data_reference(trained.config, project),
+        data=data_reference(trained.config.data, project),
     )
     if current_group().is_first:
         write_report(run, report, data_digest=data_digest(trained.task, trained.config))
@@ -292,9 +292,9 @@ def opener(run: RunDirectory, split: Split | None) -> OpenTask:
     return opened
 
 
-def data_reference(config: Config, project: Project) -> str:
-    """The versions of data sets that a configuration names, "name@<64 digits>"; "" if its data is files."""
-    open_parts = getattr(config.data, "open_parts", None)
+def data_reference(section: DataSection, project: Project) -> str:
+    """The versions of data sets that `[data]` names, "name@<64 digits>"; "" if the data is files."""
+    open_parts = getattr(section, "open_parts", None)
     parts = open_parts(project) if open_parts else ()
     return ", ".join(part.manifest.whole_reference for part in parts)
 
