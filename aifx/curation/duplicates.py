@@ -382,7 +382,7 @@ class Split(LastingStep):
             for part, decisions in self.decided_rows(task, work, columns):
                 empty -= set(self._splits(part, decisions)[1])
         if not parent.manifest.rows:
-            hint = f"aifx data lineage {parent.manifest.name}"
+            hint = "loosen these steps, such as the rules of clean"
             raise DataError(f"{parent.reference} has no row to split", "the steps before it left none", hint)
         if empty:
             rows = counted(parent.manifest.rows, "row")
