@@ -112,8 +112,7 @@ def join_semantic(
                 is_open = clusters.find(rows[one]) != clusters.find(rows[other])
                 one, other = one[is_open], other[is_open]
                 products = np.einsum("ij,ij->i", vectors[one], vectors[other], dtype=np.float64)
-                lengths = np.sqrt(squares[one] * squares[other])
-                is_near = (products >= cosine * lengths) & (lengths > 0)
+                is_near = products >= cosine * np.sqrt(squares[one] * squares[other])
                 clusters.join(rows[one[is_near]], rows[other[is_near]])
                 verified += len(one)
             progress.advance(done)
