@@ -66,6 +66,16 @@ class RunDirectory:
         return self.path.name
 
     @property
+    def model_digest(self) -> str | None:
+        """The digest, if it is a version of a model."""
+        return None
+
+    @property
+    def title(self) -> str:
+        """What messages and reports call it."""
+        return f"run {self.name}"
+
+    @property
     def option(self) -> str:
         """The option by which commands take it."""
         return f"--run {self.name}"

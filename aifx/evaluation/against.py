@@ -10,7 +10,6 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from aifx.checkpoint.manifest import read_manifest
 from aifx.config.best_by import BestBy, Direction, best_by_of
 from aifx.config.project_errors import project_errors
 from aifx.core.errors import DataError, ExitCode, UsageError, did_you_mean
@@ -52,7 +51,7 @@ def alpha_of_look(look: int) -> float:
 
 @dataclass(frozen=True)
 class Side:
-    """A model of a comparison. `digest` is that of its checkpoint's arrays."""
+    """A model of a comparison. `digest` is that of its checkpoint's arrays, or of the model version."""
 
     run: str
     step: int
@@ -230,8 +229,7 @@ class Answers:
             programs = with_references(programs, frozen, run)
             groups = groups_of(programs, chosen, trained.config.eval.group)
             ratios = score_rows(programs, params, frozen, chosen)
-        manifest = read_manifest(run.checkpoints / str(trained.step))
-        side = Side(run.name, trained.step, manifest.state_digest)
+        side = Side(run.name, trained.step, run.model_digest or trained.manifest.state_digest)
         return cls(trained, side, name, digest, groups, {key: groups.sums(ratio) for key, ratio in ratios.items()})
 
     def sums(self, metric: str) -> Sums:

@@ -195,8 +195,8 @@ def measure_benchmarks(
         programs, params, frozen = trained.programs(quantize)
         task = programs.task
         if not (isinstance(task.format, TokenFormat) and isinstance(task.objective, NextToken)):
-            what = f"run {run.name} cannot answer questions"
-            raise UsageError(what, "it is not a language model", f"aifx eval --run {run.name}")
+            what = f"{run.title} cannot answer questions"
+            raise UsageError(what, "it is not a language model", f"aifx eval {run.option}")
         encode = _in_chats(chat_renderer(trained)) if chat else _in_text(task.format.tokenizer)
         for path, found in questions.items():
             name, digest = display_name(path, project), digest_of(path, "--benchmark")
@@ -208,7 +208,7 @@ def measure_benchmarks(
             reports.append(report)
             data = f"{name} ({digest[:12]})"
             parts.append(Part(data, "test", metrics, results, report.baselines, programs, {}))
-    return DatasetReports(run.name, trained.step, quantize, tuple(reports)), tuple(parts)
+    return DatasetReports(run.name, trained.step, quantize, tuple(reports), run.model_digest), tuple(parts)
 
 
 def interval(right: np.ndarray, seed: int = 0) -> tuple[float, float]:

@@ -55,6 +55,7 @@ class DatasetReports(Result):
     step: int
     quantize: Quantization
     datasets: tuple[DatasetReport, ...]
+    model: str | None = None  # digest of the model version, with --model
 
     @property
     def passed(self) -> bool:
@@ -127,7 +128,7 @@ def measure_files(
                 keep_report(run, trained.step, quantize, report)
             reports.append(report)
             parts.append(part)
-    return DatasetReports(run.name, trained.step, quantize, tuple(reports)), tuple(parts)
+    return DatasetReports(run.name, trained.step, quantize, tuple(reports), run.model_digest), tuple(parts)
 
 
 def digest_of(path: Path, option: str = "--data") -> str:

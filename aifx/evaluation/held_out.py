@@ -36,13 +36,14 @@ from aifx.data.splits import Split
 from aifx.evaluation.slices import Slices, check_slice_gates, measure_slices
 from aifx.kinds import read_config
 from aifx.loading.references import with_references
-from aifx.loading.restore import OpenTask, restore_run
+from aifx.loading.restore import OpenTask, read_current, restore_run
 from aifx.models.base import Head, Model
 from aifx.objectives.base import Rows, Sums, Totals
 from aifx.objectives.checks import check_metrics
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.joining import current_group
 from aifx.programs.build import Programs
+from aifx.registry.versions import ModelDirectory
 from aifx.runs.agreement import agree, facts_of_data
 from aifx.runs.provenance import read_provenance
 from aifx.specs import ArraySpec, Params, Specs
@@ -164,6 +165,7 @@ class Report(Result):
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # metrics by the baseline's name
     slices: Slices = field(default_factory=dict)  # by column of eval.slices
     data: str = ""  # the versions of data sets that the split is of
+    model: str | None = None  # digest of the model version, with --model
 
     @property
     def passed(self) -> bool:
@@ -270,6 +272,7 @@ def measure(
         baselines=part.baselines,
         slices=part.slices,
         data=data_reference(trained.config.data, project),
+        model=run.model_digest,
     )
     if current_group().is_first:
         write_report(run, report, data_digest=data_digest(trained.task, trained.config))
@@ -332,8 +335,8 @@ def check_overrides(
         if d.key.startswith(("task.", "data.")) and d.key not in safe:
             raise UsageError(
                 f"{d.key} is not to be changed for an evaluation",
-                f"run {run.name} was trained with {d.old!r}: with {d.new!r} it may be measured on what it learnt from",
-                f"aifx eval --run {run.name}    (--set takes eval.*, {', '.join(safe)} and the like)",
+                f"{run.title} was trained with {d.old!r}: with {d.new!r} it may be measured on what it learnt from",
+                f"aifx eval {run.option}    (--set takes eval.*, {', '.join(safe)} and the like)",
             )
 
 
@@ -349,15 +352,18 @@ def _with_split_alone(split: Split, config: Config, project: Project, assets: Pa
 
 def _compare_data(run: RunDirectory, project: Project, config: Config, task: Task) -> None:
     """Warn when the data is not what the run was trained on: text that is held out now may have been learnt."""
-    before = read_provenance(run).get("data_digest")
+    if isinstance(run, ModelDirectory):
+        before = (run.content.data or {}).get("digest")
+    else:
+        before = read_provenance(run).get("data_digest")
     if before is None or before == data_digest(task, config):
         return
     # The digest covers how the data is read as well. Look again without the overrides that change that.
-    own = read_config(run.config, project)
+    own = read_current(run, project) if isinstance(run, ModelDirectory) else read_config(run.config, project)
     is_same = data_settings(own) == data_settings(config)
     if is_same or before != data_digest(open_task(own, project, run.assets), own):
         logger.warning(
-            f"the data has changed since run {run.name} began: what is held out now may be what it learnt from"
+            f"the data has changed since {run.title} was trained: what is held out now may be what it learnt from"
         )
 
 
@@ -377,7 +383,7 @@ def reports_of_step(run: RunDirectory, step: int) -> Iterator[dict[str, Any]]:
     make_folders(run.eval, below=run.path)
     with exclusive(run.eval / ".lock"):  # another evaluation of the step may end at the same time
         remove_temporary(run.eval)
-        kept: dict[str, Any] = {"schema_version": 1, "run": run.name, "step": step}
+        kept: dict[str, Any] = {"schema_version": 1, "run": run.name, "step": step, "model": run.model_digest}
         kept |= {"splits": {}, "datasets": [], "comparisons": []}
         # There is no report yet, or the file is not one: start a new one.
         with suppress(OSError, ValueError, TypeError, AttributeError):

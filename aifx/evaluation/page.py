@@ -41,13 +41,14 @@ class WorstErrorRow:
 
 def report_page(report: Report | DatasetReports, parts: Sequence[Part]) -> str:
     """The page of a report: verdict, and for each part metrics, classes, confusion, and the largest errors."""
-    which = f"run {report.run}, step {report.step}"
+    is_run = report.model is None
+    which = f"{'run' if is_run else 'model'} {report.run}, step {report.step}"
     split = f" --split {report.split}" if isinstance(report, Report) else ""
     return render(
         "aifx.evaluation",
         "eval.html",
         title=f"{which}, {parts[0].data}" if len(parts) == 1 else which,
-        command=f"aifx eval --run {report.run} --step {report.step}{split}",
+        command=f"aifx eval {f'--run {report.run} --step {report.step}' if is_run else f'--model {report.run}'}{split}",
         status=("passed" if report.passed else "failed") if any(part.gates for part in parts) else "",
         quantize=report.quantize,
         parts=[_page_part(part) for part in parts],

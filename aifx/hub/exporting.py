@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from aifx.checkpoint.manifest import Manifest, read_manifest
+from aifx.checkpoint.manifest import Manifest
 from aifx.checkpoint.naming import nest
 from aifx.config import Config
 from aifx.config.parts import resolve
@@ -44,12 +44,11 @@ from aifx.hub.orbax import OrbaxWeights, in_maxtext, write_weights
 from aifx.hub.weights import DIGESTS, StoredWeights, Weights, tensor_digest
 from aifx.kinds import read_config
 from aifx.loading.base_weights import BaseWeights
-from aifx.loading.restore import choose_step, restore_run
+from aifx.loading.restore import restore_run, verified_manifest
 from aifx.models import Family
 from aifx.models.adapted import plain_model
 from aifx.models.base import Decodes
 from aifx.models.hub import Architecture, Array, Tensor
-from aifx.runs.binding import binding_errors
 from aifx.specs import ArraySpec, Specs
 from aifx.tasks.registry import load_task
 
@@ -103,7 +102,7 @@ class Export:
             format=form,
             run=self.run.name,
             step=self.step,
-            state_digest=self.manifest.state_digest,
+            state_digest=self.run.model_digest or self.manifest.state_digest,
             binding_digest=sha256_of_json(self.manifest.run),
             dtype=self.dtype.name,
             shard_bytes=shard_bytes,
@@ -164,14 +163,14 @@ def export_model(
 
 def _check_merge(export: Export, merge: bool, dest: Path) -> None:
     """Raise UsageError if adapters would be lost, or if there are none to merge."""
-    name, is_adapted = export.run.name, export.config.finetune.adapter != "none"
+    run, is_adapted = export.run, export.config.finetune.adapter != "none"
     if is_adapted and not merge:
         why = "this format has whole weights"
-        hint = f"aifx export {dest} --run {name} --merge    (or --format peft: the adapters alone)"
-        raise UsageError(f"run {name} trained adapters", why, hint)
+        hint = f"aifx export {dest} {run.option} --merge    (or --format peft: the adapters alone)"
+        raise UsageError(f"{run.title} trained adapters", why, hint)
     if merge and not is_adapted:
-        hint = f"aifx export {dest} --run {name}"
-        raise UsageError(f"run {name} has no adapters to merge", "--merge is for them", hint)
+        hint = f"aifx export {dest} {run.option}"
+        raise UsageError(f"{run.title} has no adapters to merge", "--merge is for them", hint)
 
 
 def _compare_logits(export: Export, project: Project, folder: Path) -> LogitComparison:
@@ -179,7 +178,8 @@ def _compare_logits(export: Export, project: Project, folder: Path) -> LogitComp
     stored = _open_weights(export, folder)
     written = map_tensors(stored, export.architecture, export.section, export.plain_specs)
     arrays = {name: array for name, array, _ in read_arrays(stored, written)}
-    trained = restore_run(export.run, project, step=export.step)
+    step = None if export.run.model_digest else export.step
+    trained = restore_run(export.run, project, step=step)
     return compare_merged(trained, nest(arrays), export.dtype)
 
 
@@ -196,14 +196,11 @@ def open_export(
         scan_layers: as `export_model` takes it.
     """
     config = read_config(run.config, project, environ={})
-    at = choose_step(run, config, step)
-    manifest = read_manifest(run.checkpoints / str(at))
-    for error in binding_errors(run, config, at, manifest.run):
-        raise error
+    manifest = verified_manifest(run, project, config, step)
     task = load_task(config, project, run.assets)
     family = config.parts.kinds.get("model")
     if not (isinstance(family, Family) and family.hub and isinstance(task.format, TokenFormat)):
-        what = f"run {run.name} cannot be exported"
+        what = f"{run.title} cannot be exported"
         raise ConfigError(what, "it is not a language model of a family that aifx can write", "docs/export.md")
     model = plain_model(task.model)
     assert isinstance(model, Decodes)
@@ -219,7 +216,7 @@ def open_export(
     return Export(
         run=run,
         config=config,
-        step=at,
+        step=manifest.step,
         manifest=manifest,
         architecture=architecture,
         document=_document(architecture, section, task.format, origin, name),

@@ -38,8 +38,8 @@ def export_adapter(
     dest = folder_path(dest)
     export = open_export(run, project, step, dtype)
     if export.config.finetune.adapter == "none":
-        hint = f"aifx export {dest} --run {run.name} --format hf"
-        raise UsageError(f"run {run.name} has no adapters", "--format peft is for them", hint)
+        hint = f"aifx export {dest} {run.option} --format hf"
+        raise UsageError(f"{run.title} has no adapters", "--format peft is for them", hint)
     found = dict(_adapters(export))
     arrays = {key: value for pair in found.values() for key, value in pair.items()}
     parameters = sum(value.size for value in arrays.values())
@@ -68,6 +68,8 @@ def export_adapter(
 
 def base_source(export: Export) -> str | None:
     """The source that the base run was imported from; None if its weights are not those of an imported model."""
+    if export.run.model_digest is not None:  # it does not say where its base came from
+        return None
     base = export.manifest.run["base"]
     origin = export.run.sibling(base["run"])
     if read_manifest(origin.checkpoints / str(base["step"])).run.get("base") or not origin.imported.exists():

@@ -105,7 +105,7 @@ def restore_run(
     """
     enable_compilation_cache()
     config = read_current(run, project, overrides)
-    manifest = _verified_manifest(run, project, config, step)
+    manifest = verified_manifest(run, project, config, step)
     at = manifest.step
     task = open_task(config, project, run.assets)
     with project_errors(config.parts, project):
@@ -127,7 +127,7 @@ def read_current(run: RunDirectory, project: Project, overrides: Sequence[str] =
     return read_config(run.config, project, overrides, current=CURRENT)
 
 
-def _verified_manifest(run: RunDirectory, project: Project, config: Config, step: StepChoice | None) -> Manifest:
+def verified_manifest(run: RunDirectory, project: Project, config: Config, step: StepChoice | None) -> Manifest:
     """The manifest of the checkpoint to open, once the files of the run are those that it names."""
     if isinstance(run, ModelDirectory):  # which `open_version` verified
         if step is not None:

@@ -172,6 +172,14 @@ class ModelDirectory(RunDirectory):
         return self.label
 
     @property
+    def model_digest(self) -> str:
+        return self.artifact.digest
+
+    @property
+    def title(self) -> str:
+        return f"model {self.label}"
+
+    @property
     def option(self) -> str:
         return f"--model {self.label}"
 

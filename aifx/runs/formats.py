@@ -412,6 +412,7 @@ class EvaluationFile(TypedDict):
     schema_version: Literal[1]
     run: str
     step: int
+    model: str | None  # digest of the model version that was measured
     splits: dict[str, SplitReport]
     datasets: list[DatasetReport]
     comparisons: list[dict[str, Any]]  # as `aifx eval --against --json` prints them

@@ -48,6 +48,7 @@ class GeneratedText(Result):
     quantize: Quantization
     chat: bool = False
     system: str | None = None  # the message before the prompt in a chat
+    model: str | None = None  # digest of the model version, with --model
 
     @classmethod
     def of(
@@ -60,6 +61,7 @@ class GeneratedText(Result):
             seed=seed,
             chat=chat is not None,
             system=chat.system if chat else None,
+            model=trained.run.model_digest,
             **settings.model_dump(),
         )
 

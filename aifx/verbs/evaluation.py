@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from aifx.core.errors import UsageError
-from aifx.core.project import open_run
 from aifx.core.steps import parse_step
 from aifx.verbs.arguments import Settings, Step, StrPath, overrides
 from aifx.verbs.jobs import OnLost, is_first_of_job, joined_job
+from aifx.verbs.models import is_reference, open_model
 
 if TYPE_CHECKING:
     from aifx.data.splits import Split
@@ -29,6 +29,7 @@ def evaluate(
     gates: Sequence[str] = ...,
     step: Step = ...,
     settings: Settings = ...,
+    trust_code: str | None = ...,
     html: StrPath | None = ...,
     on_lost: OnLost = ...,
 ) -> Evaluation: ...
@@ -42,6 +43,7 @@ def evaluate(
     gates: Sequence[str] = ...,
     step: Step = ...,
     settings: Settings = ...,
+    trust_code: str | None = ...,
     html: StrPath | None = ...,
     on_lost: OnLost = ...,
 ) -> DatasetReports: ...
@@ -56,6 +58,7 @@ def evaluate(
     gates: Sequence[str] = ...,
     step: Step = ...,
     settings: Settings = ...,
+    trust_code: str | None = ...,
     html: StrPath | None = ...,
     on_lost: OnLost = ...,
 ) -> Evaluation | DatasetReports: ...
@@ -69,6 +72,7 @@ def evaluate(
     gates: Sequence[str] = (),
     step: Step = None,
     settings: Settings = None,
+    trust_code: str | None = None,
     html: StrPath | None = None,
     on_lost: OnLost = lambda _: None,
 ) -> Evaluation | DatasetReports:
@@ -78,12 +82,13 @@ def evaluate(
     own, and the data that the run was trained on is not read.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or a model version: "fraud@production".
         split: "test", "validation" or "train"; `eval.split` by default.
         data: files to measure instead of a split.
         gates: conditions in addition to `eval.gates`: "loss <= 3.5".
         step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint`.
         settings: values over those of the run's configuration, by key.
+        trust_code: digest of a model version whose own code may run.
         html: file to write the report to, too, as a page with the worst errors.
         on_lost: called in a job of several processes if another one is lost, before this one ends.
 
@@ -99,7 +104,7 @@ def evaluate(
         why = "a data set is measured whole"
         raise UsageError("--split cannot be used with --data", why, f"aifx eval --data {files[0]}")
     _check_gates(gates)
-    directory, project = open_run(run)
+    directory, project = open_model(run, trust_code)
     asked = {"--split": split, "--data": list(map(str, files)), "--step": step, "--gate": list(gates)}
     how: dict[str, Any] = {"gates": gates, "step": parse_step(step), "overrides": overrides(settings)}
     with joined_job("eval", directory, project, settings, on_lost, **asked):
@@ -129,6 +134,7 @@ def evaluate_benchmark(
     gates: Sequence[str] = (),
     step: Step = None,
     settings: Settings = None,
+    trust_code: str | None = None,
     on_lost: OnLost = lambda _: None,
 ) -> DatasetReports:
     """Ask a language model the questions of files, and compare its answers with gates.
@@ -136,12 +142,13 @@ def evaluate_benchmark(
     The report is also kept in the run. The verdict is bad if a gate fails.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or a model version: "fraud@production".
         files: with questions.
         chat: ask each question as a user's message in a chat.
         gates: conditions: "acc_norm_low >= 0.3".
         step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint`.
         settings: values over those of the run's configuration, by key.
+        trust_code: digest of a model version whose own code may run.
         on_lost: called in a job of several processes if another one is lost, before this one ends.
 
     Example:
@@ -151,7 +158,7 @@ def evaluate_benchmark(
     from aifx.evaluation.benchmark import measure_benchmarks
 
     _check_gates(gates)
-    directory, project = open_run(run)
+    directory, project = open_model(run, trust_code)
     paths = [Path(file) for file in files]
     asked = {"--benchmark": list(map(str, paths)), "--step": step, "--gate": list(gates)}
     how: dict[str, Any] = {"gates": gates, "step": parse_step(step), "overrides": overrides(settings)}
@@ -171,6 +178,7 @@ def compare_models(
     step: Step = None,
     against_step: Step = None,
     settings: Settings = None,
+    trust_code: str | None = None,
 ) -> Comparison:
     """Compare the checkpoints of two runs on the same rows, by a paired bootstrap over groups of rows.
 
@@ -178,8 +186,8 @@ def compare_models(
     margin.
 
     Args:
-        run: the run's folder.
-        against: the folder of the run that it is compared with.
+        run: the run's folder, or a model version: "fraud@production".
+        against: the same of what it is compared with.
         split: "test", "validation" or "train"; `eval.split` by default.
         data: a file or folder to measure instead of a split.
         metric: what decides: "max accuracy". By default `checkpoint.best_by` of the first run.
@@ -188,6 +196,7 @@ def compare_models(
         step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint`.
         against_step: that of the other run.
         settings: values over those of the configurations of both runs, by key.
+        trust_code: digest of a model version whose own code may run.
 
     Example:
         >>> found = aifx.compare_models("runs/main", "runs/main", margin=0.1, settings={"eval.group": "_row"})
@@ -198,11 +207,11 @@ def compare_models(
     from aifx.evaluation.against import compare_runs
 
     best_by = None if metric is None else parse_best_by(metric)
-    directory, project = open_run(run)
+    directory, project = open_model(run, trust_code if is_reference(run) else None)
     return compare_runs(
         directory,
         project,
-        open_run(against),
+        open_model(against, trust_code if is_reference(against) else None),
         split=split,
         data=None if data is None else Path(data),
         metric=best_by,

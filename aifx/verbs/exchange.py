@@ -12,9 +12,10 @@ from aifx.core.artifact import short_reference
 from aifx.core.errors import AifxError, UsageError
 from aifx.core.licensing import LicenseConflict
 from aifx.core.parsing import parse_size
-from aifx.core.project import Project, RunDirectory, find_project, open_run
+from aifx.core.project import Project, RunDirectory, find_project
 from aifx.core.steps import parse_step
 from aifx.verbs.arguments import Step, StrPath
+from aifx.verbs.models import open_model
 
 if TYPE_CHECKING:
     from aifx.hub.exported import ExportedModel
@@ -114,9 +115,13 @@ def _check_licenses(run: RunDirectory, project: Project) -> tuple[LicenseConflic
     from aifx.data.versions.licenses import check_licenses
     from aifx.data.versions.manifest import Manifest
     from aifx.kinds import load_config
+    from aifx.registry.versions import ModelDirectory
     from aifx.runs.provenance import data_behind
 
-    references = data_behind(run, project)
+    if isinstance(run, ModelDirectory):
+        references = list((run.content.data or {}).get("versions", ()))
+    else:
+        references = data_behind(run, project)
     if not references or not project.config_path.is_file():
         return ()
     project = load_config(project).apply_to(project)
@@ -140,13 +145,14 @@ def export_model(
     merge: bool = False,
     dtype: str | None = None,
     shard_size: str = "5GB",
+    trust_code: str | None = None,
 ) -> ExportedModel:
     """Write a run's model as a folder that transformers, vLLM and llama.cpp read, or MaxText.
 
     aifx reads the weights back and compares them before the folder has its name. It replaces no folder.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or a model version: "fraud@production".
         folder: to make.
         step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint`.
         format: "hf"; "peft" writes the adapters alone, "orbax" a checkpoint in MaxText's layout.
@@ -154,6 +160,7 @@ def export_model(
         merge: merge a run's adapters into the weights, and compare the logits. The verdict is bad if they differ.
         dtype: of the weights, "float32", "bfloat16" or "float16"; by default the one that the run has.
         shard_size: with "hf", most bytes of a file of weights.
+        trust_code: digest of a model version whose own code may run.
 
     Example:
         >>> aifx.export_model("runs/main", "exported").architecture
@@ -178,7 +185,7 @@ def export_model(
     except ValueError:
         why = "it is a number with MB or GB"
         raise UsageError(f"--shard-size {shard_size} is not a size", why, "--shard-size 5GB") from None
-    directory, project = open_run(run)
+    directory, project = open_model(run, trust_code)
     conflicts = _check_licenses(directory, project)
     kind = cast(Literal["float32", "bfloat16", "float16"] | None, dtype)
     if format == "peft":

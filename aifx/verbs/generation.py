@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from aifx.core.errors import UsageError
 from aifx.core.parsing import check_utf8
-from aifx.core.project import open_run
 from aifx.core.steps import parse_step
 from aifx.verbs.arguments import Settings, Step, StrPath, overrides
+from aifx.verbs.models import open_model
 
 if TYPE_CHECKING:
     from aifx.serving.generate import GeneratedText
@@ -28,6 +28,7 @@ def generate(
     chat: bool = False,
     system: str | None = None,
     settings: Settings = None,
+    trust_code: str | None = None,
     on_text: Callable[[str], None] = lambda _: None,
 ) -> GeneratedText:
     """Write text with a run's language model. The same seed writes the same text.
@@ -35,7 +36,7 @@ def generate(
     What is not given comes from `[generate]` of the project.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or a model version: "fraud@production".
         prompt: the text to continue, or a function that reads it, called once the other arguments are checked.
         max_tokens: most tokens to write.
         temperature: of the sampling; 0 takes the likeliest token.
@@ -46,6 +47,7 @@ def generate(
         chat: whether the prompt is a user's message, which the model answers.
         system: with `chat`, a system message before it.
         settings: values over those of the run's configuration, by key.
+        trust_code: digest of a model version whose own code may run.
         on_text: called with each piece of the text as soon as it is written. The first is the prompt, unless it is a
             message of a chat.
 
@@ -61,7 +63,7 @@ def generate(
     check_options(GenerateSection, sampling, "aifx generate")
     if system is not None and not chat:
         raise UsageError("--system requires --chat", "it is a message of a conversation", "aifx generate --chat")
-    directory, project = open_run(run)
+    directory, project = open_model(run, trust_code)
     at, changed = parse_step(step), overrides(settings)
     text = prompt() if callable(prompt) else prompt
     given = {"prompt": text, **sampling}

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError
-from aifx.core.project import Project, RunDirectory, open_run
+from aifx.core.project import Project, RunDirectory
 from aifx.core.results import Result
 from aifx.core.steps import StepChoice, parse_step
 from aifx.verbs.arguments import Settings, Step, StrPath, overrides
+from aifx.verbs.models import open_model
 from aifx.verbs.servers import RunningServer
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Listening(Result):
         max_model_len: most tokens of a request with its answer.
         rows_per_batch: rows that one call of the program predicts; null for text. `adapters`, `slots`, `pool_tokens`
             and `max_model_len` are null for predictions.
+        model_digest: of the model version, with `--model`.
         is_reproducible: whether a check on this device showed that an answer's bits do not depend on other requests.
     """
 
@@ -45,6 +47,7 @@ class Listening(Result):
     routes: list[str]
     system_fingerprint: str
     is_reproducible: bool
+    model_digest: str | None = None
     adapters: list[str] | None = None
     slots: list[int] | None = None
     pool_tokens: int | None = None
@@ -76,6 +79,7 @@ def serve(
     *,
     step: Step = None,
     settings: Settings = None,
+    trust_code: str | None = None,
     watch: bool = False,
     canary: StrPath | None = None,
 ) -> RunningServer[Listening]:
@@ -85,9 +89,10 @@ def serve(
     `listening` says what it serves. Settings that are not given come from `[serve]` of the project.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or a model version: "fraud@production".
         step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint`.
         settings: values over those of the run's configuration, by key, such as `{"serve.port": 8080}`.
+        trust_code: digest of a model version whose own code may run.
         watch: serve new checkpoints of the run, once they pass the canary.
         canary: file with prompts that new weights must pass.
 
@@ -101,7 +106,10 @@ def serve(
     if canary is not None and not watch:
         hint = "aifx serve --watch --canary FILE"
         raise UsageError("--canary requires --watch", "it judges new checkpoints", hint)
-    directory, project = open_run(run)
+    directory, project = open_model(run, trust_code)
+    if watch and directory.model_digest is not None:
+        why = "it waits for new checkpoints of a run, and a model version has none"
+        raise UsageError("--watch cannot be used with --model", why, "aifx serve --run NAME --watch")
     from aifx.serving.http.app import check_ending
 
     prepared = prepare(directory, project, at, given)
@@ -117,15 +125,14 @@ def prepare(
     """Load a run and start its engine. Raises AifxError for what cannot be served."""
     from aifx.core.web.server import bind, url_of
     from aifx.core.web.traffic import AccessLog
-    from aifx.kinds import read_config
-    from aifx.loading.restore import CURRENT, restore_run
+    from aifx.loading.restore import read_current, restore_run
     from aifx.serving.http.app import open_server
     from aifx.serving.http.services import open_service
     from aifx.serving.http.state import read_key
     from aifx.serving.http.tracing import open_tracer
 
     # A port that is taken, or a key that is missing, is reported before minutes of loading.
-    settings = read_config(directory.config, project, overrides, current=CURRENT).serve
+    settings = read_current(directory, project, overrides).serve
     key = read_key(settings.host, dict(os.environ))
     tracer = open_tracer(os.environ)
     log_file = Path(settings.access_log) if settings.access_log else None
@@ -144,12 +151,15 @@ def prepare(
         routes=[operation.path for operation in state.operations],
         system_fingerprint=state.engine.fingerprint,
         is_reproducible=state.engine.is_reproducible,
+        model_digest=directory.model_digest,
         **service.fits,
     )
     return PreparedServer(open_server(state, bound), listening, service)
 
 
-def serve_replay(file: StrPath, run: StrPath, *, step: Step = None, settings: Settings = None) -> ReplayReport:
+def serve_replay(
+    file: StrPath, run: StrPath, *, step: Step = None, settings: Settings = None, trust_code: str | None = None
+) -> ReplayReport:
     """Compute answers that a server recorded again, many at once. The verdict is bad if a token or a bit differs.
 
     A server writes the records with `serve.log_requests`. Replay needs the weights and the `[serve]` settings of that
@@ -157,9 +167,10 @@ def serve_replay(file: StrPath, run: StrPath, *, step: Step = None, settings: Se
 
     Args:
         file: the serve.jsonl of a server.
-        run: the run's folder.
+        run: the run's folder, or a model version: "fraud@production".
         step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint`.
         settings: values over those of the run's configuration, by key.
+        trust_code: digest of a model version whose own code may run.
 
     Example:
         >>> aifx.serve_replay("runs/main/serve.jsonl", "runs/main", settings={"serve.slots": [1]})
@@ -169,7 +180,7 @@ def serve_replay(file: StrPath, run: StrPath, *, step: Step = None, settings: Se
     """
     at, path = parse_step(step), Path(file)
     _check_packages()
-    directory, project = open_run(run)
+    directory, project = open_model(run, trust_code)
     from aifx.loading.restore import restore_run
     from aifx.programs.build import build
     from aifx.serving import record

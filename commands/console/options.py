@@ -31,6 +31,16 @@ SetOption = Annotated[
     ),
 ]
 
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", metavar="NAME@ALIAS", help="Use a version from the registry instead of a run."),
+]
+
+TrustCodeOption = Annotated[
+    str | None,
+    typer.Option("--trust-code", metavar="DIGEST", help="With --model: run the version's own code."),
+]
+
 StepOption = Annotated[
     str | None, typer.Option("--step", metavar="N|best|last", help="Checkpoint to use. By default eval.checkpoint.")
 ]

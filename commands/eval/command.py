@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import typer
 
 from aifx.commands.console.jobs import report_lost
-from aifx.commands.console.options import JsonOption, RunOption, SetOption, StepOption
+from aifx.commands.console.options import JsonOption, ModelOption, RunOption, SetOption, StepOption, TrustCodeOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import UsageError
 from aifx.core.limits import check_limits
-from aifx.core.project import find_project
 
 if TYPE_CHECKING:
     from aifx.verbs.evaluation import (
@@ -63,7 +62,9 @@ HtmlOption = Annotated[
 
 AgainstOption = Annotated[
     str | None,
-    typer.Option("--against", metavar="RUN[:STEP]", help="Compare with another run on the same rows instead."),
+    typer.Option(
+        "--against", metavar="RUN[:STEP]|MODEL", help="Compare with another run or NAME@ALIAS on the same rows instead."
+    ),
 ]
 
 MetricOption = Annotated[
@@ -96,6 +97,8 @@ LookOption = Annotated[
 
 def eval_(
     run: RunOption = None,
+    model: ModelOption = None,
+    trust_code: TrustCodeOption = None,
     step: StepOption = None,
     split: SplitOption = None,
     data: DataOption = None,
@@ -119,11 +122,12 @@ def eval_(
         aifx eval --gate "per_class.Shirt.recall >= 0.6"
         aifx eval --data june.npz --data july.npz
         aifx eval --html report.html
+        aifx eval --model fraud@production --data june.csv
         aifx eval --benchmark arc.jsonl --gate "acc_norm_low >= 0.3"
         aifx eval --run new --against main --margin 0.01
 
-    aifx also keeps the report in the run, in eval/<step>.json. With --data, it reports each of them separately and does
-    not read the data that the run was trained on.
+    aifx also keeps the report in the run, or beside the pulled version, in eval/<step>.json. With --data, it reports
+    each of them separately and does not read the data that the run was trained on.
 
     With --against, both models answer the same rows, and a bootstrap over groups of rows decides. It exits 1 unless the
     first is better, or not worse than the margin.
@@ -132,14 +136,15 @@ def eval_(
         check_limits()
         from aifx.verbs.evaluation import compare_models, evaluate, evaluate_benchmark
         from aifx.verbs.jobs import is_first_of_job
+        from aifx.verbs.models import choose_model, is_reference
 
         _check_benchmark(benchmark, {"--split": split, "--data": data, "--html": html})
         if chat and not benchmark:
             raise UsageError(
                 "--chat requires --benchmark", "it is how questions are asked", "aifx eval --benchmark FILE"
             )
-        project = find_project()
-        run_path, gates = project.existing_run(run).path, gate or ()
+        chosen, gates = choose_model(run, model), gate or ()
+        how: dict[str, Any] = {"step": step, "settings": set_, "trust_code": trust_code}
         compared = {"--metric": metric, "--margin": margin, "--look": look if look > 1 else None}
         if against is None and (given := [option for option, value in compared.items() if value is not None]):
             raise UsageError(f"{given[0]} requires --against", "it is about two models", "aifx eval --against RUN")
@@ -147,16 +152,15 @@ def eval_(
             _check_against({"--benchmark": benchmark, "--gate": gate, "--html": html, "--data": (data or [])[1:]})
             other, _, other_step = against.partition(":")
             found = compare_models(
-                run_path,
-                project.existing_run(other).path,
+                chosen,
+                choose_model(None, other) if is_reference(other) else choose_model(other, None),
                 split=split,
                 data=data[0] if data else None,
                 metric=metric,
                 margin=margin,
                 look=look,
-                step=step,
                 against_step=other_step or None,
-                settings=set_,
+                **how,
             )
             out.result(found)
             _show_comparison(out, found)
@@ -164,20 +168,9 @@ def eval_(
         lost = report_lost(out)
         report: Evaluation | DatasetReports
         if benchmark:
-            report = evaluate_benchmark(
-                run_path, *benchmark, chat=chat, gates=gates, step=step, settings=set_, on_lost=lost
-            )
+            report = evaluate_benchmark(chosen, *benchmark, chat=chat, gates=gates, on_lost=lost, **how)
         else:
-            report = evaluate(
-                run_path,
-                split=split,
-                data=data or (),
-                gates=gates,
-                step=step,
-                settings=set_,
-                html=html,
-                on_lost=lost,
-            )
+            report = evaluate(chosen, split=split, data=data or (), html=html, gates=gates, on_lost=lost, **how)
         if not is_first_of_job():
             raise SystemExit(report.exit_code)
         out.result(report)
@@ -224,7 +217,8 @@ def _show(out: Output, report: Evaluation | DatasetReports) -> None:
     for number, (data, part) in enumerate(parts):
         if number:
             out.print("")
-        out.print(f"run {report.run}, step {report.step}, {data}{matrices}")
+        title = f"run {report.run}" if report.model is None else f"model {report.run} ({report.model[:12]})"
+        out.print(f"{title}, step {report.step}, {data}{matrices}")
         _show_part(out, part)
     if report.better_last is not None:
         out.print(f"\n{better_last_text(report.run, report.better_last)}")

@@ -7,12 +7,11 @@ from typing import Annotated
 
 import typer
 
-from aifx.commands.console.options import JsonOption, RunOption, StepOption
+from aifx.commands.console.options import JsonOption, ModelOption, RunOption, StepOption, TrustCodeOption
 from aifx.commands.console.terminal import terminal
 from aifx.core.json_files import readable_bytes
 from aifx.core.lifecycle import sigterm_as_ctrl_c
 from aifx.core.limits import check_limits
-from aifx.core.project import find_project
 from aifx.verbs.jobs import refuse_job
 
 DestArgument = Annotated[Path, typer.Argument(metavar="DEST", help="Folder to make.")]
@@ -58,6 +57,8 @@ ShardSizeOption = Annotated[
 def export(
     dest: DestArgument,
     run: RunOption = None,
+    model: ModelOption = None,
+    trust_code: TrustCodeOption = None,
     step: StepOption = None,
     format: FormatOption = "hf",
     scan_layers: ScanLayersOption = None,
@@ -84,9 +85,10 @@ def export(
         refuse_job("export")
         check_limits()
         from aifx.verbs.exchange import export_model
+        from aifx.verbs.models import choose_model
 
         made = export_model(
-            find_project().existing_run(run).path,
+            choose_model(run, model),
             dest,
             step=step,
             format=format,
@@ -94,6 +96,7 @@ def export(
             merge=merge,
             dtype=dtype,
             shard_size=shard_size,
+            trust_code=trust_code,
         )
         out.result(made)
         rounded = ", rounded" if made.rounded else ""

@@ -7,11 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from aifx.commands.console.options import JsonOption, RunOption, SetOption, StepOption
+from aifx.commands.console.options import JsonOption, ModelOption, RunOption, SetOption, StepOption, TrustCodeOption
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import UsageError
 from aifx.core.limits import check_limits
-from aifx.core.project import find_project
 from aifx.verbs.jobs import refuse_job
 
 PromptOption = Annotated[
@@ -69,6 +68,8 @@ SeedOption = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="See
 
 def generate(
     run: RunOption = None,
+    model: ModelOption = None,
+    trust_code: TrustCodeOption = None,
     prompt: PromptOption = None,
     max_tokens: MaxTokensOption = None,
     temperature: TemperatureOption = None,
@@ -96,13 +97,14 @@ def generate(
         refuse_job("generate")
         check_limits()
         from aifx.verbs.generation import generate
+        from aifx.verbs.models import choose_model
 
         def write(piece: str) -> None:
             if not json:
                 out.write(piece, exact=not out.stdout.isatty())
 
         written = generate(
-            find_project().existing_run(run).path,
+            choose_model(run, model),
             _read_stdin if prompt == "-" else prompt,
             max_tokens=max_tokens,
             temperature=temperature,
@@ -113,6 +115,7 @@ def generate(
             chat=chat,
             system=system,
             settings=set_,
+            trust_code=trust_code,
             on_text=write,
         )
         write("\n")

@@ -7,14 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from aifx.commands.console.options import JsonOption, RunOption, SetOption, StepOption
+from aifx.commands.console.options import JsonOption, ModelOption, RunOption, SetOption, StepOption, TrustCodeOption
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import UsageError
 from aifx.core.json_values import encode_json
 from aifx.core.lifecycle import sigterm_as_ctrl_c
 from aifx.core.limits import check_limits
 from aifx.core.plurals import counted
-from aifx.core.project import find_project
 from aifx.verbs.jobs import refuse_job
 
 InputArgument = Annotated[
@@ -46,6 +45,8 @@ def predict(
     output: OutputOption = None,
     input_format: FormatOption = None,
     run: RunOption = None,
+    model: ModelOption = None,
+    trust_code: TrustCodeOption = None,
     step: StepOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -56,6 +57,7 @@ def predict(
         aifx predict new.npz
         aifx predict rows.csv --output predictions.parquet
         aifx predict camera/*.png --output labels.csv --run main --step best
+        aifx predict rows.csv --model fraud@production
         generate-rows | aifx predict - | head
 
     The model comes from the run alone. aifx does not read the data that it was trained on.
@@ -67,6 +69,7 @@ def predict(
         if json and output is None:
             hint = f"aifx predict {inputs[0]} --output predictions.jsonl --json"
             raise UsageError("--json requires --output", "otherwise the predictions are on stdout, too", hint)
+        from aifx.verbs.models import choose_model
         from aifx.verbs.prediction import predict_files
 
         # Letters as they are only where nothing can mistake them for commands of a terminal.
@@ -76,15 +79,17 @@ def predict(
             out.write("".join(encode_json(record, ensure_ascii=ascii) + "\n" for record in records))
 
         made = predict_files(
-            find_project().existing_run(run).path,
+            choose_model(run, model),
             *inputs,
             output=output,
             write=write if output is None else None,
             input_format=input_format,
             step=step,
             settings=set_,
+            trust_code=trust_code,
         )
         out.result(made)
         where = f" in {output}" if output is not None else ""
-        summary = f"{counted(made.predictions, 'prediction')}{where}, by run {made.run}, step {made.step}"
+        kind = "run" if made.model is None else "model"
+        summary = f"{counted(made.predictions, 'prediction')}{where}, by {kind} {made.run}, step {made.step}"
         (out.log if output is None else out.print)(summary)

@@ -10,13 +10,20 @@ from typing import Annotated
 import typer
 
 from aifx.commands.console.failures import as_error
-from aifx.commands.console.options import JsonOption, RunOption, SetOption, StepOption, option_group
+from aifx.commands.console.options import (
+    JsonOption,
+    ModelOption,
+    RunOption,
+    SetOption,
+    StepOption,
+    TrustCodeOption,
+    option_group,
+)
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import AifxError, UsageError
 from aifx.core.json_values import encode_json
 from aifx.core.limits import check_limits
 from aifx.core.plurals import counted
-from aifx.core.project import find_project
 from aifx.verbs.jobs import refuse_job
 
 
@@ -95,6 +102,8 @@ class ServeOptions:
 @option_group
 def start(
     run: RunOption = None,
+    model: ModelOption = None,
+    trust_code: TrustCodeOption = None,
     step: StepOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -106,6 +115,7 @@ def start(
     Examples:
         aifx serve
         aifx serve --run main --step last --port 8080
+        aifx serve --model fraud@production
         aifx serve --slots 1 --quantize int8
         aifx serve --step last --watch --canary canary.jsonl
         AIFX_SERVE__API_KEY=$(cat key) aifx serve --host 0.0.0.0
@@ -122,12 +132,14 @@ def start(
     with terminal(json, streams=True) as out:
         refuse_job("serve")
         check_limits()
+        from aifx.verbs.models import choose_model
         from aifx.verbs.serving import serve
 
         server = serve(
-            find_project().existing_run(run).path,
+            choose_model(run, model),
             step=step,
             settings=[*(set_ or ()), *options.overrides()],
+            trust_code=trust_code,
             watch=options.watch,
             canary=options.canary,
         )
@@ -155,6 +167,8 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The serve.js
 def replay(
     file: FileArgument,
     run: RunOption = None,
+    model: ModelOption = None,
+    trust_code: TrustCodeOption = None,
     step: StepOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -171,9 +185,10 @@ def replay(
     with terminal(json) as out:
         refuse_job("serve replay")
         check_limits()
+        from aifx.verbs.models import choose_model
         from aifx.verbs.serving import serve_replay
 
-        report = serve_replay(file, find_project().existing_run(run).path, step=step, settings=set_)
+        report = serve_replay(file, choose_model(run, model), step=step, settings=set_, trust_code=trust_code)
         out.result(report)
         found = report.difference
         if found is None:

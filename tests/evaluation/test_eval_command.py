@@ -36,7 +36,7 @@ def test_a_malformed_gate_is_refused_before_the_run_is_opened(
 def test_the_document_has_exactly_what_is_promised(project: Path) -> None:
     report = document(aifx(project, "eval", "--gate", "loss < 0.1", "--json"), code=1)
     keys = {"schema_version", "run", "step", "split", "quantize", "metrics", "gates", "better_last", "baselines"}
-    keys |= {"slices", "data"}
+    keys |= {"slices", "data", "model"}
     assert set(report) == keys
     assert report["baselines"] == {}
     assert (report["schema_version"], report["run"], report["step"], report["split"]) == (1, "main", 12, "test")

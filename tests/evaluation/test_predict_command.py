@@ -151,7 +151,7 @@ def test_other_data_is_measured_by_name_and_digest(alone: Path) -> None:
     (alone / "b.txt").write_text(SENTENCE * 20)
     failed = aifx(alone, "eval", "--data", "new.jsonl", "--data", "b.txt", "--gate", "loss < 0.1", "--json")
     report = document(failed, code=1)
-    assert set(report) == {"schema_version", "run", "step", "quantize", "datasets"}
+    assert set(report) == {"schema_version", "run", "step", "quantize", "datasets", "model"}
     assert [data["name"] for data in report["datasets"]] == ["new.jsonl", "b.txt"]
     assert [[gate["passed"] for gate in data["gates"]] for data in report["datasets"]] == [[True, False]] * 2
     (alone / "b.txt").write_text(SENTENCE * 30)

@@ -1,0 +1,61 @@
+"""The model that a command uses: a run of a project, or a version from a registry."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from aifx.core.errors import UsageError
+from aifx.core.project import Project, RunDirectory, find_project, open_run
+from aifx.verbs.arguments import StrPath
+from aifx.verbs.catalogs import project_around
+
+ROOT_VARIABLE = "AIFX_REGISTRY__ROOT"
+"""The variable of `registry.root`, which also works outside of a project."""
+
+
+def is_reference(model: StrPath) -> bool:
+    """Whether a text names a model version, such as "fraud@production", rather than a folder."""
+    text = os.fspath(model)
+    return "@" in text and os.sep not in text and not os.path.lexists(text)
+
+
+def choose_model(run: str | None, model: str | None) -> StrPath:
+    """The folder of the run that `--run` names, or what `--model` names. Raises UsageError for both."""
+    if model is None:
+        return find_project().existing_run(run).path
+    if run is not None:
+        raise UsageError("--run cannot be used with --model", "each names the model", f"--model {model}")
+    if not is_reference(model):
+        why = "it is written NAME@ALIAS, NAME@v3 or NAME@DIGITS"
+        raise UsageError(f"--model {model} names no version", why, "aifx registry ls")
+    return model
+
+
+def open_model(model: StrPath, trust_code: str | None = None) -> tuple[RunDirectory, Project]:
+    """The run in a folder, or the version "fraud@production", which is pulled first; and the project around it.
+
+    Args:
+        trust_code: digest of a version whose own code may run.
+
+    Raises UsageError, UntrustedCode, DamagedArtifact.
+    """
+    if not is_reference(model):
+        if trust_code is not None:
+            why = "the code of a run is that of its project"
+            raise UsageError("--trust-code requires --model", why, "--model NAME@ALIAS")
+        return open_run(model)
+    from aifx.registry.roots import pull
+    from aifx.registry.versions import open_version
+
+    found, label = project_around(), os.fspath(model)
+    root = os.environ.get(ROOT_VARIABLE) if found is None else None
+    if found is None and root is None:
+        why = f"the registry is not known outside of a project unless {ROOT_VARIABLE} is set"
+        raise UsageError(f"the model {label} is not found", why, f"export {ROOT_VARIABLE}=FOLDER")
+    if found is not None:
+        from aifx.kinds import load_config
+
+        found = load_config(found).apply_to(found)
+    _, folder = pull(label, found, root)
+    return open_version(folder, label, found or Project(Path.cwd()), trust_code=trust_code)

@@ -1,0 +1,126 @@
+"""`--model NAME@ALIAS`: commands and functions take a version of a registry's model wherever they take a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import inprocess
+import model_runs
+import pytest
+
+import aifx
+from aifx.core.errors import UsageError
+from aifx.core.parsing import parse_json
+from aifx.core.project import Project
+from aifx.registry.versions import UntrustedCode
+from aifx.verbs.models import choose_model, is_reference
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project with a run of its own code as tiny@v1, in the working directory."""
+    return make(tmp_path, "OWN", monkeypatch)
+
+
+def make(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Project:
+    project = model_runs.make_project(folder / "project", getattr(model_runs, name))
+    model_runs.make_run(project)
+    monkeypatch.chdir(project.root)
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(folder / "cache"))
+    aifx.registry_push("main", "tiny")
+    return project
+
+
+def run(*args: str) -> tuple[int, str, str]:
+    done = inprocess.run(args, Path.cwd(), dict(os.environ))
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_text_with_an_at_sign_that_is_no_folder_is_a_reference(project: Project) -> None:
+    assert is_reference("fraud@v3")
+    assert not is_reference("runs/a@b")
+    assert not is_reference("fraud")
+    (project.root / "fraud@v3").mkdir()
+    assert not is_reference("fraud@v3")
+    assert choose_model("main", None) == project.run("main").path
+    with pytest.raises(UsageError, match="--run cannot be used with --model"):
+        choose_model("main", "fraud@production")
+    with pytest.raises(UsageError, match="names no version"):
+        choose_model(None, "fraud")
+
+
+def test_own_code_is_refused_with_the_option_that_trusts_it(project: Project) -> None:
+    code, _, err = run("eval", "--model", "tiny@v1")
+    assert code == 2
+    digest = err.rpartition("--trust-code ")[2].strip()
+    with pytest.raises(UntrustedCode):
+        aifx.load("tiny@v1")
+    shutil.rmtree(project.run("main").path)
+    (project.root / "tiny.py").unlink()
+    code, out, _ = run("eval", "--model", "tiny@v1", "--trust-code", digest, "--json")
+    assert code == 0
+    assert json.loads(out)["model"].startswith(digest)
+    with pytest.raises(UsageError, match="--trust-code requires --model"):
+        aifx.load("runs/main", trust_code=digest)
+
+
+def test_what_is_not_there_is_named(project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert "one of: v1" in run("predict", "rows.csv", "--model", "tiny@production")[2]
+    assert "no model 'tin'" in run("predict", "rows.csv", "--model", "tin@v1")[2]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="the model tiny@v1 is not found"):
+        aifx.load("tiny@v1")
+    monkeypatch.setenv("AIFX_REGISTRY__ROOT", str(project.root / "registry"))
+    with pytest.raises(UntrustedCode):
+        aifx.load("tiny@v1")
+
+
+@pytest.mark.slow
+def test_a_table_is_measured_and_predicted_as_by_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = make(tmp_path, "TABLE", monkeypatch)
+    ours, theirs = aifx.evaluate("runs/main"), aifx.evaluate("tiny@v1")
+    assert (theirs.metrics, theirs.baselines) == (ours.metrics, ours.baselines)
+    assert ours.model is None
+    pulled = tmp_path / "cache/models" / str(theirs.model)
+    assert parse_json((pulled / "eval/1.json").read_bytes())["model"] == theirs.model
+    (one,) = aifx.evaluate("tiny@v1", data=["data/table.csv"]).datasets
+    assert one.metrics == aifx.evaluate("runs/main", data=["data/table.csv"]).datasets[0].metrics
+    answers = [run("predict", "data/table.csv", *model)[1] for model in (("--run", "main"), ("--model", "tiny@v1"))]
+    assert answers[0] == answers[1]
+    made = aifx.predict_files("tiny@v1", "data/table.csv", output="out.jsonl")
+    assert (made.run, made.model, made.predictions) == ("tiny@v1", theirs.model, 60)
+    code, out, _ = run("eval", "--model", "tiny@v1", "--gate", "accuracy >= 2")
+    assert code == 1
+    assert f"model tiny@v1 ({str(theirs.model)[:12]})" in out
+    options: dict[str, Any] = {"data": "data/table.csv", "metric": "min loss", "settings": {"eval.group": "_row"}}
+    found = aifx.compare_models("tiny@v1", "runs/main", margin=0.5, **options)
+    assert (found.difference, found.subject.digest) == (0.0, theirs.model)
+    (project.root / "data/table.csv").write_text("amount,colour,target\n")  # of another project
+    assert aifx.load("tiny@v1").run == "tiny@v1"
+
+
+@pytest.mark.slow
+def test_a_language_model_writes_serves_and_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "TEXT", monkeypatch)
+    ours, theirs = (aifx.generate(model, "the", max_tokens=8) for model in ("runs/main", "tiny@v1"))
+    assert (ours.text, ours.model) == (theirs.text, None)
+    settings = {"serve.port": 0, "serve.slots": [1]}
+    listening = []
+    for model in ("runs/main", "tiny@v1"):
+        with aifx.serve(model, settings=settings) as server:
+            listening.append(server.listening)
+    assert listening[0].system_fingerprint == listening[1].system_fingerprint
+    assert listening[1].model_digest == theirs.model
+    with pytest.raises(UsageError, match="--watch cannot be used with --model"):
+        aifx.serve("tiny@v1", settings=settings, watch=True)
+    exported = [aifx.export_model(model, f"out-{number}") for number, model in enumerate(("runs/main", "tiny@v1"))]
+    assert exported[0].architecture == exported[1].architecture
+    from safetensors.numpy import load_file
+
+    first, second = (load_file(f"out-{number}/model.safetensors") for number in range(2))
+    assert {key: value.tobytes() for key, value in first.items()} == {k: v.tobytes() for k, v in second.items()}
+    assert not aifx.export_model("tiny@v1", "out-1").is_new
