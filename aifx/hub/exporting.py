@@ -44,11 +44,12 @@ from aifx.hub.orbax import OrbaxWeights, in_maxtext, write_weights
 from aifx.hub.weights import DIGESTS, StoredWeights, Weights, tensor_digest
 from aifx.kinds import read_config
 from aifx.loading.base_weights import BaseWeights
-from aifx.loading.restore import restore_run, verified_manifest
+from aifx.loading.restore import choose_step, restore_run, verified_manifest
 from aifx.models import Family
 from aifx.models.adapted import plain_model
 from aifx.models.base import Decodes
 from aifx.models.hub import Architecture, Array, Tensor
+from aifx.registry.versions import ModelDirectory
 from aifx.specs import ArraySpec, Specs
 from aifx.tasks.registry import load_task
 
@@ -196,7 +197,8 @@ def open_export(
         scan_layers: as `export_model` takes it.
     """
     config = read_config(run.config, project, environ={})
-    manifest = verified_manifest(run, project, config, step)
+    is_version = isinstance(run, ModelDirectory)
+    manifest = verified_manifest(run, project, step if is_version else choose_step(run, config, step))
     task = load_task(config, project, run.assets)
     family = config.parts.kinds.get("model")
     if not (isinstance(family, Family) and family.hub and isinstance(task.format, TokenFormat)):

@@ -105,15 +105,15 @@ def restore_run(
     """
     enable_compilation_cache()
     config = read_current(run, project, overrides)
-    manifest = verified_manifest(run, project, config, step)
-    at = manifest.step
+    at = step if isinstance(run, ModelDirectory) else choose_step(run, config, step)
+    manifest = verified_manifest(run, project, at)
     task = open_task(config, project, run.assets)
     with project_errors(config.parts, project):
         layout = layout_here(config.mesh, config.train.devices)
-        params, frozen = restore_params(build(config, task, layout), run, at)
+        params, frozen = restore_params(build(config, task, layout), run, manifest.step)
         thresholds = (manifest.host.get("progress") or {}).get("thresholds") or {}
         task = replace(task, objective=task.objective.with_thresholds(thresholds))
-    return RestoredRun(run, project, config, task, params, frozen, at, layout, manifest)
+    return RestoredRun(run, project, config, task, params, frozen, manifest.step, layout, manifest)
 
 
 def read_current(run: RunDirectory, project: Project, overrides: Sequence[str] = ()) -> Config:
@@ -127,16 +127,20 @@ def read_current(run: RunDirectory, project: Project, overrides: Sequence[str] =
     return read_config(run.config, project, overrides, current=CURRENT)
 
 
-def verified_manifest(run: RunDirectory, project: Project, config: Config, step: StepChoice | None) -> Manifest:
-    """The manifest of the checkpoint to open, once the files of the run are those that it names."""
+def verified_manifest(run: RunDirectory, project: Project, step: StepChoice | None) -> Manifest:
+    """The manifest of the checkpoint to open, once the files of the run are those that it names.
+
+    Args:
+        step: of a checkpoint (`choose_step`); None for a model version.
+    """
     if isinstance(run, ModelDirectory):  # which `open_version` verified
         if step is not None:
             raise UsageError("--step cannot be used with --model", "a model version is one checkpoint", "--run NAME")
         return run.content.manifest()
-    at = choose_step(run, config, step)
+    assert isinstance(step, int)
     check_tree(run.assets)
-    manifest = read_manifest(run.checkpoints / str(at))
-    for error in binding_errors(run, read_config(run.config, project), at, manifest.run):
+    manifest = read_manifest(run.checkpoints / str(step))
+    for error in binding_errors(run, read_config(run.config, project), step, manifest.run):
         raise error
     return manifest
 

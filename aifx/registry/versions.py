@@ -45,7 +45,9 @@ from aifx.data.sections import OWN_TOKENIZERS
 from aifx.data.spec import Column, DataSpec, need_spec
 from aifx.kernels.choices_file import read_kernel_choices, write_kernel_choices
 from aifx.kinds import read_config
-from aifx.registry.roots import KIND, VERSION
+from aifx.registry.evidence import trusted_signer
+from aifx.registry.roots import KIND, VERSION, Root
+from aifx.registry.state import ModelState, NumberedVersion
 from aifx.runs.binding import BaseRun, base_manifest, binding_errors, read_digests, weights_digest, weights_of
 from aifx.runs.provenance import read_provenance
 
@@ -222,6 +224,19 @@ def open_version(
             raise UntrustedCode(f"the model {label} has code of its own", why, hint)
         project = replace(project, code=folder / CODE)
     return ModelDirectory(folder, label, artifact, content), project
+
+
+def open_stored(
+    root: Root, state: ModelState, version: NumberedVersion, label: str, project: Project, trust_code: str | None
+) -> tuple[ModelDirectory, Project]:
+    """A version of a registry, fetched into the cache, and the project with the code that it may run.
+
+    Its own code may also run if a key signed it that the project trusts. Raises as `open_version`, UsageError.
+    """
+    folder = root.fetch(state.name, version)
+    if trust_code is None and trusted_signer(root, state, version.digest, project) is not None:
+        trust_code = version.digest
+    return open_version(folder, label, project, trust_code=trust_code)
 
 
 def content_of(artifact: Artifact, place: object) -> ModelContent:

@@ -15,7 +15,7 @@ from aifx.registry.ledger import DamagedLedger, Entry, new_request
 from aifx.registry.roots import Root
 from aifx.registry.state import ModelState, NumberedVersion
 from aifx.registry.swappable import swap_obstacles
-from aifx.registry.versions import open_version
+from aifx.registry.versions import open_stored
 from aifx.serving.swap import Candidate
 
 logger = logging.getLogger(__name__)
@@ -88,9 +88,8 @@ class VersionOfAlias:
             what = f"{self._name}@{version.label} needs another server: {obstacles[0]}"
             why = "a swap keeps the programs that are compiled"
             raise UsageError(what, why, f"aifx serve --model {self.reference}, and aifx registry promote --serve-check")
-        folder = self._root.fetch(self._name, version)
-        label = f"{self._name}@{version.label}"
-        directory, project = open_version(folder, label, self._project, trust_code=self._trust)
+        state, label = ModelState(self._name), f"{self._name}@{version.label}"
+        directory, project = open_stored(self._root, state, version, label, self._project, self._trust)
         return restore_run(directory, project, overrides=self._overrides)
 
     def adopted(self, candidate: Candidate) -> None:

@@ -111,7 +111,7 @@ class Candidate:
     is_way_back: bool = False
 
 
-class Source(Protocol):
+class ModelSource(Protocol):
     """Names the model that should serve."""
 
     @property
@@ -166,7 +166,7 @@ class Watcher(Generic[W]):
     def __init__(
         self,
         engine: Worker[W, Any],
-        source: Source,
+        source: ModelSource,
         load: Callable[[RestoredRun], W],
         checks: Callable[[Candidate, RestoredRun, W, W], Iterator[Check]],
         *,
@@ -286,7 +286,7 @@ def check_memory(arrays: Any, platform: str) -> None:
 def watch(
     engine: Engine | Predictor,
     serve: ServeSection,
-    source: Source,
+    source: ModelSource,
     *,
     canary: Path | None,
     project: Project,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aifx.core.errors import UsageError
 from aifx.core.project import Project, RunDirectory, find_project, open_run
 from aifx.verbs.arguments import StrPath
 from aifx.verbs.catalogs import project_around
+
+if TYPE_CHECKING:
+    from aifx.registry.roots import Root
 
 ROOT_VARIABLE = "AIFX_REGISTRY__ROOT"
 """The variable of `registry.root`, which also works outside of a project."""
@@ -45,17 +49,28 @@ def open_model(model: StrPath, trust_code: str | None = None) -> tuple[RunDirect
             why = "the code of a run is that of its project"
             raise UsageError("--trust-code requires --model", why, "--model NAME@ALIAS")
         return open_run(model)
-    from aifx.registry.roots import pull
-    from aifx.registry.versions import open_version
+    from aifx.registry.versions import open_stored
 
-    found, label = project_around(), os.fspath(model)
-    root = os.environ.get(ROOT_VARIABLE) if found is None else None
-    if found is None and root is None:
-        why = f"the registry is not known outside of a project unless {ROOT_VARIABLE} is set"
-        raise UsageError(f"the model {label} is not found", why, f"export {ROOT_VARIABLE}=FOLDER")
-    if found is not None:
-        from aifx.kinds import load_config
+    root, project = open_registry(os.fspath(model))
+    state, version = root.find(os.fspath(model))
+    return open_stored(root, state, version, os.fspath(model), project, trust_code)
 
-        found = load_config(found).apply_to(found)
-    _, folder = pull(label, found, root)
-    return open_version(folder, label, found or Project(Path.cwd()), trust_code=trust_code)
+
+def open_registry(label: str) -> tuple[Root, Project]:
+    """The registry of the project around the working directory, or that of ROOT_VARIABLE, and the project.
+
+    Args:
+        label: of the model that is looked for there.
+    """
+    from aifx.registry.roots import open_root
+
+    project = project_around()
+    if project is None:
+        if (url := os.environ.get(ROOT_VARIABLE)) is None:
+            why = f"the registry is not known outside of a project unless {ROOT_VARIABLE} is set"
+            raise UsageError(f"the model {label} is not found", why, f"export {ROOT_VARIABLE}=FOLDER")
+        return open_root(url), Project(Path.cwd())
+    from aifx.kinds import load_config
+
+    project = load_config(project).apply_to(project)
+    return open_root(None, project), project

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError
 from aifx.core.project import Project, RunDirectory
 from aifx.core.results import Result
 from aifx.core.steps import StepChoice, parse_step
 from aifx.verbs.arguments import Settings, Step, StrPath, overrides
-from aifx.verbs.models import open_model
+from aifx.verbs.models import open_model, open_registry
 from aifx.verbs.servers import RunningServer
 
 if TYPE_CHECKING:
     from aifx.core.web.server import HttpServer
+    from aifx.loading.restore import RestoredRun
     from aifx.serving.http.services import Service
     from aifx.serving.record import ReplayReport
+    from aifx.serving.swap import ModelSource
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,14 @@ class PreparedServer:
     listening: Listening
     service: Service
 
-    def watch(self, choice: StepChoice | None, canary: Path | None, overrides: Sequence[str]) -> None:
-        """Let new checkpoints take over. Raises UsageError, DataError; the engine has stopped then."""
-        from aifx.serving.swap import StepsOfRun
+    def watch(self, make: Callable[[RestoredRun], ModelSource], canary: Path | None) -> None:
+        """Let another model take over. Raises UsageError, DataError; the engine has stopped then.
 
+        Args:
+            make: returns what names the model that should serve, from the one that does.
+        """
         try:
-            self.service.watch(StepsOfRun(self.service.trained, choice, overrides), canary)
+            self.service.watch(make(self.service.trained), canary)
         except AifxError:
             self.service.state.engine.stop()
             raise
@@ -93,7 +98,7 @@ def serve(
         step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint`.
         settings: values over those of the run's configuration, by key, such as `{"serve.port": 8080}`.
         trust_code: digest of a model version whose own code may run.
-        watch: serve new checkpoints of the run, once they pass the canary.
+        watch: serve new checkpoints of the run, or what the alias means, once they pass the canary.
         canary: file with prompts that new weights must pass.
 
     Example:
@@ -107,14 +112,23 @@ def serve(
         hint = "aifx serve --watch --canary FILE"
         raise UsageError("--canary requires --watch", "it judges new checkpoints", hint)
     directory, project = open_model(run, trust_code)
-    if watch and directory.model_digest is not None:
-        why = "it waits for new checkpoints of a run, and a model version has none"
-        raise UsageError("--watch cannot be used with --model", why, "aifx serve --run NAME --watch")
     from aifx.serving.http.app import check_ending
 
     prepared = prepare(directory, project, at, given)
+
+    def source(trained: RestoredRun) -> ModelSource:
+        from aifx.serving.alias import VersionOfAlias, server_name
+        from aifx.serving.swap import StepsOfRun
+
+        if directory.model_digest is None:
+            return StepsOfRun(trained, at, given)
+        root, around = open_registry(directory.name)
+        server = server_name(urlsplit(prepared.listening.url).port or 0)
+        options: dict[str, Any] = {"server": server, "trust_code": trust_code}
+        return VersionOfAlias(root, directory.name, directory.model_digest, around, given, **options)
+
     if watch:
-        prepared.watch(at, None if canary is None else Path(canary), given)
+        prepared.watch(source, None if canary is None else Path(canary))
     check = partial(check_ending, drain_s=prepared.server.drain_s)
     return RunningServer(prepared.server, prepared.listening, ExitStack(), check)
 

@@ -33,7 +33,7 @@ from aifx.serving.http.text import TextState, renderer_of, total_usage
 from aifx.serving.predictor import Predictor
 from aifx.serving.requests import Embedded
 from aifx.serving.start import start_engine, start_predictor
-from aifx.serving.swap import Source, Watcher, watch
+from aifx.serving.swap import ModelSource, Watcher, watch
 
 
 async def embeddings(request: Request) -> Response:
@@ -110,7 +110,7 @@ TEXT_OPERATIONS = (
     Operation("GET", "/tokenizer_info", None, documents.TokenizerInfo, tokenizer_info),
 )
 
-Watch = Callable[[Source, Path | None], Watcher[Any]]
+Watch = Callable[[ModelSource, Path | None], Watcher[Any]]
 """Starts a watcher from what names the model that should serve, and a canary file."""
 
 
@@ -143,7 +143,7 @@ def open_service(trained: RestoredRun, **common: Any) -> Service:
     state, fits = _text(trained, **common) if is_text else _predictions(trained, **common)
     trained, engine = _without_arrays(trained), state.engine
 
-    def start_watch(source: Source, canary: Path | None) -> Watcher[Any]:
+    def start_watch(source: ModelSource, canary: Path | None) -> Watcher[Any]:
         assert isinstance(engine, Engine | Predictor)
         return watch(engine, state.settings, source, canary=canary, project=trained.project, counts=state.swaps)
 
