@@ -79,7 +79,10 @@ class ServeOptions:
     ] = None
     lenient: Annotated[bool, typer.Option("--lenient", help="Ignore unknown fields of requests.")] = False
     watch: Annotated[
-        bool, typer.Option("--watch", help="Serve new checkpoints of the run, once they pass the canary.")
+        bool,
+        typer.Option(
+            "--watch", help="Serve new checkpoints of the run, or what the alias means, once they pass the canary."
+        ),
     ] = False
     canary: Annotated[
         Path | None, typer.Option("--canary", metavar="FILE", help="With --watch: prompts that new weights must pass.")
@@ -118,6 +121,7 @@ def start(
         aifx serve --model fraud@production
         aifx serve --slots 1 --quantize int8
         aifx serve --step last --watch --canary canary.jsonl
+        aifx serve --model fraud@production --watch
         AIFX_SERVE__API_KEY=$(cat key) aifx serve --host 0.0.0.0
         curl --json '{"prompt": "Call me"}' localhost:8000/v1/completions
         curl --json '{"rows": [{"width": 3}]}' localhost:8000/v1/predict
