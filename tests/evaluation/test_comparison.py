@@ -95,3 +95,19 @@ def test_scores_by_row_add_up_to_the_metrics_of_the_split(classified: Path) -> N
     for name in ("loss", "accuracy", "brier"):
         total, weight = answers.sums(name).sum(axis=0)
         assert total / weight == pytest.approx(report["metrics"][name], rel=1e-5), name
+
+
+@pytest.mark.slow
+def test_versions_of_a_model_are_compared_by_their_digests(compared: Path) -> None:
+    document(aifx(compared, "registry", "init", "--json"))
+    digests = [
+        document(aifx(compared, "registry", "push", "main", "whale", "--step", step, "--json"))["digest"]
+        for step in ("4", "12")
+    ]
+    asked = ["eval", "--model", "whale@v2", "--against", "whale@v1", "--data", "docs.jsonl", "--json"]
+    found = document(aifx(compared, *asked))
+    assert (found["verdict"], found["data_name"]) == ("better", "docs.jsonl")
+    assert [found["incumbent"]["digest"], found["subject"]["digest"]] == digests
+    assert found["against"] == digests[0]
+    by_run = document(aifx(compared, "eval", "--step=12", "--against", "main:4", "--data", "docs.jsonl", "--json"))
+    assert (found["value"], found["low"]) == (by_run["value"], by_run["low"])
