@@ -24,6 +24,7 @@ from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
 from aifx.core.results import Result
 from aifx.curation.adding import Add, decided_encoding, options_of, reading_of
+from aifx.curation.erased import ErasedRows, holds_erased, read_erased
 from aifx.curation.execution import Made, NotMade, Runner, check_meaning, execute, work_folder
 from aifx.curation.step import Limits
 from aifx.curation.work_folders import holding_dataset
@@ -98,7 +99,9 @@ def plan_add(
     unchanged = tuple(file for file in files if _is_same(file, before.get(file.name), options))
     names = {file.name for file in unchanged}
     relicensed = {file.name: license_ for file in unchanged if before[file.name].license != license_}
-    if parent is not None and len(unchanged) == len(files) and not relicensed:
+    erased = read_erased(catalog, name)
+    is_clean = erased is None or parent is None or _lacks(parent, erased)
+    if parent is not None and len(unchanged) == len(files) and not relicensed and is_clean:
         return AddPlan(parent, None, unchanged, meant)
     step = Add(
         parents=(parent,) if parent else (),
@@ -106,6 +109,7 @@ def plan_add(
         options=options,
         license=license_,
         relicensed=relicensed,
+        erased=erased,
     )
     return AddPlan(parent, step, unchanged, meant)
 
@@ -140,6 +144,8 @@ def run_add(
         return run(plan.step, set_name=set_name, dry_run=dry_run, meant=plan.meant)
     except NotMade as missing:
         changed = f"new or changed source files: {len(plan.step.files):,}"
+        if not plan.step.files:
+            changed = "rows of it were erased" if not plan.step.relicensed else ""
         missing.note = changed if plan.step.parents else "files of its rows are no longer sources"
         raise
     except ColumnsChanged:
@@ -256,6 +262,13 @@ def with_listed(listing: Listing, arguments: Sequence[str], base: Path, *, follo
                 raise DataError(f"{example.name} shows two things", "another row or its folder says otherwise", hint)
             found[name] = file
     return replace(listing, files=tuple(found[name] for name in sorted(found)), links=tuple(sorted(links)))
+
+
+def _lacks(version: Version, erased: ErasedRows) -> bool:
+    """Whether a version has none of the erased rows: an `add` that knew them made it, or no row has such an id."""
+    made_by = version.manifest.step
+    is_known = made_by.name == Add.name and made_by.settings.get("erased_sha256") == erased.digest
+    return is_known or not holds_erased(version, erased)
 
 
 def _is_same(file: SourceFile, source: Source | None, options: ReadOptions) -> bool:

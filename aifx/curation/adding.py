@@ -21,6 +21,7 @@ from aifx.core.json_files import write_json
 from aifx.core.json_values import encode_json, plain
 from aifx.core.parsing import parse_json
 from aifx.core.redaction import redact
+from aifx.curation.erased import ErasedRows
 from aifx.curation.step import Limits, Outcome, Step, row_prefix
 from aifx.data.chat.lines import CHAT_READERS
 from aifx.data.names import CHAT, RESERVED, ROW, SOURCE, SPLIT, Kind
@@ -54,6 +55,7 @@ class Add(Step):
         files: to read, by name.
         relicensed: licences of sources whose rows stay.
         scanned: whether columns are inferred from whole files instead of from their beginnings.
+        erased: rows that it leaves out, also of the version before.
     """
 
     files: tuple[SourceFile, ...]
@@ -61,6 +63,7 @@ class Add(Step):
     license: str
     relicensed: Mapping[str, str] = field(default_factory=dict)
     scanned: bool = False
+    erased: ErasedRows | None = None
 
     name = "add"
 
@@ -76,7 +79,8 @@ class Add(Step):
             for file in self.files
         ]
         digest = sha256_of(encode_json([files, dict(self.relicensed)]))
-        return {"license": self.license, **plain(self.options), "files_sha256": digest}
+        erased = {"erased_sha256": self.erased.digest} if self.erased is not None else {}
+        return {"license": self.license, **plain(self.options), "files_sha256": digest, **erased}
 
     @property
     def kind(self) -> Kind:
@@ -125,13 +129,17 @@ class Add(Step):
         return SOURCE if task < len(self.parents[0].manifest.shards) else "source"
 
     def kept_file(self, task: int, work: Path) -> ShardFile | None:
-        """The file of the version before, unless one of its rows is of a file that is read again."""
+        """The file of the version before, unless one of its rows is erased or of a file that is read again."""
         if task >= len(self._kept):
             return None
         parent, column = self.parents[0], self._column_of_sources(task)
         columns = columns_of(_version_schema(_columns(work)[ALL]).empty_table())
         if column == SOURCE and list(parent.manifest.columns.items()) != list(columns.items()):
             return None
+        if column == SOURCE and self.erased is not None:
+            ids = read_shard(parent.path_of(self._kept[task]), [ROW])[ROW]
+            if pc.any(self.erased.are_in(ids), min_count=0).as_py():
+                return None
         if not self._is_replacing:
             return self._kept[task]
         names = read_shard(parent.path_of(self._kept[task]), [column])[column].unique().to_pylist()
@@ -190,14 +198,19 @@ class Add(Step):
             for part in read_parts(self.parents[0].path_of(self._kept[task])):
                 rows = part.filter(pc.invert(pc.is_in(part[column], replaced)))
                 if column == SOURCE:
-                    yield Outcome(collector.with_all_columns(rows))
+                    yield self._without_erased(Outcome(collector.with_all_columns(rows)), None)
                 else:
                     yield Outcome(None, quarantine=rows)
             return
         columns = _columns(work, FILES)
         for file in self._groups[task - len(self._kept)]:
-            yield from self._read(file, columns.get(file.name), collector)
-        yield from collector.flush(is_end=True)
+            for outcome in self._read(file, columns.get(file.name), collector):
+                yield self._without_erased(outcome, self.kind)
+        for outcome in collector.flush(is_end=True):
+            yield self._without_erased(outcome, self.kind)
+
+    def _without_erased(self, outcome: Outcome, kind: Kind | None) -> Outcome:
+        return outcome if self.erased is None else self.erased.drop(outcome, kind)
 
     def _read(self, file: SourceFile, columns: Schema | None, collector: Collector) -> Iterator[Outcome]:
         with file.on_disk() as local:

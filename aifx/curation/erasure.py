@@ -1,6 +1,7 @@
 """Erasing rows: a version without them, the runs that trained on them, and on demand the versions that hold them.
 
-The condition is written nowhere: the manifest has the number of the rows and a digest of their ids.
+The condition is written nowhere. The manifest has the number of the rows and a digest of their ids; the record by which
+`aifx data add` leaves them out has their ids and digests of their contents (`erased.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from aifx.core.files import FolderBusy, remove_folder
 from aifx.core.project import Project, cache_path
 from aifx.core.results import Result
 from aifx.curation.erase import Erase
+from aifx.curation.erased import record_erased
 from aifx.curation.execution import execute
 from aifx.curation.history import TrainedRun, find_manifest, trained_runs
 from aifx.curation.leftovers import delete_leftover, leftovers_in
@@ -144,12 +146,14 @@ def _plan(
 
 
 def erase(catalog: Catalog, plan: Erasure, step: Erase, limits: Limits) -> Erasure:
-    """Make a version without the rows if the latest has any, then delete the versions that the plan purges.
+    """Record the rows, make a version without them if the latest has any, and delete the versions to be purged.
 
     Raises FolderBusy, before a version is deleted, if a process works in the data set.
     """
     name = plan.reference.partition("@")[0]
     made, remaining, rewritten = None, plan.remaining, plan.rewritten
+    own = [catalog.open(one.reference) for one in plan.held_by if one.reference.startswith(f"{name}@")]
+    record_erased(catalog, step.rows, own, step.parents[0])  # first: after a kill, no `add` reads them again
     if any(one.reference == plan.reference for one in plan.held_by):
         made = execute(step, name, catalog, limits).version.reference
     if plan.purged:

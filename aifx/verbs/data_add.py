@@ -27,6 +27,7 @@ from aifx.curation.add_plan import (
     with_listed,
 )
 from aifx.curation.databases.sources import QueryFetch, check_no_database, interrupted_reads, parse_query
+from aifx.curation.erased import ERASED
 from aifx.data.names import Kind
 from aifx.data.readers.base import ReadOptions
 from aifx.data.readers.sources import Listing, list_sources
@@ -115,6 +116,8 @@ def data_add(
         added = added_files(plan, made, listing)
         for folder, source in interrupted_reads(place.catalog, name).items():
             log.info("an interrupted read of %s left rows in %s: run it again, or aifx data gc", source, folder)
+    if made.is_new and (erased := made.version.manifest.dropped_by.get(ERASED)):
+        log.info("left out, because aifx data erase erased them: %s", counted(erased, "row"))
     if not added.is_accepted:
         meaning = "means no version" if place.catalog.latest(name) is None else "still means the version before"
         log.info("%s. %s %s", refusal(made.version.manifest), name, meaning)

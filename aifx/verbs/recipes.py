@@ -19,7 +19,6 @@ from aifx.core.plurals import counted
 from aifx.core.results import Result
 from aifx.curation.execution import MadeVersion, NotMade
 from aifx.curation.work_folders import steps_folder
-from aifx.data.names import ROW
 from aifx.verbs.arguments import StrPath
 from aifx.verbs.catalogs import (
     DEFAULT_MEMORY,
@@ -32,7 +31,7 @@ from aifx.verbs.catalogs import (
 from aifx.verbs.data_expect import ExpectedVersion
 from aifx.verbs.data_steps import CombinedVersion
 from aifx.verbs.recipe_files import RECIPE, Recipe, read_recipes
-from aifx.verbs.recipe_reasons import history_of, reasons
+from aifx.verbs.recipe_reasons import reasons
 from aifx.verbs.recipe_running import RecipeCalls
 from aifx.verbs.referrers import renew
 
@@ -219,7 +218,6 @@ def _make_one(recipe: Recipe, folder: Path, options: StepOptions) -> RecipeMade:
         if steps[-1].is_accepted:
             _, version = catalog.find(steps[-1].reference)
             if before != version:
-                _check_erased(catalog, name, steps[-1].reference)
                 catalog.set_latest(name, version)
         meaning = catalog.latest(name)
     return RecipeMade(name, meaning and f"{name}@{meaning}", meaning != before, tuple(steps))
@@ -325,24 +323,6 @@ def _check_meaning(catalog: Catalog, name: str) -> None:
     """Raise DataError if a name means a version that is not there."""
     if catalog.latest(name) is not None:
         catalog.find(name)
-
-
-def _check_erased(catalog: Catalog, name: str, reference: str) -> None:
-    """Raise DataError if a version has rows that `aifx data erase` removed from the current one."""
-    from aifx.data.versions.shards import read_shard
-
-    erased: set[str] = set()
-    for manifest in history_of(catalog, name):
-        if manifest.step.name == "erase":
-            for path in catalog.open(manifest.whole_reference).dropped:
-                erased.update(read_shard(path, [ROW])[ROW].to_pylist())
-    if not erased:
-        return
-    for path in catalog.open(reference).shards:
-        if again := erased.intersection(read_shard(path, [ROW])[ROW].to_pylist()):
-            why = f"row {min(again)} was erased, and a source file still has it; {name} keeps its meaning"
-            hint = f"remove erased rows from the source files; aifx data why {min(again)} names the file"
-            raise DataError(f"{reference} would bring erased rows back", why, hint)
 
 
 def _path(recipe: StrPath | None, options: StepOptions) -> Path:
