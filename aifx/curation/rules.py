@@ -128,12 +128,6 @@ class Parts:
         characters = np.bincount(self.text[places], self.lengths[places], self._num_texts)
         return _ratio(characters, self.characters)
 
-    def has(self, pattern: str) -> NDArray[np.bool_]:
-        """Whether a part of each text has a match of an RE2 pattern. It is searched once in equal parts."""
-        has = np.zeros(self._num_texts, bool)
-        has[self.text[_numbers(pc.match_substring_regex(self.encoded.dictionary, pattern))[self.ids]]] = True
-        return has
-
     def in_later_ngram(self, n: int) -> NDArray[np.bool_]:
         """Whether each part is in an n-gram that occurs earlier in its text."""
         starts, groups = self._repeated(n)
@@ -274,12 +268,9 @@ def _occurrences(texts: Texts, phrases: Sequence[str]) -> Values:
 
 
 def _distinct_words(texts: Texts, phrases: Sequence[str]) -> Values:
-    found = []
-    for phrase in phrases:
-        pattern = rf"(?i)(?:^|[^\pL\pN_]){re.escape(phrase)}(?:$|[^\pL\pN_])"
-        is_part = "words" in texts.__dict__ and not re.search(r"\s", phrase)
-        found.append(texts.words.has(pattern) if is_part else _numbers(pc.match_substring_regex(texts.values, pattern)))
-    return np.sum(found, axis=0)
+    patterns = (rf"(?i)(?:^|[^\pL\pN_]){re.escape(phrase)}(?:$|[^\pL\pN_])" for phrase in phrases)
+    found = (pc.match_substring_regex(texts.values, pattern) for pattern in patterns)
+    return np.sum([_numbers(has) for has in found], axis=0)
 
 
 def _alphabetic_words(texts: Texts, _: None) -> Values:

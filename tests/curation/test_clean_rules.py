@@ -77,15 +77,6 @@ def covered(row: list[str], places: list[int], n: int) -> int:
     return sum(len(row[place]) for place in inside)
 
 
-@given(st.lists(st.text("theTHEof_1é.,-\u00a0\u2009\u1680\x1f \n", max_size=30), min_size=1, max_size=4))
-def test_words_are_found_in_split_words_as_in_texts(found: list[str]) -> None:
-    plain, split = Texts(pa.array(found)), Texts(pa.array(found))
-    assert len(split.words.values) >= 0
-    for phrase in ("the", "of", "the of", "é"):
-        measure = MEASURES["distinct_words"].of
-        assert measure(plain, [phrase]).tolist() == measure(split, [phrase]).tolist()
-
-
 def test_the_sets_are_those_of_the_papers() -> None:
     assert rule_sets() == ["c4", "fineweb", "gopher"]
     bounds = {rule.id: rule.bound for rule in load_rules(rule_sets(), Path())}
