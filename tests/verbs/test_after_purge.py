@@ -80,6 +80,16 @@ def test_erased_rows_are_known_in_files_of_other_names_and_contents(purged: Path
     assert files_with(purged / "datasets", "Smith") == []
 
 
+def test_steps_in_one_pass_write_no_erased_row(purged: Path) -> None:
+    recipe = purged / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("{ dedupe = {} }", "{ dedupe = {} }, { pii = { mask = true } }"))
+    (made,) = aifx.data_make().data_sets
+    assert [step.step for step in made.steps] == ["add", "dedupe", "pii"]
+    assert made.steps[1].reference == made.steps[2].reference
+    assert texts() == ["Dear Ann, thank you."]
+    assert files_with(purged / "datasets", "Smith") == []
+
+
 def test_a_purge_records_copies_that_earlier_steps_dropped(purged: Path) -> None:
     """The latest version has one of two equal rows: both are erased."""
     for name in ("c.txt", "d.txt"):
