@@ -354,12 +354,13 @@ def known_ids() -> tuple[NationalId, ...]:
 
 @cache
 def _id_tables() -> list[dict[str, Any]]:
-    tables: list[dict[str, Any]] = _read_table("national_ids")["id"]
+    tables: list[dict[str, Any]] = _read_table("national_ids.toml")["id"]
     return tables
 
 
-def _read_table(name: str) -> dict[str, Any]:
-    return parse_toml(resources.files("aifx.curation.pii").joinpath(f"{name}.toml").read_text("utf-8"))
+def _read_table(file: str) -> dict[str, Any]:
+    """A file of this package. Its whole name stands where it is read: the digest of the step's code finds it so."""
+    return parse_toml(resources.files("aifx.curation.pii").joinpath(file).read_text("utf-8"))
 
 
 # Secrets: private keys, keys of services, tokens, wallets
@@ -431,7 +432,7 @@ def _issued() -> tuple[re.Pattern[str], dict[str, int]]:
 
 @cache
 def _key_tables() -> list[dict[str, Any]]:
-    tables: list[dict[str, Any]] = _read_table("api_keys")["key"]
+    tables: list[dict[str, Any]] = _read_table("api_keys.toml")["key"]
     return tables
 
 
