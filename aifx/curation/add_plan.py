@@ -79,12 +79,13 @@ def plan_add(
         only: extend no version that has rows of other files.
     """
     meant = catalog.latest(name) or ""
-    parent = added_version(catalog, name, may_be_deleted=only)
+    parent, replaces = added_version(catalog, name, may_be_deleted=only), ""
     if (
         only
         and parent is not None
         and {source.name for source in parent.manifest.sources} - {file.name for file in listing.files}
     ):
+        replaces = parent.manifest.whole_reference if parent.manifest.kind == options.kind else ""
         parent = None
     before = {source.name: source for source in parent.manifest.sources} if parent else {}
     if parent is not None and parent.manifest.kind != options.kind:
@@ -110,6 +111,7 @@ def plan_add(
         license=license_,
         relicensed=relicensed,
         erased=erased,
+        replaces=replaces,
     )
     return AddPlan(parent, step, unchanged, meant)
 

@@ -32,7 +32,7 @@ from aifx.data.readers.formats import IMAGE, KINDS, PAGES, TARGETS, Format, targ
 from aifx.data.readers.sources import SourceFile
 from aifx.data.readers.streams import decided
 from aifx.data.readers.web import check_installed
-from aifx.data.versions.manifest import ShardFile, Source
+from aifx.data.versions.manifest import REPLACES, ShardFile, Source
 from aifx.data.versions.shards import PART_BYTES, columns_of, read_parts, read_shard
 
 TASK_BYTES = 64 << 20
@@ -54,6 +54,7 @@ class Add(Step):
     Attributes:
         files: to read, by name.
         relicensed: licences of sources whose rows stay.
+        replaces: the version whose name this one takes without extending it, as "name@<64 digits>"; "" if none.
         scanned: whether columns are inferred from whole files instead of from their beginnings.
         erased: rows that it leaves out, also of the version before.
     """
@@ -62,6 +63,7 @@ class Add(Step):
     options: ReadOptions
     license: str
     relicensed: Mapping[str, str] = field(default_factory=dict)
+    replaces: str = ""
     scanned: bool = False
     erased: ErasedRows | None = None
 
@@ -80,7 +82,8 @@ class Add(Step):
         ]
         digest = sha256_of(encode_json([files, dict(self.relicensed)]))
         erased = {"erased_sha256": self.erased.digest} if self.erased is not None else {}
-        return {"license": self.license, **plain(self.options), "files_sha256": digest, **erased}
+        replaced = {REPLACES: self.replaces} if self.replaces else {}
+        return {"license": self.license, **plain(self.options), "files_sha256": digest, **erased, **replaced}
 
     @property
     def kind(self) -> Kind:

@@ -19,7 +19,7 @@ from aifx.curation.step import DECISIONS, DecidedStep, Limits, Step, first_rows,
 from aifx.data.names import ROW
 from aifx.data.readers.arrow import pa, pc
 from aifx.data.versions.catalog import Catalog
-from aifx.data.versions.manifest import CONTINUES, Origin, StepRecord, Version
+from aifx.data.versions.manifest import CONTINUES, REPLACES, Origin, StepRecord, Version
 from aifx.data.versions.sql import RowTable, open_tables, quoted
 
 ADD = "add"
@@ -85,6 +85,8 @@ def continued(step: T, catalog: Catalog, origins: Mapping[str, Origin]) -> T:
 def _route(origins: Mapping[str, Origin], origin: Origin | None) -> Iterator[Origin]:
     """A version and those that its rows came from, the newest first, up to one that was deleted.
 
+    Before files that were added alone is the version that the name meant then: rows that stayed are in both.
+
     Those that only hold the rows of another in other shards are passed over.
     """
     seen: set[str] = set()  # no manifest was compared with its digest, so that they could name each other
@@ -92,7 +94,8 @@ def _route(origins: Mapping[str, Origin], origin: Origin | None) -> Iterator[Ori
         seen.add(origin.reference)
         if origin.step == origin.made_by:
             yield origin
-        origin = origins.get(next(iter(origin.row_parents), ""))
+        before = origin.step.settings.get(REPLACES, "")  # of files that were added alone, which have no parent
+        origin = origins.get(next(iter(origin.row_parents), before))
 
 
 def _since_add(origins: Mapping[str, Origin], origin: Origin) -> tuple[list[StepRecord], str]:

@@ -24,14 +24,15 @@ def environ_of(folder: Path) -> dict[str, str]:
 
 
 def add(folder: Path, name: str, *sources: str, **options: Any) -> Made:
-    """Add files of a folder to the data set below it, or in another `catalog`."""
+    """Add files of a folder to the data set below it, or in another `catalog`; `only` them."""
+    only = options.pop("only", False)
     catalog = options.pop("catalog", None) or open_catalog(str(folder / "datasets"))
     named = [str(folder / source) for source in sources]
     listing = list_sources(named, folder)
     chosen = ReadOptions(options.pop("kind", "text"), **options)
     if chosen.kind == "images":
         listing = with_listed(listing, named, folder)
-    return run_add(plan_add(catalog, name, listing, chosen, "MIT"), name, catalog, LIMITS)
+    return run_add(plan_add(catalog, name, listing, chosen, "MIT", only=only), name, catalog, LIMITS)
 
 
 def rows_of(version: Version) -> list[dict[str, Any]]:

@@ -300,6 +300,32 @@ def test_new_rows_leave_the_shards_of_earlier_ones(tmp_path: Path) -> None:
         assert result.manifest.facts[CONTINUES] == one.manifest.whole_reference
 
 
+def test_rows_of_files_that_stay_keep_their_place_when_others_are_removed(tmp_path: Path) -> None:
+    """Also if no step ran on the files that stay while they were alone, and if files with rows like them are new."""
+    texts = some_texts(40, 3, vocabulary=4000, longest=30)
+    write(tmp_path, "gone", texts)
+    for name in ("stays", "new"):
+        write(tmp_path, name, [edited(text, 1, number) for number, text in enumerate(texts, len(name))])
+    add(tmp_path, "corpus", "stays.jsonl")
+    old = add(tmp_path, "corpus", "gone.jsonl").version
+    before = [made(tmp_path, step) for step in steps_of(old)]
+    new = add(tmp_path, "corpus", "stays.jsonl", "new.jsonl", only=True).version
+    results = [made(tmp_path, step) for step in steps_of(new)]
+    again = add(tmp_path, "corpus", "stays.jsonl", "new.jsonl", only=True)
+    assert (again.version.reference, again.is_new) == (new.reference, False)
+    assert [one.manifest.facts[CONTINUES] for one in results] == [one.manifest.whole_reference for one in before]
+    stayed = texts_of(new).keys() & texts_of(old).keys()
+    assert len(stayed) == len(texts)
+    assert {row[ROW] for row in rows_of(before[0])} & stayed <= {row[ROW] for row in rows_of(results[0])}
+    was, now = ({row[ROW]: (row[CLUSTER], row[SPLIT]) for row in rows_of(one)} for one in (before[1], results[1]))
+    assert {row: now[row] for row in stayed} == {row: was[row] for row in stayed}
+    everything = texts_of(new)
+    train = [everything[row] for row, (_, split) in now.items() if split == "train"]
+    others = [row for row, (_, split) in now.items() if split != "train" and row not in stayed]
+    assert others
+    assert all(jaccard(everything[row], text) < 0.5 for row in others for text in train)
+
+
 def test_rows_that_mean_the_same_are_dropped_by_their_own_rule(tmp_path: Path) -> None:
     texts = some_texts(12, 3, vocabulary=500, longest=30)
     facts = []

@@ -65,6 +65,9 @@ TEXT_TYPES = ("string", "large_string")
 CONTINUES = "continues"
 """The fact with the version whose decisions about earlier rows the step kept: a parent, but not one of its rows."""
 
+REPLACES = "replaces"
+"""The setting of an `add` of files alone, with the version that the name meant before."""
+
 KIND, VERSION = "dataset", 3
 """The kind of a version as an artefact, and the version of its content."""
 COMPACT = "compact"
