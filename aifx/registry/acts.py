@@ -16,17 +16,18 @@ from aifx.core.artifact_copies import copy_artifact
 from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, DataError, ExitCode, UsageError
 from aifx.core.json_files import cannot_write
+from aifx.core.json_values import number
 from aifx.core.project import cache_path
 from aifx.core.results import Result
 from aifx.core.stores import open_store
 from aifx.registry.evidence import Kind, attest, attestations_of, read_attestation
 from aifx.registry.judge import Case, Finding, judge
-from aifx.registry.ledger import Entry, find_request, new_request
-from aifx.registry.policy import FIRST, change_policy, read_policy
+from aifx.registry.ledger import Entry, LostRace, new_request
+from aifx.registry.policy import FIRST, change_policy, check_policies, read_policy
 from aifx.registry.reports import PolicyPage, show_policy
 from aifx.registry.roots import Outcome, Root, check_alias, check_model_name, current_actor, find_version
-from aifx.registry.signing import read_given
-from aifx.registry.state import ModelState, NumberedVersion
+from aifx.registry.signing import read_given, sign
+from aifx.registry.state import MOVES, ModelState, NumberedVersion
 from aifx.registry.swappable import swap_obstacles
 
 logger = logging.getLogger(__name__)
@@ -114,13 +115,10 @@ def _trial(state: ModelState, entry: Entry) -> Act:
     return replace(_act(Outcome(state, entry)), entry=None, head=None, request=None, is_planned=True)
 
 
-def _done_before(root: Root, name: str, caller: Caller) -> Act | None:
-    """What the caller's request did before, if it did."""
-    if caller.request is None:
-        return None
-    entries = root.ledger(name).entries()
-    made = find_request(entries, caller.request)
-    return None if made is None else _act(Outcome(ModelState(name, entries), made, is_repeated=True))
+def _done_before(root: Root, name: str, caller: Caller, *actions: str, alias: str = "") -> Act | None:
+    """What the caller's request did before, if it did. Raises UsageError if that was another act."""
+    found = None if caller.request is None else root.done(name, caller.request, actions, alias)
+    return None if found is None else _act(found)
 
 
 def push(root: Root, name: str, write: Write, facts: Mapping[str, Any], caller: Caller) -> Act:
@@ -129,7 +127,7 @@ def push(root: Root, name: str, write: Write, facts: Mapping[str, Any], caller: 
     The artefact is in its place before the entry names it, so that a kill in between leaves no entry without files.
     """
     check_model_name(name)
-    if (done := _done_before(root, name, caller)) is not None:
+    if (done := _done_before(root, name, caller, "push")) is not None:
         return done
     digest = _store(root, name, write, is_trial=caller.is_trial)
     state = ModelState(name, root.ledger(name).entries())
@@ -170,6 +168,8 @@ def _is_stored(root: Root, name: str, artifact: Artifact) -> bool:
 def tag(root: Root, reference: str, given: Mapping[str, str], removed: tuple[str, ...], caller: Caller) -> Act:
     """Set and remove tags of a version."""
     state, version = root.find(reference)
+    if (done := _done_before(root, state.name, caller, "tag")) is not None:
+        return done
     facts = {"set": dict(given), "removed": list(removed)}
     entry = Entry("tag", caller.name, version=version.digest, reason=caller.reason, facts=facts)
     return _add(root, state, entry, caller)
@@ -180,7 +180,7 @@ def attest_version(
 ) -> Act:
     """Add evidence about a version."""
     state, version = root.find(reference)
-    if (done := _done_before(root, state.name, caller)) is not None:
+    if (done := _done_before(root, state.name, caller, "attest")) is not None:
         return done
 
     def entry(state: ModelState, evidence: tuple[str, ...] = ()) -> Entry:
@@ -197,7 +197,7 @@ def attest_version(
 
 def _check_subject(name: str, version: NumberedVersion, content: Mapping[str, Any]) -> None:
     """Raise DataError for a document that says itself that it is about another model."""
-    found = (content.get("subject") or {}).get("digest") or content.get("model_digest")
+    found = (content.get("subject") or {}).get("digest") or content.get("model")
     if found not in (None, version.digest, version.checkpoint):
         why = f"it is about {str(found)[:12]}, and {name} is {short(version.digest)}"
         raise DataError(f"the evidence is not about {name}", why, f"aifx registry show {name}")
@@ -216,11 +216,9 @@ def _look(state: ModelState, comparison: Mapping[str, Any]) -> dict[str, Any]:
     smaller alpha than the one before (`aifx.evaluation.against.alpha_of_look`).
     """
     digest = str(comparison.get("data_digest"))
-    look = looks_at(state, digest) + 1
-    if int(comparison.get("look") or 1) < look:
-        what = (
-            f"the comparison is look {comparison.get('look') or 1} at these rows, and the ledger has {look - 1} of them"
-        )
+    look, own = looks_at(state, digest) + 1, int(number(comparison.get("look")) or 1)
+    if own < look:
+        what = f"the comparison is look {own} at these rows, and the ledger has {look - 1} of them"
         hint = f"aifx eval --against RUN --look {look}, or compare on fresh rows"
         raise UsageError(what, "each look must spend less alpha than the one before", hint)
     return {"data_digest": digest, "look": look}
@@ -237,6 +235,7 @@ def attest_file(root: Root, reference: str, name: str, data: bytes, key: Path | 
 def case_of(root: Root, state: ModelState, version: NumberedVersion, alias: str) -> Case:
     """What is judged if a version is to get an alias."""
     current = read_policy(root)
+    check_policies(root, state, current)
     held = state.aliases.get(alias)
     incumbent = state.versions[held.version] if held else None
     attested = attestations_of(root, state, version.digest)
@@ -250,13 +249,13 @@ def approve(root: Root, reference: str, alias: str, key: Path | None, caller: Ca
     """
     state, version = root.find(reference)
     check_alias(alias)
-    if (done := _done_before(root, state.name, caller)) is not None:
+    if (done := _done_before(root, state.name, caller, "approve", alias=alias)) is not None:
         return done
     case = case_of(root, state, version, alias)
     rule = case.policy.rules_of(alias).approval
     if caller.name == version.pushed.actor:
         why = f"{caller.name} pushed it, and an approval is of somebody else"
-        raise UsageError(f"{caller.name} cannot approve {case.reference}", why, "AIFX_ACTOR=NAME, as another person")
+        raise UsageError(f"{caller.name} cannot approve {case.reference}", why, "ask somebody else")
     if rule is not None and case.policy.keys and key is None:
         what, why = "an approval must be signed", "the policy has the keys of those who may approve"
         raise UsageError(what, why, f"aifx registry approve {reference} {alias} --key KEY.pem")
@@ -264,6 +263,10 @@ def approve(root: Root, reference: str, alias: str, key: Path | None, caller: Ca
     entry = Entry("approve", caller.name, version=version.digest, alias=alias, reason=caller.reason, facts=facts)
     if caller.is_trial:
         return _trial(state, entry)
+    known = case.policy.keys_of(rule.role) if rule is not None and rule.role else case.policy.keys
+    if known and not sign({}, key).signers(known):
+        why = f"the policy counts approvals of {', '.join(known)}"
+        raise UsageError(f"the key {key} is of nobody who may approve", why, "ask one of them")
     made = attest(root, "approval", version.digest, caller.name, case.approval(), key)
     return _act(root.act(state.name, caller.request, lambda _: replace(entry, evidence=(made.digest,)), again=True))
 
@@ -278,10 +281,12 @@ def promote(root: Root, reference: str, alias: str, caller: Caller, *, serve_che
     """
     name = reference.partition("@")[0]
     check_alias(alias)
+    if (done := _done_before(root, name, caller, "promote", "refuse", alias=alias)) is not None:
+        return done
     root.find(reference)
 
     def decide(state: ModelState) -> Entry:
-        version = _available(state, reference)
+        version = _available(root, state, reference)
         case = case_of(root, state, version, alias)
         _warn_if_open(case, root)
         findings = judge(case)
@@ -319,22 +324,24 @@ def rollback(root: Root, name: str, alias: str, to: str | None, caller: Caller) 
     The policy is not asked: it is an emergency, and that version was live. Raises UsageError, LostRace.
     """
     check_alias(alias)
+    if (done := _done_before(root, name, caller, "rollback", alias=alias)) is not None:
+        return done
 
     def decide(state: ModelState) -> Entry:
         held = state.aliases.get(alias)
         if held is None:
             what = f"{name} has no alias {alias!r}"
             raise UsageError(what, "nothing was promoted to it", f"aifx registry show {name}")
-        meant = {entry.version for entry in state.entries if entry.alias == alias and entry.action != "refuse"}
+        meant = {entry.version for entry in state.entries if entry.alias == alias and entry.action in MOVES}
         if to is None:
             before = state.before(alias)
             if before is None:
                 why = f"it has meant {state.label(held.version)} alone"
                 raise UsageError(f"{name}@{alias} has no version before", why, f"aifx registry history {name}")
-            reference = f"{name}@{before.version}"
+            reference = f"{name}@{before}"
         else:
             reference = f"{name}@{to.partition('@')[2] or to}"
-        version = _available(state, reference)
+        version = _available(root, state, reference)
         if version.digest not in meant:
             why = f"{name}@{alias} has never meant {version.label}; only promote judges its evidence"
             raise UsageError(f"--to {to} is no way back", why, f"aifx registry promote {name}@{version.label} {alias}")
@@ -345,7 +352,10 @@ def rollback(root: Root, name: str, alias: str, to: str | None, caller: Caller) 
         state = root.state(name)
         return _trial(state, decide(state))
     root.state(name)
-    return _act(root.act(name, caller.request, decide, again=False))
+    try:
+        return _act(root.act(name, caller.request, decide, again=False))
+    except LostRace as e:
+        raise LostRace(e.what, e.why, f"aifx registry show {name}, since somebody may have rolled back already") from e
 
 
 def remove(
@@ -366,7 +376,7 @@ def remove(
 
     if caller.is_trial:
         return _trial(state, decide(state))
-    done = _done_before(root, state.name, caller)
+    done = _done_before(root, state.name, caller, "withdraw")
     if done is None and version.is_withdrawn:
         done = Act("withdraw", state.name, f"{state.name}@{version.label}", version.digest)
     elif done is None:
@@ -383,12 +393,12 @@ def _add(root: Root, state: ModelState, entry: Entry, caller: Caller) -> Act:
     return _act(root.act(state.name, caller.request, lambda _: entry, again=True))
 
 
-def _available(state: ModelState, reference: str) -> NumberedVersion:
-    """A version whose files are there. Raises UsageError."""
+def _available(root: Root, state: ModelState, reference: str) -> NumberedVersion:
+    """A version whose files are there. Raises UsageError, DamagedArtifact."""
     version = find_version(state, reference)
-    if version.is_withdrawn:
-        what = f"{state.name}@{version.label} was withdrawn"
-        raise UsageError(what, "its files may be gone", f"aifx registry push RUN {state.name}")
+    if version.is_withdrawn or root.artifact(state.name, version.digest) is None:
+        what = f"{state.name}@{version.label} was withdrawn" if version.is_withdrawn else f"no files of {reference}"
+        raise UsageError(what, "its files are gone", f"aifx registry push RUN {state.name}")
     return version
 
 
@@ -396,7 +406,7 @@ def _warn_if_open(case: Case, root: Root) -> None:
     if not case.policy_digest:
         logger.warning(f"{root.store.url} has no policy, so no evidence is asked for: aifx registry init")
     elif case.policy.is_open:
-        logger.warning("the policy has no keys, so everyone may do everything: aifx registry keygen")
+        logger.warning("no admin of the policy has a key, so everyone may do everything: aifx registry keygen")
 
 
 def set_policy(root: Root, file: Path | None, key: Path | None, caller: Caller) -> PolicyPage:
@@ -414,6 +424,7 @@ def copy_version(source: Root, reference: str, target: Root, caller: Caller) -> 
     The target's ledger gets an entry of its own for the push and for each piece of evidence. Aliases are not copied.
     """
     state, version = source.find(reference)
+    _done_before(target, state.name, caller, "push")  # the id may be that of another act
     artifact = source.artifact(state.name, version.digest)
     if artifact is None:
         raise UsageError(f"{state.name}@{version.label} was withdrawn", "its files are gone", "aifx registry ls")

@@ -16,7 +16,7 @@ from aifx.runs.binding import weights_of
 
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "eval": ("metrics", "gates"),
-    "comparison": ("metric", "verdict", "against"),
+    "comparison": ("metric", "verdict", "against", "data_digest", "look", "alpha"),
     "contamination": ("reference", "overlapping"),
     "bench": (),
     "drill": ("passed",),
@@ -32,9 +32,9 @@ def parse_evidence(data: bytes, kind: str, place: str) -> tuple[Kind, dict[str, 
         doc = parse_json(data)
     except ValueError as e:
         raise DataError(f"{place} is no JSON document", fault_in(e), "give what a command prints with --json") from e
-    lacking = [key for key in NEEDED[kind] if key not in doc] if isinstance(doc, dict) else ["an object"]
-    if lacking or "error" in doc:
-        why = "it reports a failure" if not lacking else f"it has no {', '.join(lacking)}"
+    lacking = [key for key in NEEDED[kind] if not isinstance(doc, dict) or key not in doc]
+    if lacking or not isinstance(doc, dict) or "error" in doc:
+        why = f"it has no {', '.join(lacking)}" if lacking else "it is no object, or reports a failure"
         hint = f"give what a command prints with --json whose evidence is {kind!r}"
         raise DataError(f"{place} is no evidence of the kind {kind!r}", why, hint)
     return cast(Kind, kind), doc
@@ -65,7 +65,7 @@ def evaluation_of(root: Root, reference: str, project: Project | None) -> dict[s
         raise DataError(
             f"run {name} is not what {state.name}@{version.label} was pushed from", why, "aifx registry push"
         )
-    splits = {split: report for split, report in doc["splits"].items() if "-" not in split}
+    splits = {split: report for split, report in doc["splits"].items() if split in ("test", "validation")}
     if not splits:
         raise UsageError(what, f"{run.eval / f'{step}.json'} has none of a split", hint)
     split = max(splits, key=lambda one: splits[one]["measured_at"])

@@ -45,7 +45,8 @@ class Attestation:
     @property
     def objects(self) -> tuple[str, ...]:
         """Digests of all that the root keeps of it: the envelope, and the bytes of an attested file."""
-        return (self.digest, self.content["sha256"]) if self.kind == "file" else (self.digest,)
+        file = self.content.get("sha256")
+        return (self.digest, file) if self.kind == "file" and isinstance(file, str) else (self.digest,)
 
     @property
     def when(self) -> datetime:
@@ -74,11 +75,21 @@ def read_attestation(root: Root, digest: str) -> Attestation:
         raise DataError(f"{place} is no attestation", str(e).splitlines()[0], "aifx registry verify") from e
 
 
+def attestation_about(root: Root, digest: str, subject: str) -> Attestation:
+    """An attestation, which must be about a version. Raises DataError: an entry of another version may name it."""
+    made = read_attestation(root, digest)
+    if made.subject != subject:
+        place = f"{root.store.url}/{OBJECTS}/{digest}"
+        why = f"it is about {made.subject[:12]}, and an entry names it for {subject[:12]}"
+        raise DataError(f"{place} is not about that version", why, "aifx registry verify")
+    return made
+
+
 def attestations_of(root: Root, state: ModelState, subject: str) -> tuple[Attestation, ...]:
     """The attestations about a version that entries of its model name, in their order."""
     entries = state.about(subject, "attest", "approve")
     digests = dict.fromkeys(digest for entry in entries for digest in entry.evidence)
-    return tuple(read_attestation(root, digest) for digest in digests)
+    return tuple(attestation_about(root, digest, subject) for digest in digests)
 
 
 def trusted_signer(root: Root, state: ModelState, subject: str, project: Project) -> str | None:

@@ -115,13 +115,14 @@ def _eval(case: Case, rule: EvalRule) -> Finding:
 def _better(case: Case, rule: BetterRule) -> Finding:
     incumbent = case.incumbent
     if incumbent is None or incumbent.digest == case.version.digest:
-        return Finding("better", True, f"{case.alias} means no other version yet")
+        means = "means no version yet" if incumbent is None else "means this version"
+        return Finding("better", True, f"{case.alias} {means}")
     against = f"{case.state.name}@{incumbent.label}"
-    hint = f"aifx eval --model {case.reference} --against {against} --attest"
-    if rule.margin is not None:
-        hint += f" --margin {rule.margin:g}"
+    margin = "" if rule.margin is None else f" --margin {rule.margin:g}"
+    compare = f"aifx eval --model {case.reference} --against {against}{margin} --json > report.json"
+    hint = f"{compare}, and: aifx registry attest {case.reference} report.json --comparison"
     looks = [one for one in case.attestations if one.kind == "comparison" and _is_of_data(one, rule.data)]
-    known = {incumbent.digest, incumbent.checkpoint}
+    known = {incumbent.digest, incumbent.checkpoint} - {None}
     compared = next((one for one in reversed(looks) if one.content.get("against") in known), None)
     if compared is None:
         return Finding("better", False, f"no comparison with {against} is attested", hint)
@@ -143,7 +144,7 @@ def _contamination(case: Case, rule: ContaminationRule) -> Finding:
     clean: dict[str, str] = {}
     for one in case.attestations:
         against = [str(texts.get("name")) for texts in one.content.get("against", ())]
-        if one.kind != "contamination" or not any(name.startswith(rule.data) for name in against):
+        if one.kind != "contamination" or not any(not rule.data or _matches(name, rule.data) for name in against):
             continue
         for reference in _named_by(str(one.content["reference"]), needed):
             if rows := one.content["overlapping"]:
@@ -151,6 +152,9 @@ def _contamination(case: Case, rule: ContaminationRule) -> Finding:
                 hint = f"aifx data decontaminate {short_reference(reference)} --drop, and train again"
                 return Finding("contamination", False, found, hint, (one.digest,))
             clean[reference] = one.digest
+    if not case.version.data:
+        hint = f"train on a version of a data set, and: aifx registry push RUN {case.state.name}"
+        return Finding("contamination", False, "it is not known what the version was trained on", hint)
     if missing := sorted(map(short_reference, needed - clean.keys())):
         hint = f"aifx data decontaminate {missing[0]} --against EVALUATION --json > report.json, and: {report}"
         return Finding("contamination", False, f"not compared: {', '.join(missing)}", hint)
@@ -164,11 +168,11 @@ def _named_by(reference: str, known: Iterable[str]) -> list[str]:
 
 
 def _licences(case: Case, rule: LicencesRule) -> Finding:
-    found = tuple(case.version.pushed.facts.get("licenses", ("unknown",)))
+    found = tuple(case.version.pushed.facts.get("licenses") or ("unknown",))
     if others := sorted(set(found) - set(rule.allow)):
         hint = f"aifx data lineage {next(iter(case.version.data), 'NAME')}"
         return Finding("licences", False, f"{', '.join(others)}: allowed are {', '.join(rule.allow)}", hint)
-    return Finding("licences", True, ", ".join(found) or "no data set is known")
+    return Finding("licences", True, ", ".join(found))
 
 
 def _slices(case: Case, rule: SlicesRule) -> Finding:
@@ -241,7 +245,8 @@ def _drill(case: Case, rule: DrillRule) -> Finding:
     if not report.content.get("passed"):
         return Finding("drill", False, "the last drill did not pass", hint, (report.digest,))
     found = f"passed {days:.1f} days ago; at most {rule.days:g} are allowed"
-    return Finding("drill", days <= rule.days, found, "" if days <= rule.days else hint, (report.digest,))
+    is_recent = 0 <= days <= rule.days
+    return Finding("drill", is_recent, found, "" if is_recent else hint, (report.digest,))
 
 
 def _file(case: Case, rule: FileRule) -> Finding:
@@ -268,7 +273,14 @@ _JUDGES: Mapping[str, Callable[[Case, Any], Finding]] = {
 
 def _is_of_data(attested: Attestation, reference: str) -> bool:
     """Whether evidence is about a version of a data set, "NAME@DIGITS", or about any if that is empty."""
-    return str(attested.content.get("data") or "").startswith(reference)
+    return not reference or _matches(str(attested.content.get("data") or ""), reference)
+
+
+def _matches(found: str, wanted: str) -> bool:
+    """Whether "NAME" or "NAME@DIGITS" names a version of the same data set, whose digits begin so."""
+    name, _, digits = found.partition("@")
+    own, _, beginning = wanted.partition("@")
+    return name == own and (digits.startswith(beginning) or beginning.startswith(digits or "-"))
 
 
 def _gates(gates: Sequence[str], values: Mapping[str, Any]) -> list[tuple[str, bool]]:

@@ -17,6 +17,7 @@ from aifx.core.parsing import fault_in, parse_toml
 from aifx.registry.ledger import Entry, find_request, new_request
 from aifx.registry.roots import Root, check_alias
 from aifx.registry.signing import parse_envelope, read_public_key, sign
+from aifx.registry.state import ModelState
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +155,8 @@ class Policy(_Rule):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Policy:
+        if len({pem.strip() for pem in self.keys.values()}) < len(self.keys):
+            raise ValueError("keys: two people have the same key")
         for name, pem in self.keys.items():
             try:
                 read_public_key(pem, name)
@@ -248,12 +251,10 @@ def read_policy(root: Root) -> CurrentPolicy:
     current = CurrentPolicy(Policy())
     for entry in root.policy.entries():
         digest = str(entry.facts.get("policy"))
-        if not current.policy.is_open:
-            signed = parse_envelope(root.get(entry.evidence[-1]), f"the signature of entry {entry.number}")
-            if signed.content != _change(digest, entry.previous) or not signed.signers(current.policy.keys_of(ADMIN)):
-                what = f"the policy of {root.store.url} was changed without a signature"
-                why = f"entry {entry.number}, by {entry.actor}, is not signed by the role {ADMIN!r}"
-                raise DataError(what, why, f"ask {entry.actor}, or: aifx registry verify")
+        if not current.policy.is_open and not _is_signed(root, entry, digest, current.policy):
+            what = f"the policy of {root.store.url} was changed without a signature"
+            why = f"entry {entry.number}, by {entry.actor}, is not signed by the role {ADMIN!r}"
+            raise DataError(what, why, f"ask {entry.actor}, or: aifx registry verify")
         text = root.get(digest).decode()
         policy = parse_policy(text, f"the policy of entry {entry.number}")
         current = CurrentPolicy(policy, digest, text, (*current.entries, entry))
@@ -278,12 +279,30 @@ def change_policy(root: Root, text: str, place: str, actor: str, key: Path | Non
         people = ", ".join(current.policy.keys_of(ADMIN))
         why = "the key is of nobody with that role" if key else "its change must be signed"
         what = f"the policy can only be changed by the role {ADMIN!r}: {people}"
-        raise UsageError(what, why, f"aifx registry policy {place} --key KEY.pem")
+        raise UsageError(what, why, f"aifx registry init --policy {place} --key KEY.pem")
     if new.keys and new.is_open:
         logger.warning(f"nobody has the role {ADMIN!r} with a key, so everyone may change the policy")
     evidence = (digest, root.put(signed.encode())) if key else (digest,)
     entry = Entry("policy", actor, request or new_request(), evidence=evidence, facts={"policy": digest})
     return root.policy.append(current.entries, entry)
+
+
+def _is_signed(root: Root, entry: Entry, digest: str, policy: Policy) -> bool:
+    """Whether an admin of a policy signed that another one follows it. Raises DataError for a damaged signature."""
+    if not entry.evidence:
+        return False
+    signed = parse_envelope(root.get(entry.evidence[-1]), f"the signature of entry {entry.number}")
+    return signed.content == _change(digest, entry.previous) and bool(signed.signers(policy.keys_of(ADMIN)))
+
+
+def check_policies(root: Root, state: ModelState, current: CurrentPolicy) -> None:
+    """Raise DataError if an entry of a model was judged by a policy that the root's ledger does not have any more."""
+    known = {"", *(str(entry.facts.get("policy")) for entry in current.entries)}
+    for entry in state.entries:
+        if (digest := str(entry.facts.get("policy", ""))) not in known:
+            what = f"entry {entry.number} of {state.name} was judged by a policy that is gone"
+            why = f"no entry of {root.policy.store.url} has {digest[:12]}: entries were removed"
+            raise DataError(what, why, "restore them, and: aifx registry verify")
 
 
 def _change(digest: str, previous: str) -> dict[str, str]:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from aifx.core.artifact import MANIFEST, short
+from aifx.core.artifact import MANIFEST
 from aifx.core.artifact_copies import copy_artifact, damaged_in_store
 from aifx.core.errors import AifxError, ExitCode, UsageError, did_you_mean
 from aifx.core.parsing import parse_toml
 from aifx.core.results import Result
 from aifx.core.stores import open_store
-from aifx.registry.evidence import attestations_of, read_attestation
+from aifx.registry.evidence import attestation_about, attestations_of
 from aifx.registry.ledger import Entry, Ledger
-from aifx.registry.policy import read_policy
+from aifx.registry.policy import CurrentPolicy, check_policies, read_policy
 from aifx.registry.roots import Root, check_alias
 from aifx.registry.state import ModelState, NumberedVersion
 
@@ -173,7 +172,7 @@ class AliasMeaning(Result):
         time: that was asked for.
         version: null if the alias meant none.
         entry: the one that gave the alias its version.
-        servers: what each server had adopted of the model.
+        servers: what each server that follows the alias had adopted.
     """
 
     name: str
@@ -348,10 +347,7 @@ def show_model(root: Root, name: str) -> ModelPage:
 def show_version_page(root: Root, reference: str) -> VersionPage:
     state, version = root.find(reference)
     artifact = root.artifact(state.name, version.digest)
-    digests = dict.fromkeys(
-        digest for entry in state.about(version.digest, "attest", "approve") for digest in entry.evidence
-    )
-    attested = (read_attestation(root, digest) for digest in digests)
+    attested = attestations_of(root, state, version.digest)
     evidence = tuple(
         ShownEvidence(one.kind, one.digest, one.made_by, one.time, bool(one.envelope.signatures), one.content)
         for one in attested
@@ -445,7 +441,7 @@ def meaning_at(root: Root, name: str, alias: str, time: datetime) -> AliasMeanin
     servers = []
     for server in root.servers(name):
         entries = root.server_ledger(name, server).entries()
-        if adopted := ModelState(name, entries).at(time).entries:
+        if adopted := [entry for entry in ModelState(name, entries).at(time).entries if entry.alias == alias]:
             last = adopted[-1]
             servers.append(Adopted(server, whole.label(last.version), last.version, last.time))
     version, digest = (whole.label(entry.version), entry.version) if entry else (None, None)
@@ -454,11 +450,11 @@ def meaning_at(root: Root, name: str, alias: str, time: datetime) -> AliasMeanin
 
 
 def heads_of(root: Root, names: tuple[str, ...]) -> Heads:
-    states = (root.state(name) for name in names or root.names())
-    return Heads(
-        root.store.url,
-        tuple(Head(state.name, len(state.entries), state.entries[-1].digest) for state in states),
-    )
+    ledgers = [(name, root.state(name).entries) for name in names or root.names()]
+    if not names:
+        ledgers.append(("(policy)", root.policy.entries()))
+    heads = (Head(name, len(entries), entries[-1].digest) for name, entries in ledgers if entries)
+    return Heads(root.store.url, tuple(heads))
 
 
 def show_policy(root: Root) -> PolicyPage:
@@ -487,8 +483,9 @@ def verify_root(root: Root, names: tuple[str, ...], heads: tuple[str, ...]) -> V
         return found
 
     inspect(root.policy)
+    policies: CurrentPolicy | None = None
     try:
-        read_policy(root)
+        policies = read_policy(root)
     except AifxError as e:
         problems.append(Problem(e.what, e.why))
     checked = names or tuple(root.names())
@@ -496,12 +493,15 @@ def verify_root(root: Root, names: tuple[str, ...], heads: tuple[str, ...]) -> V
         state = ModelState(name, inspect(root.ledger(name)))
         if names and not state.entries:
             root.state(name)  # raises for a name that nothing has
+        if policies is not None:
+            try:
+                check_policies(root, state, policies)
+            except AifxError as e:
+                problems.append(Problem(e.what, e.why))
         for server in root.servers(name):
             inspect(root.server_ledger(name, server))
         for entry in state.entries:
-            if entry.action == "attest" and entry.facts.get("kind") == "file":
-                with suppress(AifxError):  # which is found below
-                    evidence.update(dict.fromkeys(read_attestation(root, entry.evidence[0]).objects))
+            _verify_entry(root, state, entry, problems, evidence)
         for version in state.versions.values():
             if not version.is_withdrawn:
                 files += _verify_version(root, name, version, problems)
@@ -517,6 +517,23 @@ def verify_root(root: Root, names: tuple[str, ...], heads: tuple[str, ...]) -> V
     return VerifiedRegistry(root.store.url, len(checked), entries, files, len(evidence), tuple(problems))
 
 
+def _verify_entry(
+    root: Root, state: ModelState, entry: Entry, problems: list[Problem], evidence: dict[str, None]
+) -> None:
+    """Add what an entry says that cannot be: of a version that was not pushed, or with evidence about another."""
+    place = f"entry {entry.number} of {state.name}"
+    pushed = {one.version for one in state.entries[: entry.number] if one.action == "push"}
+    if entry.version not in pushed:
+        problems.append(Problem(place, f"the version {entry.version[:12]} was not pushed before"))
+    if entry.action == "promote" and not all(finding.get("passed") for finding in entry.facts.get("findings", ())):
+        problems.append(Problem(place, "a rule of the policy had refused it"))
+    for digest in entry.evidence if entry.action in ("attest", "approve", "promote", "refuse") else ():
+        try:
+            evidence.update(dict.fromkeys(attestation_about(root, digest, entry.version).objects))
+        except AifxError as e:
+            problems.append(Problem(e.what, e.why))
+
+
 def _verify_version(root: Root, name: str, version: NumberedVersion, problems: list[Problem]) -> int:
     """Add what is damaged of a version's files. Returns how many were read."""
     store = root.version_store(name, version.digest)
@@ -525,9 +542,8 @@ def _verify_version(root: Root, name: str, version: NumberedVersion, problems: l
     except AifxError as e:
         problems.append(Problem(e.what, e.why))
         return 0
-    if artifact is None or artifact.digest != version.digest:
-        why = "its manifest is missing" if artifact is None else f"it is {short(artifact.digest)}"
-        problems.append(Problem(f"{store.url}", why))
+    if artifact is None:
+        problems.append(Problem(store.url, "its manifest is missing"))
         return 0
     problems.extend(Problem(store.url, why) for why in damaged_in_store(store, artifact.every_file))
     return len(artifact.every_file)

@@ -17,11 +17,11 @@ import random
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aifx.core.artifact import Artifact, short
+from aifx.core.artifact import Artifact, DamagedArtifact, short
 from aifx.core.artifact_copies import fetch_artifact, stored_artifact
 from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError, UsageError, did_you_mean
@@ -95,16 +95,21 @@ class Root:
     def artifact(self, name: str, digest: str) -> Artifact | None:
         """The artefact of a version, of which only the manifest is read; None if it is not there.
 
-        Raises DamagedArtifact, AifxError for another kind or version of artefact, EnvironmentFault if the store fails.
+        Raises DamagedArtifact, also for another version in its place, AifxError for another kind of artefact,
+        EnvironmentFault if the store fails.
         """
-        return stored_artifact(self.version_store(name, digest), KIND, VERSION)
+        store = self.version_store(name, digest)
+        artifact = stored_artifact(store, KIND, VERSION)
+        if artifact is not None and artifact.digest != digest:
+            raise DamagedArtifact(store.url, f"it holds the version {short(artifact.digest)}")
+        return artifact
 
     def fetch(self, name: str, version: NumberedVersion) -> Path:
         """The folder of a version in the cache, compared with its digests. Raises UsageError if it was withdrawn."""
         artifact = self.artifact(name, version.digest)
-        if artifact is None or artifact.digest != version.digest:
+        if artifact is None:
             what = f"{name}@{version.label} is not in {self.store.url}"
-            why = "it was withdrawn" if version.is_withdrawn else "its manifest is missing, or of another version"
+            why = "it was withdrawn" if version.is_withdrawn else "its manifest is missing"
             raise UsageError(what, why, f"aifx registry show {name}, or: aifx registry verify {name}")
         return fetch_artifact(self.version_store(name, version.digest), artifact, cache_path("models") / version.digest)
 
@@ -132,6 +137,14 @@ class Root:
             raise UsageError(what, why, f"{name}@v1, or: aifx registry show {name}")
         state = self.state(name)
         return state, find_version(state, reference)
+
+    def done(self, name: str, request: str, actions: Sequence[str], alias: str = "") -> Outcome | None:
+        """What a request did before; None if it did nothing. Raises UsageError if that was another act."""
+        entries = self.ledger(name).entries()
+        if (made := find_request(entries, request)) is None:
+            return None
+        check_repeated(made, request, actions, alias)
+        return Outcome(ModelState(name, entries), made, is_repeated=True)
 
     def act(self, name: str, request: str | None, decide: Callable[[ModelState], Entry], *, again: bool) -> Outcome:
         """Add an entry to a model's ledger.
@@ -197,6 +210,13 @@ def pull(reference: str, project: Project | None = None, root: str | None = None
     return version.digest, found.fetch(state.name, version)
 
 
+def check_repeated(made: Entry, request: str, actions: Sequence[str], alias: str) -> None:
+    """Raise UsageError for a request id that made an entry of another kind, or for another alias."""
+    if made.action not in actions or (alias and made.alias != alias):
+        why = f"entry {made.number} has it: {made.action} {made.alias}".rstrip()
+        raise UsageError(f"--request {request} belongs to another act", why, "give each act an id of its own")
+
+
 def find_version(state: ModelState, reference: str) -> NumberedVersion:
     """The version that a reference means to a model as it is, or was. Raises UsageError naming the nearest."""
     _, _, word = reference.partition("@")
@@ -204,7 +224,8 @@ def find_version(state: ModelState, reference: str) -> NumberedVersion:
     if found := _LABEL.fullmatch(word):
         matching = [version for version in versions if version.number == int(found[1])]
     elif word in state.aliases:
-        matching = [state.versions[state.aliases[word].version]]
+        digest = state.aliases[word].version
+        matching = [version for version in versions if version.digest == digest]
     else:
         is_digits = bool(_DIGITS.fullmatch(word))
         matching = [version for version in versions if is_digits and version.digest.startswith(word)]

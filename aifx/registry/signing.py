@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 
 CURVES = ("P-256", "P-384", "P-521")
+_CURVES = ("secp256r1", "secp384r1", "secp521r1")
+"""The same as the library calls them."""
+
 TYPE = "application/vnd.aifx.registry+json"
 
 
@@ -180,7 +183,7 @@ def read_private_key(path: Path) -> EllipticCurvePrivateKey:
         key = load_pem_private_key(read_given(path), None)
     except (ValueError, TypeError) as e:
         raise UsageError(f"{path} is no private key", str(e).splitlines()[0], hint) from e
-    if not isinstance(key, EllipticCurvePrivateKey):
+    if not isinstance(key, EllipticCurvePrivateKey) or key.curve.name not in _CURVES:
         raise UsageError(f"{path} is no ECDSA key", f"keys are of {', '.join(CURVES)}", hint)
     return key
 
@@ -195,7 +198,7 @@ def read_public_key(pem: str, name: str) -> EllipticCurvePublicKey:
         key = load_pem_public_key(pem.encode())
     except ValueError as e:
         raise DataError(f"the key of {name} is no public key", str(e).splitlines()[0], "aifx registry keygen") from e
-    if not isinstance(key, EllipticCurvePublicKey) or key.curve.key_size not in (256, 384, 521):
+    if not isinstance(key, EllipticCurvePublicKey) or key.curve.name not in _CURVES:
         raise DataError(f"the key of {name} is no ECDSA key", f"of {', '.join(CURVES)}", "aifx registry keygen")
     return key
 

@@ -100,10 +100,23 @@ class ModelState:
         """The entries about a version, of some kinds if they are given."""
         return (entry for entry in self.entries if entry.version == digest and (not actions or entry.action in actions))
 
-    def before(self, alias: str) -> Entry | None:
-        """The entry that gave an alias the version before the one that it has now, if it had another."""
-        moves = [entry for entry in self.entries if entry.alias == alias and entry.action in MOVES]
-        return next((entry for entry in reversed(moves) if entry.version != moves[-1].version), None)
+    def before(self, alias: str) -> str | None:
+        """The version that an alias meant before the present one, by digest; None if there was none.
+
+        A rollback takes back what came after its version, so that a second one goes further back. Withdrawn versions
+        are passed over.
+        """
+        meant: list[str] = []
+        for entry in self.entries:
+            if entry.alias != alias or entry.action not in MOVES:
+                continue
+            if entry.action == "rollback" and entry.version in meant:
+                while meant[-1] != entry.version:
+                    meant.pop()
+            elif not meant or meant[-1] != entry.version:
+                meant.append(entry.version)
+        earlier = (digest for digest in reversed(meant[:-1]) if digest != meant[-1])
+        return next((digest for digest in earlier if not self.versions[digest].is_withdrawn), None)
 
     def at(self, time: datetime) -> ModelState:
         """The model as it was at a time.

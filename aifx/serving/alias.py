@@ -67,7 +67,7 @@ class VersionOfAlias:
             version.digest,
             entry.digest,
             f"{self.reference} ({version.label})",
-            partial(self._restore, version),
+            partial(self._restore, state, version),
             ("--model", f"{self._name}@{version.digest}"),
             is_way_back=entry.action == "rollback",
         )
@@ -82,13 +82,13 @@ class VersionOfAlias:
         self._seen = (len(entries), entries[-1].digest if entries else "")
         return ModelState(self._name, entries)
 
-    def _restore(self, version: NumberedVersion) -> RestoredRun:
+    def _restore(self, state: ModelState, version: NumberedVersion) -> RestoredRun:
         """Open a version. Raises UsageError for one that needs other programs than those that serve."""
         if obstacles := swap_obstacles(self._root, self._name, self.first, version.digest):
             what = f"{self._name}@{version.label} needs another server: {obstacles[0]}"
             why = "a swap keeps the programs that are compiled"
             raise UsageError(what, why, f"aifx serve --model {self.reference}, and aifx registry promote --serve-check")
-        state, label = ModelState(self._name), f"{self._name}@{version.label}"
+        label = f"{self._name}@{version.label}"
         directory, project = open_stored(self._root, state, version, label, self._project, self._trust)
         return restore_run(directory, project, overrides=self._overrides)
 

@@ -548,7 +548,7 @@ def rm(version: VersionArgument, yes: YesOption = False, json: JsonOption = Fals
         aifx registry rm fraud@v1 --dry-run
         aifx registry rm fraud@v1 --yes
 
-    A version that an alias or a run of the project names is refused.
+    A version that an alias names is refused.
     """
     with terminal(json) as out:
         from aifx.verbs.registry import registry_rm, registry_show_version

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from aifx.core.artifact import Artifact, seal, seal_files
+from aifx.core.artifact import Artifact, DamagedArtifact, seal, seal_files
 from aifx.core.errors import DataError, UsageError
 from aifx.core.stores import open_store
 from aifx.registry.acts import (
@@ -27,6 +27,7 @@ from aifx.registry.acts import (
     tag,
 )
 from aifx.registry.judge import Finding
+from aifx.registry.ledger import Entry
 from aifx.registry.reports import (
     compare_versions,
     heads_of,
@@ -143,6 +144,104 @@ def test_the_way_back_goes_to_what_was_live(root: Root) -> None:
         rollback(root, "fraud", "canary", None, ANN)
 
 
+def test_a_second_way_back_goes_further(root: Root) -> None:
+    promoted(root, "a", "b", "c")
+    assert [rollback(root, "fraud", "production", None, ANN).reference for _ in range(2)] == ["fraud@v2", "fraud@v1"]
+    with pytest.raises(UsageError, match="no version before"):
+        rollback(root, "fraud", "production", None, ANN)
+    promote(root, "fraud@v3", "production", ANN)
+    assert rollback(root, "fraud", "production", None, ANN).reference == "fraud@v1"
+
+
+def test_an_approval_is_no_way_to_an_alias(root: Root) -> None:
+    promoted(root, "a")
+    push_text(root, "b")
+    set_policy(root, None, None, ANN)
+    assert promote(root, "fraud@v2", "production", ANN).action == "refuse"
+    approve(root, "fraud@v2", "production", None, BOB)
+    with pytest.raises(UsageError, match="is no way back"):
+        rollback(root, "fraud", "production", "v2", ANN)
+    assert meant(root) == "v1"
+
+
+def test_evidence_counts_for_the_version_that_it_is_about(root: Root) -> None:
+    push_text(root, "a")
+    push_text(root, "b")
+    set_policy(root, None, None, ANN)
+    attested = attest_version(root, "fraud@v2", "eval", PASSED, None, ANN)
+    first = root.find("fraud@v1")[1].digest
+    forged = Entry("attest", "eve", version=first, evidence=attested.evidence, facts={"kind": "eval"})
+    root.act("fraud", None, lambda _: forged, again=True)
+    with pytest.raises(DataError, match="is not about that version"):
+        promote(root, "fraud@v1", "production", ANN)
+    assert any("is not about that version" in problem.place for problem in verify_root(root, (), ()).problems)
+
+
+def test_the_folder_of_another_version_is_not_taken(root: Root, tmp_path: Path) -> None:
+    first, second = (push_text(root, text).digest for text in "ab")
+    versions = root.versions("fraud").folder
+    assert versions is not None
+    (versions / first[:12]).rename(tmp_path / "away")
+    (versions / second[:12]).rename(versions / first[:12])
+    acts: tuple[Callable[[], object], ...] = (
+        lambda: pull_version(root, "fraud@v1", tmp_path / "pulled"),
+        lambda: copy_version(root, "fraud@v1", Root(open_store(str(tmp_path / "other"))), ANN),
+        lambda: promote(root, "fraud@v1", "production", ANN),
+    )
+    for act in acts:
+        with pytest.raises(DamagedArtifact):
+            act()
+    assert len(verify_root(root, (), ()).problems) == 2
+
+
+def test_a_policy_that_was_removed_is_missed(root: Root) -> None:
+    push_text(root, "a")
+    set_policy(root, None, None, ANN)
+    attest_version(root, "fraud@v1", "eval", PASSED, None, ANN)
+    promote(root, "fraud@v1", "production", ANN)
+    (head,) = (one for one in heads_of(root, ()).heads if one.name == "(policy)")
+    assert verify_root(root, (), (head.digest,)).problems == ()
+    for path in (Path(root.store.path) / "policy").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="judged by a policy that is gone"):
+        promote(root, "fraud@v1", "production", ANN)
+    assert [problem.place for problem in verify_root(root, (), (head.digest,)).problems] == [
+        "entry 3 of fraud was judged by a policy that is gone",
+        f"head {head.digest}",
+    ]
+
+
+def test_forged_entries_are_problems_and_no_crash(root: Root) -> None:
+    push_text(root, "a")
+    for entry in (
+        Entry("attest", "eve", version=root.find("fraud@v1")[1].digest, facts={"kind": "file"}),
+        Entry("promote", "eve", version="9" * 64, alias="production"),
+    ):
+        root.act("fraud", None, lambda _, entry=entry: entry, again=True)  # type: ignore[misc]
+    root.policy.append((), Entry("policy", "eve", facts={}))
+    problems = verify_root(root, (), ()).problems
+    assert any("was not pushed before" in problem.why for problem in problems)
+    with pytest.raises(UsageError, match="names no version"):
+        root.find("fraud@production")
+
+
+def test_a_request_id_belongs_to_one_act(root: Root) -> None:
+    once = Caller("ann", "job")
+    push_text(root, "a", once)
+    acts: tuple[Callable[[], object], ...] = (
+        lambda: promote(root, "fraud@v1", "production", once),
+        lambda: rollback(root, "fraud", "production", None, once),
+        lambda: tag(root, "fraud@v1", {"a": "b"}, (), once),
+        lambda: attest_version(root, "fraud@v1", "eval", PASSED, None, once),
+    )
+    for act in acts:
+        with pytest.raises(UsageError, match="--request job belongs to another act"):
+            act()
+    promote(root, "fraud@v1", "production", Caller("ann", "move"))
+    with pytest.raises(UsageError, match="belongs to another act"):
+        promote(root, "fraud@v1", "canary", Caller("ann", "move"))
+
+
 def test_what_is_in_use_stays(root: Root) -> None:
     promoted(root, "a", "b")
     push_text(root, "c")
@@ -155,8 +254,10 @@ def test_what_is_in_use_stays(root: Root) -> None:
     remove(root, "fraud@v1", lambda state, version: [], ANN)
     assert root.artifact("fraud", root.find("fraud@v1")[1].digest) is None
     assert verify_root(root, (), ()).problems == ()
-    with pytest.raises(UsageError, match="was withdrawn"):
+    with pytest.raises(UsageError, match="no version before"):
         rollback(root, "fraud", "production", None, ANN)
+    with pytest.raises(UsageError, match="was withdrawn"):
+        rollback(root, "fraud", "production", "v1", ANN)
     with pytest.raises(UsageError, match="was withdrawn"):
         promote(root, "fraud@v1", "production", ANN)
     assert push_text(root, "a").reference == "fraud@v1"
@@ -180,9 +281,10 @@ def test_each_look_at_the_same_rows_is_counted(root: Root) -> None:
         return attest_version(root, "fraud@v2", "comparison", content, None, caller)
 
     compare(1, "rows")
-    other = {"metric": "loss", "verdict": "better", "against": incumbent, "subject": {"digest": "5" * 64}}
-    with pytest.raises(DataError, match="is not about fraud@v2"):
-        attest_version(root, "fraud@v2", "comparison", {**other, "data_digest": "others"}, None, ANN)
+    other = {"metric": "loss", "verdict": "better", "against": incumbent, "data_digest": "others"}
+    for about in ({"subject": {"digest": "5" * 64}}, {"model": "5" * 64}):
+        with pytest.raises(DataError, match="is not about fraud@v2"):
+            attest_version(root, "fraud@v2", "comparison", {**other, **about}, None, ANN)
     kept = root.store.files("objects")
     with pytest.raises(UsageError, match="is look 1 at these rows, and the ledger has 1") as error:
         compare(1, "rows")

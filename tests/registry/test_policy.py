@@ -123,6 +123,14 @@ def test_the_training_data_of_both_versions_is_compared(model: Model) -> None:
     assert "2 rows" in model.judge(rule).found
 
 
+def test_what_is_not_known_does_not_pass(model: Model) -> None:
+    unknown = Entry("push", "ann", version="3" * 64, facts={"data": [], "licenses": []})
+    model.root.act("fraud", None, lambda _: unknown, again=True)
+    case = model.case("[aliases.production]\ncontamination = {}\nlicences = { allow = ['MIT'] }")
+    findings = judge(replace(case, version=model.root.state("fraud").versions["3" * 64]))
+    assert [finding.passed for finding in findings] == [False, False]
+
+
 def test_each_licence_must_be_allowed(model: Model) -> None:
     assert model.judge('licences = { allow = ["CC0-1.0", "MIT"] }').passed
     assert model.judge('licences = { allow = ["MIT"] }').found.startswith("CC0-1.0:")
