@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
@@ -18,7 +18,6 @@ from aifx.registry.signing import Envelope, parse_envelope, read_given, sign
 from aifx.registry.state import ModelState
 
 Kind = Literal["eval", "comparison", "contamination", "bench", "drill", "approval", "signature", "file"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)

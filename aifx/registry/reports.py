@@ -498,8 +498,12 @@ def verify_root(root: Root, names: tuple[str, ...], heads: tuple[str, ...]) -> V
                 check_policies(root, state, policies)
             except AifxError as e:
                 problems.append(Problem(e.what, e.why))
+        digests = {entry.digest for entry in state.entries}
         for server in root.servers(name):
-            inspect(root.server_ledger(name, server))
+            for adopted in inspect(root.server_ledger(name, server)):
+                if (head := str(adopted.facts.get("head"))) not in digests:
+                    why = f"server {server} has seen the entry {head[:12]}, which is gone"
+                    problems.append(Problem(f"the ledger of {name}", why))
         for entry in state.entries:
             _verify_entry(root, state, entry, problems, evidence)
         for version in state.versions.values():

@@ -174,9 +174,10 @@ class Root:
         raise AssertionError
 
     def put(self, data: bytes) -> str:
-        """Keep evidence. Returns its digest, by which it is found again."""
+        """Keep evidence. Returns its digest, by which it is found again. Raises DataError if a damaged one is there."""
         digest = sha256_of(data)
-        self.store.create(f"{OBJECTS}/{digest}", data)
+        if not self.store.create(f"{OBJECTS}/{digest}", data):
+            self.get(digest)  # that which is there may be damaged
         return digest
 
     def get(self, digest: str) -> bytes:
@@ -201,13 +202,6 @@ def open_root(root: str | None, project: Project | None = None) -> Root:
             project.registry if "://" in project.registry else str(project.root / Path(project.registry).expanduser())
         )
     return Root(open_store(root if "://" in root else str(Path(root).expanduser().absolute())))
-
-
-def pull(reference: str, project: Project | None = None, root: str | None = None) -> tuple[str, Path]:
-    """The digest of a version, "fraud@production", and its folder in the cache. Raises UsageError, DamagedArtifact."""
-    found = open_root(root, project)
-    state, version = found.find(reference)
-    return version.digest, found.fetch(state.name, version)
 
 
 def check_repeated(made: Entry, request: str, actions: Sequence[str], alias: str) -> None:

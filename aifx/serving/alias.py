@@ -54,7 +54,13 @@ class VersionOfAlias:
             why = "it is no alias, so it always means the same version"
             raise UsageError(f"--watch with --model {reference}", why, f"aifx serve --model {self._name}@ALIAS --watch")
         self.reference, self.first, self._server = reference, serving, server
-        self._seen, self._adopted = (0, ""), ""
+        self._seen, self._adopted = self._seen_before(), ""
+
+    def _seen_before(self) -> tuple[int, str]:
+        """The number and the digest of the last entry that a server of this name has seen."""
+        entries = self._root.server_ledger(self._name, self._server).entries()
+        facts = entries[-1].facts if entries else {}
+        return int(facts.get("head_number", 0)), str(facts.get("head", ""))
 
     def newest(self) -> Candidate:
         """The version that the alias means. Raises DamagedLedger, EnvironmentFault if the root does not answer."""

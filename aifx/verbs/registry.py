@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from aifx.core.project import CONFIG_NAME, Project, RunDirectory, find_project
 from aifx.core.steps import parse_step
 from aifx.verbs.arguments import Step, StrPath
 from aifx.verbs.catalogs import project_around
+from aifx.verbs.models import ROOT_VARIABLE
 
 if TYPE_CHECKING:
     from typing import Any
@@ -43,14 +45,14 @@ log = logging.getLogger(__name__)
 
 
 def find_root(root: str | None, project: StrPath = ".") -> tuple[Root, Project | None]:
-    """The registry at `root`, or that of the project around a folder, and that project.
+    """The registry at `root`, that of the project around a folder, or that of ROOT_VARIABLE; and the project.
 
-    Raises UsageError if neither is known.
+    Raises UsageError if none is known.
     """
     from aifx.registry.roots import open_root
 
     found = project_around(project)
-    if root is None and found is None:
+    if root is None and found is None and (root := os.environ.get(ROOT_VARIABLE)) is None:
         why = f"no {CONFIG_NAME} in {Path(project).absolute()} or above it names its root"
         raise UsageError("the registry is not known", why, "--root FOLDER, or aifx init my-project")
     if found is not None:

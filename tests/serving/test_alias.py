@@ -19,7 +19,7 @@ from aifx.core.stores import open_store
 from aifx.loading.restore import restore_run
 from aifx.registry.acts import Caller, promote, push, rollback
 from aifx.registry.ledger import file_name
-from aifx.registry.reports import meaning_at
+from aifx.registry.reports import meaning_at, verify_root
 from aifx.registry.roots import Root
 from aifx.registry.versions import open_version, write_version
 from aifx.serving.alias import VersionOfAlias, server_name
@@ -120,10 +120,16 @@ def test_the_server_goes_on_without_the_root_and_refuses_a_shorter_ledger(served
     looked("")
     promote(root, "whale@v1", "canary", ANN)
     looked("")
-    last = folder / "models" / "whale" / "ledger" / file_name(3)
-    last.rename(folder / "kept")
+    ledger = folder / "models" / "whale" / "ledger"
+    restarted = VersionOfAlias(root, REFERENCE, str(watcher.current), served.project, (), server=SERVER)
+    (ledger / file_name(3)).rename(folder / "third")
     looked("not the one that this server has seen")
-    (folder / "kept").rename(last)
+    (ledger / file_name(2)).rename(folder / "second")
+    with pytest.raises(AifxError, match="not the one that this server has seen"):
+        restarted.newest()  # by what it adopted
+    assert any("has seen the entry" in problem.why for problem in verify_root(root, (), ()).problems)
+    (folder / "second").rename(ledger / file_name(2))
+    (folder / "third").rename(ledger / file_name(3))
     looked("")
     shutil.move(folder, folder.with_name("away"))
     folder.write_text("no folder")
