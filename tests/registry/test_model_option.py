@@ -115,7 +115,7 @@ def test_a_language_model_writes_serves_and_is_exported(tmp_path: Path, monkeypa
             listening.append(server.listening)
     assert listening[0].system_fingerprint == listening[1].system_fingerprint
     assert listening[1].model_digest == theirs.model
-    with pytest.raises(UsageError, match="--watch cannot be used with --model"):
+    with pytest.raises(UsageError, match="--watch with --model tiny@v1"):
         aifx.serve("tiny@v1", settings=settings, watch=True)
     exported = [aifx.export_model(model, f"out-{number}") for number, model in enumerate(("runs/main", "tiny@v1"))]
     assert exported[0].architecture == exported[1].architecture
