@@ -412,7 +412,7 @@ def _merged_lengths(parts: Sequence[Lengths]) -> Lengths:
 
 
 def _has_bins(low: float, high: float) -> bool:
-    """Whether float64 tells the edges of bins between two numbers apart."""
+    """Whether the edges of bins between two numbers are different numbers in float64."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.all(np.diff(np.linspace(low, high, BINS + 1)) > 0)) and np.isfinite(high - low)
 

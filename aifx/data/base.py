@@ -171,7 +171,7 @@ class DataFormat(ABC):
         """The value of a column of the source for each example of a split.
 
         Without a column it is what examples of one origin have in common: their series, or their document. None if each
-        example stands for itself, as by default. `aifx eval` groups and slices by it.
+        example is a group of its own, as by default. `aifx eval` groups and slices by it.
 
         Raises DataError if there is no such column.
         """

@@ -64,7 +64,7 @@ class Act(Result):
         action: "promote", or "refuse" if a rule of the policy did.
         reference: "fraud@v3".
         digest: of the version.
-        entry: its number in the model's ledger; null with --dry-run, and if all was so already.
+        entry: its number in the model's ledger; null with --dry-run, and if there was nothing to do.
         previous: what the alias meant before.
         findings: of the policy's rules.
         is_repeated: whether an earlier call with the same request id did it.
@@ -122,7 +122,7 @@ def _done_before(root: Root, name: str, caller: Caller, *actions: str, alias: st
 
 
 def push(root: Root, name: str, write: Write, facts: Mapping[str, Any], caller: Caller) -> Act:
-    """Make a version of a model. One that was pushed before stays as it is, under its number.
+    """Make a version of a model. One that was pushed before keeps its number, and no entry is added.
 
     The artefact is in its place before the entry names it, so that a kill in between leaves no entry without files.
     """

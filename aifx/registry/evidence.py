@@ -26,7 +26,7 @@ class Attestation:
 
     Attributes:
         subject: digest of the version.
-        made_by: whoever attested it.
+        made_by: the person or machine that attested it.
         time: in UTC.
         content: by the kind: the document of the command that made it; of a file its name, size and SHA-256.
         envelope: with the signatures.

@@ -39,7 +39,7 @@ class LostRace(AifxError):
 
 
 class DamagedLedger(DataError):
-    """An entry of a ledger is missing, or is not as it was written."""
+    """An entry of a ledger is missing, changed or in the wrong place."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Ledger:
 
 
 def _parse(data: bytes | None, number: int) -> Entry:
-    """The entry with these bytes. Raises ValueError with the reason, if it is not as it was written."""
+    """Parse the bytes of an entry. Raises ValueError with the reason if they were changed."""
     if data is None:
         raise ValueError("is missing")
     try:

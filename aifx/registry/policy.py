@@ -1,4 +1,4 @@
-"""The policy of a root: which evidence a version needs before an alias may mean it, and who may do what."""
+"""The policy of a root: which evidence a version needs before an alias may mean it, and who may approve it."""
 
 from __future__ import annotations
 

@@ -266,7 +266,7 @@ class PolicyPage(Result):
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is not as it was written."""
+    """A file or entry that is damaged, missing or in the wrong place."""
 
     place: str
     why: str

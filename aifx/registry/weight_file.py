@@ -162,7 +162,7 @@ class WeightFile:
         return data
 
     def read(self, name: str) -> Array:
-        """An array whose memory is the file. Raises DamagedArtifact if it is not there as it was written."""
+        """An array whose memory is the file. Raises DamagedArtifact if it is missing or changed."""
         try:
             entry = self._head[1][name]
             start, end = entry["data_offsets"]

@@ -351,7 +351,7 @@ def verify(
             counted(found.models, "model"),
             f"{found.entries:,} entries",
             counted(found.files, "file"),
-            f"{found.evidence:,} of evidence",
+            f"{counted(found.evidence, 'piece')} of evidence",
         )
         for problem in found.problems:
             out.print(f"{problem.place}: {problem.why}")
@@ -572,7 +572,7 @@ def init(
     root: RootOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Give a registry its policy: which evidence a version needs, and who may do what.
+    """Give a registry its policy: which evidence a version needs, and who may approve it.
 
     Examples:
         aifx registry init

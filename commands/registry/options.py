@@ -53,5 +53,5 @@ def print_act(out: Output, done: Act, sentence: str) -> None:
     elif done.is_repeated:
         ending = f" (entry {done.entry}, which an earlier call with this request id made)"
     elif done.entry is None:
-        ending = " (it was so already)"
+        ending = " (nothing to do)"
     out.print(f"{sentence}{ending}")

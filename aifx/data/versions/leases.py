@@ -155,7 +155,7 @@ def _rewrite(store: Store, project: Project | None, change: Callable[[Lease], Le
     """Write the lease of a project again, changed, unless `change` gives None. Raises AifxError, OSError.
 
     The lease is one object or is replaced by a rename, so that it is whole whenever the process is killed. Some file
-    systems of fsspec do otherwise: a lease that is not whole is written anew by its project.
+    systems of fsspec do otherwise: a lease that is not whole is written again by its project.
     """
     folder, place = _state_folder(project), _place(store, project)
     folder.mkdir(parents=True, exist_ok=True)
