@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from aifx.core.calls import call_each
 from aifx.core.errors import DataError
-from aifx.core.files import read_file, replacing
+from aifx.core.files import make_folders, read_file, replacing
 from aifx.core.json_files import write_json
 from aifx.core.parsing import parse_json
 from aifx.core.progress import report_progress
@@ -64,7 +64,7 @@ def open_sketches(folder: Path, rebuild_command: str) -> None:
     """Make the folder of sketches. Raises SketchesOutdated if it holds those of another version of the algorithm."""
     path, ours = folder / "algorithm.json", algorithm()
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder, below=folder.parent)
         write_json(path, ours)
     found: Any = None
     with suppress(ValueError):

@@ -25,6 +25,7 @@ from made_rows import (
 )
 
 from aifx.core.errors import UsageError
+from aifx.core.files import UnsafeFile
 from aifx.curation import near as near_module
 from aifx.curation import near as sketches_module
 from aifx.curation.duplicates import Dedupe
@@ -184,6 +185,13 @@ def test_sketches_are_kept_and_those_of_another_algorithm_refused(
         dedupe(catalog, version, 0.6)
     assert "version is 1" in refused.value.why
     assert refused.value.hint == f"aifx data dedupe {version.reference} --near 0.6 --rebuild-sketches"
+
+
+def test_a_file_in_place_of_the_folder_of_sketches_is_named(catalog: Catalog) -> None:
+    version = texts_version(catalog, numbered(texts_with_copies(5, 3)), 20)
+    (version.path.parent / "sketches").touch()
+    with pytest.raises(UnsafeFile, match="sketches is a file"):
+        dedupe(catalog, version, 0.8)
 
 
 def test_buckets_that_are_too_wide_are_compared_with_their_neighbours(
