@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from aifx.core.errors import ConfigError, did_you_mean
 from aifx.core.plurals import counted
@@ -86,6 +86,19 @@ def _time_text(value: Any) -> Any:
     return value.isoformat() if isinstance(value, date | datetime) else value
 
 
+def _arrow_name(value: str) -> str:
+    """A type by the name that a manifest gives to it, which for Arrow's `float64` is `double`."""
+    import pyarrow as pa
+
+    if not value or value in TYPES or any(mark in value for mark in "[<("):  # types with units or parts have no alias
+        return value
+    try:
+        return str(pa.type_for_alias(value))
+    except ValueError:
+        known = [*TYPES, "double", "float", "int32", "int64", "string"]
+        raise ValueError(f"{value!r} is no type; {did_you_mean(value, known)}") from None
+
+
 def _bound(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("a truth value is no bound; check = 'values' takes it")
@@ -95,6 +108,7 @@ def _bound(value: Any) -> Any:
 Names: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Value: TypeAlias = Annotated[bool | int | float | str, BeforeValidator(_time_text)]
 Bound: TypeAlias = Annotated[int | float | str | None, BeforeValidator(_bound)]
+TypeName: TypeAlias = Annotated[str, AfterValidator(_arrow_name)]
 
 
 class Expectation(BaseModel):
@@ -128,7 +142,7 @@ class Expectation(BaseModel):
     to_column: Names = ()
     other: str = ""
     sql: str = ""
-    type: str = ""
+    type: TypeName = ""
     within: str = ""
     against: str = ""
     measure: Measure | Literal[""] = ""

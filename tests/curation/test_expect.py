@@ -162,6 +162,7 @@ def test_rules_about_the_whole_see_the_rows_that_are_left(tmp_path: Path) -> Non
         ({"column": "day", "check": "freshness", "within": "11.9h", "id": "old", "level": "warn"}, ..., "warned"),
         ({"column": "x", "check": "type", "type": "number"}, "double", "kept"),
         ({"column": "x", "check": "type", "type": "double", "id": "exact"}, "double", "kept"),
+        ({"column": "x", "check": "type", "type": "float64", "id": "alias"}, "double", "kept"),
         ({"column": "x", "check": "type", "type": "text", "id": "text", "level": "warn"}, "double", "warned"),
     ]
     made, (first, *outcomes) = judge(tmp_path, version, [low, *(rule for rule, _, _ in whole)])
@@ -298,6 +299,7 @@ FILES = [
         '[[rule]]\ncheck = "references"\ncolumn = "a"\nto = "b"\nto_column = ["a", "b"]',
         "to_column: 2 columns for 1",
     ),
+    ('[[rule]]\ncheck = "type"\ncolumn = "a"\ntype = "intger"', "'intger' is no type; did you mean 'integer'?"),
     ("rules = 3", "it has no [[rule]]|'rules' is not [[rule]]"),
     ("[[rule", "not TOML"),
     ("", "has no [[rule]]"),
