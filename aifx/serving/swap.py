@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from aifx.config.serve_section import ServeSection
 from aifx.core.errors import AifxError, DataError, UsageError
 from aifx.core.json_files import readable_bytes
 from aifx.core.os_errors import in_brief
-from aifx.core.processes import Child, aifx_command
+from aifx.core.processes import Child, aifx_command, run_many
 from aifx.core.project import Project
 from aifx.core.steps import StepChoice
 from aifx.data.readers.rows import read_rows
@@ -68,6 +69,9 @@ Files: TypeAlias = tuple[tuple[str, int, int], ...]
 
 Load: TypeAlias = Callable[[RestoredRun], W]
 """A checkpoint's weights as the engine takes them."""
+
+Checks: TypeAlias = "Generator[Check | None]"
+"""The checks of a model, one after another, and None at times while one runs. Closing it ends that one."""
 
 Judge: TypeAlias = "Callable[[W, W], Iterator[Check]]"
 """Checks of new weights, beside those that serve."""
@@ -168,7 +172,7 @@ class Watcher(Generic[W]):
         engine: Worker[W, Any],
         source: ModelSource,
         load: Callable[[RestoredRun], W],
-        checks: Callable[[Candidate, RestoredRun, W, W], Iterator[Check]],
+        checks: Callable[[Candidate, RestoredRun, W, W], Checks],
         *,
         every_s: float,
         counts: SwapCounts | None = None,
@@ -184,7 +188,7 @@ class Watcher(Generic[W]):
         """
         self.counts, self.current = counts or SwapCounts(), source.first
         self._engine, self._source, self._checks, self._load = engine, source, checks, load
-        self._every_s = every_s
+        self._every_s, self._looked = every_s, 0.0
         self._refused: dict[int | str, Hashable] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="aifx-watcher", daemon=True)
@@ -240,11 +244,13 @@ class Watcher(Generic[W]):
         try:
             trained = candidate.restore()
             weights = self._load(trained)
-            for check in self._checks(candidate, trained, weights, self._engine.weights):
-                self._log(check)
-                if not check.passed:
-                    return str(check)
-                self._check_overtaken(candidate)
+            with closing(self._checks(candidate, trained, weights, self._engine.weights)) as checks:
+                for check in checks:
+                    if check is not None:
+                        self._log(check)
+                        if not check.passed:
+                            return str(check)
+                    self._check_overtaken(candidate, at_once=check is not None)
         except AifxError as error:
             return f"{error.what}: {error.why}"
         except (Draining, _Overtaken):
@@ -255,8 +261,19 @@ class Watcher(Generic[W]):
         self._engine.swap(weights)
         return None
 
-    def _check_overtaken(self, candidate: Candidate) -> None:
-        """Raise _Overtaken if another model became the way back from an emergency: it does not wait for checks."""
+    def _check_overtaken(self, candidate: Candidate, *, at_once: bool) -> None:
+        """Raise _Overtaken if another model became the way back from an emergency: it does not wait for checks.
+
+        Args:
+            at_once: look now, and not only if the last look is long enough ago.
+
+        Raises Draining if the server stops.
+        """
+        if self._stop.is_set():
+            raise Draining
+        if not at_once and time.monotonic() < self._looked + self._every_s:
+            return
+        self._looked = time.monotonic()
         with suppress(AifxError, OSError):
             newest = self._source.newest()
             if newest.is_way_back and newest.state != candidate.state:
@@ -305,13 +322,13 @@ def watch(
     else:
         load, judge = _for_predictions(engine, canary)
 
-    def checks(candidate: Candidate, opened: RestoredRun, weights: Any, old: Any) -> Iterator[Check]:
+    def checks(candidate: Candidate, opened: RestoredRun, weights: Any, old: Any) -> Checks:
         """The checks in the order of their cost; the caller stops at the first that fails."""
         if candidate.is_way_back:
             return
         yield from judge(weights, old)
         if opened.config.eval.gates:
-            yield check_gates(candidate.gates, opened.config.eval.gates, project)
+            yield from check_gates(candidate.gates, opened.config.eval.gates, project)
 
     worker: Worker[Any, Any] = engine
     found = Watcher(worker, source, load, checks, every_s=serve.watch_every_s, counts=counts)
@@ -460,13 +477,16 @@ class Canary:
         return found
 
 
-def check_gates(arguments: Sequence[str], gates: Sequence[str], project: Project) -> Check:
+def check_gates(arguments: Sequence[str], gates: Sequence[str], project: Project) -> Checks:
     """The project's evaluation with its gates, by a process of its own."""
-    options: Any = {"cwd": project.root, "limit_s": GATES_S}
-    with Child(aifx_command("eval", *arguments), **options) as child:
-        ended = child.wait()
-    found = "passed" if ended.succeeded else f"aifx eval ended with {ended.how}: {ended.last_line}"
-    return Check(f"the gates {', '.join(gates)}", ended.succeeded, found)
+    evaluation = Child(aifx_command("eval", *arguments), cwd=project.root, limit_s=GATES_S)
+    with closing(run_many([evaluation], at_once=1)) as running:
+        for child in running:
+            if child is None:
+                yield None
+            elif (ended := child.ended) is not None:
+                found = "passed" if ended.succeeded else f"aifx eval ended with {ended.how}: {ended.last_line}"
+                yield Check(f"the gates {', '.join(gates)}", ended.succeeded, found)
 
 
 def computes_in(dtype_name: str, quantize: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from aifx.core.artifact import Artifact, files_below, seal, seal_files
@@ -106,6 +109,32 @@ def test_an_alias_is_followed_and_what_was_adopted_is_written(served: Served, ar
     meant = meaning_at(root, "whale", "production", between)
     assert (meant.version, meant.servers[0].version) == ("v1", "v1")
     assert served.engine.stats().compilations == 0
+
+
+@pytest.mark.slow
+def test_a_rollback_does_not_wait_for_gates(
+    served: Served, arrive: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    watcher, root = served.watcher, served.root
+    watcher._every_s, watcher._source._overrides = 0.0, ('eval.gates=["loss < 100"]',)  # type: ignore[attr-defined]
+    arrive(2)
+    served.push(2)
+    promote(root, "whale@v2", "production", ANN)
+    mark = f"0.{secrets.randbits(60)}"
+
+    def started(*arguments: str) -> list[str]:
+        assert arguments[:2] == ("eval", "--model")
+        rollback(root, "whale", "production", None, ANN)
+        return ["sleep", "600", mark]
+
+    monkeypatch.setattr("aifx.serving.swap.aifx_command", started)
+    with caplog.at_level(logging.INFO):
+        assert not watcher.look()
+    assert "is the way back" in caplog.text
+    assert not [process for process in psutil.process_iter() if mark in process.cmdline()]
+    assert not watcher.look()
+    assert served.means("v1")
+    assert watcher.counts.refused == 0  # v2 may come again
 
 
 @pytest.mark.slow
