@@ -156,12 +156,17 @@ class ModelHistory(Result):
 
 @dataclass(frozen=True)
 class Adopted:
-    """What a server answered with."""
+    """The version that a server answered with.
+
+    Attributes:
+        until: when the server ended; null if it has not, or was killed.
+    """
 
     server: str
     version: str
     digest: str
     since: str
+    until: str | None
 
 
 @dataclass(frozen=True)
@@ -442,8 +447,9 @@ def meaning_at(root: Root, name: str, alias: str, time: datetime) -> AliasMeanin
     for server in root.servers(name):
         entries = root.server_ledger(name, server).entries()
         if adopted := [entry for entry in ModelState(name, entries).at(time).entries if entry.alias == alias]:
-            last = adopted[-1]
-            servers.append(Adopted(server, whole.label(last.version), last.version, last.time))
+            last = next(entry for entry in reversed(adopted) if entry.action == "adopt")
+            until = adopted[-1].time if adopted[-1].action == "leave" else None
+            servers.append(Adopted(server, whole.label(last.version), last.version, last.time, until))
     version, digest = (whole.label(entry.version), entry.version) if entry else (None, None)
     shown = show_entry(whole, entry) if entry else None
     return AliasMeaning(name, alias, time.isoformat(), version, digest, shown, tuple(servers))

@@ -104,13 +104,27 @@ class VersionOfAlias:
             return
         ledger = self._root.server_ledger(self._name, self._server)
         entries = ledger.entries()
-        number, head = self._seen
-        facts = {"alias_entry": candidate.state, "head": head, "head_number": number}
         if not entries or entries[-1].facts.get("alias_entry") != candidate.state:
+            facts = {"alias_entry": candidate.state, **self._head()}
             entry = Entry("adopt", self._server, new_request(), str(candidate.id), self._alias, facts=facts)
             ledger.append(entries, entry)
-        self._adopted = str(candidate.state)
+        self._adopted, (number, head) = str(candidate.state), self._seen
         logger.info(f"{candidate.label} is adopted; the ledger has {number} entries, the last is {head}")
+
+    def left(self) -> None:
+        """Write into the root that the server has ended. Raises AifxError."""
+        ledger = self._root.server_ledger(self._name, self._server)
+        entries = ledger.entries()
+        if entries and entries[-1].action == "adopt":
+            version = entries[-1].version
+            ledger.append(
+                entries, Entry("leave", self._server, new_request(), version, self._alias, facts=self._head())
+            )
+
+    def _head(self) -> dict[str, int | str]:
+        """The last entry that the server has seen."""
+        number, digest = self._seen
+        return {"head": digest, "head_number": number}
 
 
 def server_name(port: int) -> str:

@@ -60,6 +60,9 @@ GATES_S = 3600.0
 FIXED_TEXT = "The quick brown fox jumps over the lazy dog. 0123456789"
 """The text on which parity is measured without a canary file."""
 
+LEAVE_S = 2.0
+"""Longest wait for a registry that is told of the end of a server."""
+
 SHARE_OF_COPY = 1.5
 """Memory for a second set of weights, in units of its size: matrices are copied while they are joined."""
 
@@ -128,6 +131,9 @@ class ModelSource(Protocol):
     def adopted(self, candidate: Candidate) -> None:
         """Take note that it serves."""
 
+    def left(self) -> None:
+        """Take note that the server has ended. Raises AifxError or OSError if that cannot be written."""
+
 
 class StepsOfRun:
     """The checkpoints of a run."""
@@ -158,6 +164,9 @@ class StepsOfRun:
 
     def adopted(self, candidate: Candidate) -> None:
         """Nothing: the run's files say it all."""
+
+    def left(self) -> None:
+        """Nothing: no other machine asks."""
 
 
 class _Overtaken(Exception):
@@ -198,6 +207,19 @@ class Watcher(Generic[W]):
 
     def stop(self) -> None:
         self._stop.set()
+
+    def close(self) -> None:
+        """Stop, and let the source take note, for which the end of a server waits LEAVE_S at most."""
+        self.stop()
+        noting = threading.Thread(target=self._leave, name="aifx-leave", daemon=True)
+        noting.start()
+        noting.join(LEAVE_S)
+
+    def _leave(self) -> None:
+        try:
+            self._source.left()
+        except (AifxError, OSError) as error:
+            logger.warning(f"that this server has ended could not be written: {in_brief(error)}")
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_s):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from aifx.loading.restore import RestoredRun
     from aifx.serving.http.services import Service
     from aifx.serving.record import ReplayReport
-    from aifx.serving.swap import ModelSource
+    from aifx.serving.swap import ModelSource, Watcher
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,16 @@ class PreparedServer:
     listening: Listening
     service: Service
 
-    def watch(self, make: Callable[[RestoredRun], ModelSource], canary: Path | None) -> None:
-        """Let another model take over. Raises UsageError, DataError; the engine has stopped then.
+    def watch(self, make: Callable[[RestoredRun], ModelSource], canary: Path | None) -> Watcher[Any]:
+        """Let another model take over until the watcher is closed.
+
+        Raises UsageError, DataError; the engine has stopped then.
 
         Args:
             make: returns what names the model that should serve, from the one that does.
         """
         try:
-            self.service.watch(make(self.service.trained), canary)
+            return self.service.watch(make(self.service.trained), canary)
         except AifxError:
             self.service.state.engine.stop()
             raise
@@ -127,10 +129,11 @@ def serve(
         options: dict[str, Any] = {"server": server, "trust_code": trust_code}
         return VersionOfAlias(root, directory.name, directory.model_digest, around, given, **options)
 
+    held = ExitStack()
     if watch:
-        prepared.watch(source, None if canary is None else Path(canary))
+        held.callback(prepared.watch(source, None if canary is None else Path(canary)).close)
     check = partial(check_ending, drain_s=prepared.server.drain_s)
-    return RunningServer(prepared.server, prepared.listening, ExitStack(), check)
+    return RunningServer(prepared.server, prepared.listening, held, check)
 
 
 def prepare(

@@ -301,7 +301,8 @@ def at(
             out.print(f"{name}@{alias} meant {found.version} ({found.digest}) at {found.time}")
             out.print(f"since entry {entry.number}, {_time(entry.time)} UTC: {entry.action} by {entry.actor}{why}")
         for one in found.servers:
-            out.print(f"server {one.server}: {one.version} since {_time(one.since)} UTC")
+            until = "" if one.until is None else f"; it ended {_time(one.until)} UTC"
+            out.print(f"server {one.server}: {one.version} since {_time(one.since)} UTC{until}")
 
 
 @app.command()

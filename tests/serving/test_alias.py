@@ -6,6 +6,7 @@ import contextlib
 import logging
 import secrets
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -109,6 +110,26 @@ def test_an_alias_is_followed_and_what_was_adopted_is_written(served: Served, ar
     meant = meaning_at(root, "whale", "production", between)
     assert (meant.version, meant.servers[0].version) == ("v1", "v1")
     assert served.engine.stats().compilations == 0
+    watcher.close()
+    (ended,) = meaning_at(root, "whale", "production", datetime.now(UTC)).servers
+    assert ended.version == "v1"
+    assert ended.until is not None
+    again = VersionOfAlias(root, REFERENCE, ended.digest, served.project, (), server=SERVER)
+    again.adopted(again.newest())
+    (serving,) = meaning_at(root, "whale", "production", datetime.now(UTC)).servers
+    assert serving.until is None
+    assert not verify_root(root, (), ()).problems
+
+
+@pytest.mark.slow
+def test_the_end_of_a_server_does_not_wait_for_a_root_that_hangs(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    monkeypatch.setattr("aifx.serving.swap.LEAVE_S", 0.05)
+    monkeypatch.setattr(VersionOfAlias, "left", lambda source: released.wait())
+    served.watcher.close()
+    released.set()
 
 
 @pytest.mark.slow
