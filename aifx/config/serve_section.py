@@ -66,6 +66,12 @@ class ServeSection(Section):
     cors_origins: tuple[str, ...] = setting((), "Web origins whose pages may call the server.", RESUME_SAFE)
     pooling: Literal["mean", "last"] = setting("mean", "How /v1/embeddings pools the last hidden state.", RESUME_SAFE)
     watch_every_s: PositiveFloat = setting(5.0, "With --watch: seconds between looks for a checkpoint.", RESUME_SAFE)
+    shadow_share: Annotated[float, Field(gt=0, le=1)] = setting(
+        0.1, "With --shadow: share of the requests that the second model answers, too.", RESUME_SAFE
+    )
+    shadow_file: str | None = setting(
+        None, "With --shadow: file of the records; shadow.jsonl of the run if not set.", RESUME_SAFE
+    )
     power_w: PositiveFloat | None = setting(
         None, "Power of the devices in watts, if it cannot be measured; reported as declared.", RESUME_SAFE
     )

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeAlias
@@ -86,11 +86,13 @@ class SwapCounts:
 
     Attributes:
         problem: why the last look for another one failed; empty if it did not.
+        digests: of the models that have served, by the fingerprint of their answers.
     """
 
     taken: int = 0
     refused: int = 0
     problem: str = ""
+    digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def failing(self) -> int:
@@ -280,6 +282,7 @@ class Watcher(Generic[W]):
         except Exception as error:  # whatever is wrong with new weights, the old ones serve
             logger.exception("a model could not be tried")
             return f"{type(error).__name__}: {error}"
+        self.counts.digests[weights.fingerprint] = model_digest(trained)
         self._engine.swap(weights)
         return None
 
@@ -303,6 +306,11 @@ class Watcher(Generic[W]):
 
     def _log(self, check: Check) -> None:
         logger.info(f"{'passed' if check.passed else 'FAILED'}: {check}")
+
+
+def model_digest(trained: RestoredRun) -> str:
+    """The digest of a model version, or of a checkpoint's arrays."""
+    return trained.run.model_digest or trained.manifest.state_digest
 
 
 def files_of(checkpoint: Path) -> Files:

@@ -36,6 +36,14 @@ def choose_model(run: str | None, model: str | None) -> StrPath:
     return model
 
 
+def choose_other(text: str) -> tuple[StrPath, str | None]:
+    """What "RUN", "RUN:STEP" or a model version names beside `--run` and `--model`, and the step."""
+    if is_reference(text):
+        return choose_model(None, text), None
+    run, _, step = text.partition(":")
+    return choose_model(run, None), step or None
+
+
 def open_model(model: StrPath, trust_code: str | None = None) -> tuple[RunDirectory, Project]:
     """The run in a folder, or the version "fraud@production", which is pulled first; and the project around it.
 

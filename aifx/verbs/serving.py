@@ -16,7 +16,7 @@ from aifx.core.project import Project, RunDirectory
 from aifx.core.results import Result
 from aifx.core.steps import StepChoice, parse_step
 from aifx.verbs.arguments import Settings, Step, StrPath, overrides
-from aifx.verbs.models import open_model, open_registry
+from aifx.verbs.models import is_reference, open_model, open_registry
 from aifx.verbs.servers import RunningServer
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Listening(Result):
         rows_per_batch: rows that one call of the program predicts; null for text. `adapters`, `slots`, `pool_tokens`
             and `max_model_len` are null for predictions.
         model_digest: of the model version, with `--model`.
+        shadow: the name of the second model, and `shadow_digest` that of its version or its checkpoint's arrays.
         is_reproducible: whether a check on this device showed that an answer's bits do not depend on other requests.
     """
 
@@ -51,6 +52,8 @@ class Listening(Result):
     system_fingerprint: str
     is_reproducible: bool
     model_digest: str | None = None
+    shadow: str | None = None
+    shadow_digest: str | None = None
     adapters: list[str] | None = None
     slots: list[int] | None = None
     pool_tokens: int | None = None
@@ -89,6 +92,8 @@ def serve(
     trust_code: str | None = None,
     watch: bool = False,
     canary: StrPath | None = None,
+    shadow: StrPath | None = None,
+    shadow_step: Step = None,
 ) -> RunningServer[Listening]:
     """Serve a trained model over HTTP: text with OpenAI's API, or predictions.
 
@@ -102,6 +107,9 @@ def serve(
         trust_code: digest of a model version whose own code may run.
         watch: serve new checkpoints of the run, or what the alias means, once they pass the canary.
         canary: file with prompts that new weights must pass.
+        shadow: the folder of another run, or a model version, that answers a share of the requests, too. Both answers
+            are recorded in the `shadow.jsonl` of the run; clients get the first.
+        shadow_step: that of the other run.
 
     Example:
         >>> with aifx.serve("runs/main", settings={"serve.port": 0, "serve.slots": [1]}) as server:
@@ -113,10 +121,14 @@ def serve(
     if canary is not None and not watch:
         hint = "aifx serve --watch --canary FILE"
         raise UsageError("--canary requires --watch", "it judges new checkpoints", hint)
+    second = None
+    if shadow is not None:
+        second = (*open_model(shadow, trust_code if is_reference(shadow) else None), parse_step(shadow_step))
+        trust_code = trust_code if is_reference(run) or not is_reference(shadow) else None
     directory, project = open_model(run, trust_code)
     from aifx.serving.http.app import check_ending
 
-    prepared = prepare(directory, project, at, given)
+    prepared = prepare(directory, project, at, given, second)
 
     def source(trained: RestoredRun) -> ModelSource:
         from aifx.serving.alias import VersionOfAlias, server_name
@@ -130,6 +142,8 @@ def serve(
         return VersionOfAlias(root, directory.name, directory.model_digest, around, given, **options)
 
     held = ExitStack()
+    if prepared.service.state.shadow is not None:
+        held.callback(prepared.service.state.shadow.close)
     if watch:
         held.callback(prepared.watch(source, None if canary is None else Path(canary)).close)
     check = partial(check_ending, drain_s=prepared.server.drain_s)
@@ -137,14 +151,22 @@ def serve(
 
 
 def prepare(
-    directory: RunDirectory, project: Project, step: StepChoice | None, overrides: Sequence[str]
+    directory: RunDirectory,
+    project: Project,
+    step: StepChoice | None,
+    overrides: Sequence[str],
+    second: tuple[RunDirectory, Project, StepChoice | None] | None = None,
 ) -> PreparedServer:
-    """Load a run and start its engine. Raises AifxError for what cannot be served."""
+    """Load a run and start its engine. Raises AifxError for what cannot be served.
+
+    Args:
+        second: the run that also answers a share of the requests.
+    """
     from aifx.core.web.server import bind, url_of
     from aifx.core.web.traffic import AccessLog
     from aifx.loading.restore import read_current, restore_run
     from aifx.serving.http.app import open_server
-    from aifx.serving.http.services import open_service
+    from aifx.serving.http.services import add_shadow, open_service
     from aifx.serving.http.state import read_key
     from aifx.serving.http.tracing import open_tracer
 
@@ -160,6 +182,12 @@ def prepare(
     service = open_service(trained, name=name, settings=settings, log=log, key=key)
     state = service.state
     state.tracer = tracer
+    if second is not None:
+        try:
+            add_shadow(service, *second, overrides)
+        except AifxError:
+            state.engine.stop()
+            raise
     listening = Listening(
         url=url_of(bound),
         run=directory.name,
@@ -169,6 +197,8 @@ def prepare(
         system_fingerprint=state.engine.fingerprint,
         is_reproducible=state.engine.is_reproducible,
         model_digest=directory.model_digest,
+        shadow=state.shadow.model.name if state.shadow else None,
+        shadow_digest=state.shadow.model.digest if state.shadow else None,
         **service.fits,
     )
     return PreparedServer(open_server(state, bound), listening, service)

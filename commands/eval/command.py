@@ -136,7 +136,7 @@ def eval_(
         check_limits()
         from aifx.verbs.evaluation import compare_models, evaluate, evaluate_benchmark
         from aifx.verbs.jobs import is_first_of_job
-        from aifx.verbs.models import choose_model, is_reference
+        from aifx.verbs.models import choose_model, choose_other
 
         _check_benchmark(benchmark, {"--split": split, "--data": data, "--html": html})
         if chat and not benchmark:
@@ -150,16 +150,16 @@ def eval_(
             raise UsageError(f"{given[0]} requires --against", "it is about two models", "aifx eval --against RUN")
         if against is not None:
             _check_against({"--benchmark": benchmark, "--gate": gate, "--html": html, "--data": (data or [])[1:]})
-            other, _, other_step = against.partition(":")
+            other, other_step = choose_other(against)
             found = compare_models(
                 chosen,
-                choose_model(None, other) if is_reference(other) else choose_model(other, None),
+                other,
                 split=split,
                 data=data[0] if data else None,
                 metric=metric,
                 margin=margin,
                 look=look,
-                against_step=other_step or None,
+                against_step=other_step,
                 **how,
             )
             out.result(found)

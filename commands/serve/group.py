@@ -88,6 +88,19 @@ class ServeOptions:
         Path | None, typer.Option("--canary", metavar="FILE", help="With --watch: prompts that new weights must pass.")
     ] = None
 
+    shadow: Annotated[
+        str | None,
+        typer.Option(
+            "--shadow",
+            metavar="RUN[:STEP]|MODEL",
+            help="Let another run or NAME@ALIAS answer a share of the requests, too, and record both answers.",
+        ),
+    ] = None
+    shadow_share: Annotated[
+        float | None,
+        typer.Option("--shadow-share", metavar="SHARE", help="With --shadow: share of the requests. By default 0.1."),
+    ] = None
+
     def overrides(self) -> list[str]:
         """The same as `--set` strings, so that they are checked in one place. Raises UsageError."""
         if self.slots is not None and not re.fullmatch(r"\d+(,\d+)*", self.slots):
@@ -95,10 +108,13 @@ class ServeOptions:
                 f"--slots {self.slots} cannot be used", "expected numbers with commas", "aifx serve --slots 8,16"
             )
         slots = f"[{self.slots}]" if self.slots is not None else None
-        given = {"host": self.host, "port": self.port, "slots": slots, "memory": self.memory}
+        given: dict[str, object] = {"host": self.host, "port": self.port, "slots": slots, "memory": self.memory}
         given |= {"max_model_len": self.max_model_len, "served_model_name": self.served_model_name}
         given |= {"adapters": encode_json(self.adapter) if self.adapter else None, "quantize": self.quantize}
-        given |= {"lenient": "true" if self.lenient else None}
+        given |= {"lenient": "true" if self.lenient else None, "shadow_share": self.shadow_share}
+        if self.shadow_share is not None and self.shadow is None:
+            why = "it is the share of the second model"
+            raise UsageError("--shadow-share requires --shadow", why, "aifx serve --shadow NAME@ALIAS")
         return [f"serve.{key}={value}" for key, value in given.items() if value is not None]
 
 
@@ -122,6 +138,7 @@ def start(
         aifx serve --slots 1 --quantize int8
         aifx serve --step last --watch --canary canary.jsonl
         aifx serve --model fraud@production --watch
+        aifx serve --model fraud@production --shadow fraud@v4 --shadow-share 0.2
         AIFX_SERVE__API_KEY=$(cat key) aifx serve --host 0.0.0.0
         curl --json '{"prompt": "Call me"}' localhost:8000/v1/completions
         curl --json '{"rows": [{"width": 3}]}' localhost:8000/v1/predict
@@ -136,9 +153,10 @@ def start(
     with terminal(json, streams=True) as out:
         refuse_job("serve")
         check_limits()
-        from aifx.verbs.models import choose_model
+        from aifx.verbs.models import choose_model, choose_other
         from aifx.verbs.serving import serve
 
+        shadow, shadow_step = (None, None) if options.shadow is None else choose_other(options.shadow)
         server = serve(
             choose_model(run, model),
             step=step,
@@ -146,6 +164,8 @@ def start(
             trust_code=trust_code,
             watch=options.watch,
             canary=options.canary,
+            shadow=shadow,
+            shadow_step=shadow_step,
         )
         started = server.listening
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import asdict
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -18,6 +19,7 @@ from aifx.serving.http import documents
 from aifx.serving.http.answers import json_response
 from aifx.serving.http.documents import Operation, document
 from aifx.serving.http.protocol import ApiError
+from aifx.serving.http.shadow import shadowed
 from aifx.serving.http.state import ServerState, policy_of
 
 
@@ -35,7 +37,7 @@ async def status(request: Request) -> Response:
 def make_app(state: ServerState) -> Starlette:
     """The server of a model as an ASGI application."""
     operations = [*state.operations, *OPERATIONS]
-    routes = [Route(o.path, o.endpoint, methods=[o.method]) for o in operations]
+    routes = [Route(o.path, shadowed(o), methods=[o.method]) for o in operations]
     app = web.make_app(routes, policy_of(state.settings, state.key), state)
     app.state.server = state
     app.state.description = document(operations)
@@ -87,7 +89,11 @@ async def ready(request: Request) -> Response:
     if state.is_draining or state.engine.failure is not None:
         why = "stopping" if state.is_draining else f"the engine ended: {state.engine.failure}"
         raise ApiError(503, why, headers={"Retry-After": "5"})
-    return json_response(documents.Readiness(status="ready", watch=state.swaps.problem or None))
+    answer = documents.Readiness(status="ready", watch=state.swaps.problem or None)
+    if state.shadow is not None:
+        model, counts = state.shadow.model, asdict(state.shadow.counts)
+        answer.shadow = documents.ShadowStatus(**{**asdict(model), **counts, "problem": counts["problem"] or None})
+    return json_response(answer)
 
 
 async def metrics(request: Request) -> Response:

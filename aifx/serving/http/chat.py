@@ -58,7 +58,7 @@ async def chat_completions(request: Request) -> Response:
     grammars = await run_in_threadpool(_grammars, body, state, tools, n)
     if grammars[0] is not None and (field := next((f for f in ("stop", "stop_token_ids") if getattr(body, f)), None)):
         raise ApiError(400, f"{field}: it could cut an answer that must be whole JSON", param=field)
-    seed = base_seed(body)
+    seed = base_seed(body, request)
     requests = [
         GenerationRequest(
             prompt_ids=prompt,

@@ -24,7 +24,7 @@ from aifx.serving.http.documents import (
 from aifx.serving.http.protocol import ApiError, CompletionRequest
 from aifx.serving.http.state import record_of
 from aifx.serving.http.text import TextState, base_seed, sampling_settings, stops, total_usage
-from aifx.serving.requests import FinishReason, GenerationRequest, TokenScore, Usage
+from aifx.serving.requests import FinishReason, GenerationRequest, SamplingSettings, TokenScore, Usage
 
 MAX_TOKENS = 16
 """Default of `max_tokens`, that of OpenAI's API."""
@@ -49,7 +49,8 @@ async def completions(request: Request) -> Response:
     if body.best_of not in (None, n):
         raise ApiError(400, "best_of: it must be n; this server keeps every answer", param="best_of")
     prompts = await state.prompts(body.prompt, "prompt", n)
-    requests = _requests(body, state, prompts, n, adapter)
+    seed = base_seed(body, request)
+    requests = _requests(body, state, prompts, [sampling_settings(body, seed + index) for index in range(n)], adapter)
     record_of(request).stream = bool(body.stream)
     answers = state.submit(request, requests, "prompt")
     writer = _Writer(state, body, prompts, n, answers)
@@ -67,10 +68,12 @@ def check_n(n: int | None, state: TextState) -> int:
 
 
 def _requests(
-    body: CompletionRequest, state: TextState, prompts: Sequence[list[int]], n: int, adapter: str | None
+    body: CompletionRequest,
+    state: TextState,
+    prompts: Sequence[list[int]],
+    settings: Sequence[SamplingSettings],
+    adapter: str | None,
 ) -> list[GenerationRequest]:
-    seed = base_seed(body)
-    settings = [sampling_settings(body, seed + index) for index in range(n)]
     echo = bool(body.echo)
     max_tokens = MAX_TOKENS if body.max_tokens is None else body.max_tokens
     if not max_tokens and not echo:

@@ -276,15 +276,32 @@ class Status(Answer):
     status: str
 
 
+class ShadowStatus(Answer):
+    """The second model of `--shadow`, and the requests that it was to answer since the start.
+
+    Attributes:
+        problem: why the last one failed; null if it did not.
+    """
+
+    name: str
+    digest: str
+    answered: int
+    failed: int
+    dropped: int
+    problem: str | None
+
+
 class Readiness(Answer):
     """Whether the server takes requests.
 
     Attributes:
         watch: why the last look for another model failed; null if it did not. The present model goes on.
+        shadow: with `--shadow` alone.
     """
 
     status: str
     watch: str | None
+    shadow: ShadowStatus | None = None
 
 
 class ErrorObject(Answer):

@@ -67,6 +67,14 @@ WATCH_GAUGES = {"aifx:watch_failing": ("1 if the last look for another model fai
 """The same of `SwapCounts`, as gauges."""
 
 
+SHADOW = {
+    "aifx:shadow_answered": ("Requests that the second model answered, too.", "answered"),
+    "aifx:shadow_failed": ("Requests that the second model did not answer.", "failed"),
+    "aifx:shadow_dropped": ("Requests for which the queue of the second model had no room.", "dropped"),
+}
+"""The same of the counts of `--shadow`."""
+
+
 class Timing:
     """A histogram that also knows its last values."""
 
@@ -103,6 +111,10 @@ class Metrics:
         self._responses = responses
         self.registry.register(_Collected(lambda: _families(SWAPS, CounterMetricFamily, swaps, self.labels)))
         self.registry.register(_Collected(lambda: _families(WATCH_GAUGES, GaugeMetricFamily, swaps, self.labels)))
+
+    def count_shadow(self, counts: object) -> None:
+        """Add the metrics of a second model."""
+        self.registry.register(_Collected(lambda: _families(SHADOW, CounterMetricFamily, counts, self.labels)))
 
     @property
     def labels(self) -> tuple[str, str]:

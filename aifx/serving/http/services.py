@@ -6,6 +6,7 @@ The routes of embeddings and tokens are here as well.
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,8 +17,12 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
+from aifx.core.errors import AifxError, UsageError
+from aifx.core.json_files import readable_bytes
+from aifx.core.project import Project, RunDirectory
+from aifx.core.steps import StepChoice
 from aifx.data.base import DataFormat
-from aifx.loading.restore import RestoredRun
+from aifx.loading.restore import RestoredRun, choose_step, read_current, restore_run, verified_manifest
 from aifx.programs.build import build
 from aifx.serving.engine import Engine
 from aifx.serving.generate import unable_to_write
@@ -28,12 +33,16 @@ from aifx.serving.http.completions import completions, usage_answer
 from aifx.serving.http.documents import Detokenized, Embedding, Embeddings, Operation, TokenizerInfo, Tokens
 from aifx.serving.http.predictions import PredictionState, classify, predict, results
 from aifx.serving.http.protocol import ApiError, DetokenizeRequest, EmbeddingRequest, TokenizeRequest
+from aifx.serving.http.shadow import FILE as SHADOW_FILE
+from aifx.serving.http.shadow import Shadow, ShadowModel, check_routes
 from aifx.serving.http.state import ServerState, record_of
 from aifx.serving.http.text import TextState, renderer_of, total_usage
 from aifx.serving.predictor import Predictor
 from aifx.serving.requests import Embedded
-from aifx.serving.start import start_engine, start_predictor
-from aifx.serving.swap import ModelSource, Watcher, watch
+from aifx.serving.start import free_memory, start_engine, start_predictor
+from aifx.serving.swap import SHARE_OF_COPY, ModelSource, Watcher, model_digest, watch
+
+logger = logging.getLogger(__name__)
 
 
 async def embeddings(request: Request) -> Response:
@@ -141,6 +150,7 @@ def open_service(trained: RestoredRun, **common: Any) -> Service:
     programs = build(trained.config, trained.task, trained.layout)
     is_text = unable_to_write(programs) is None
     state, fits = _text(trained, **common) if is_text else _predictions(trained, **common)
+    state.swaps.digests[state.engine.fingerprint] = model_digest(trained)
     trained, engine = _without_arrays(trained), state.engine
 
     def start_watch(source: ModelSource, canary: Path | None) -> Watcher[Any]:
@@ -148,6 +158,52 @@ def open_service(trained: RestoredRun, **common: Any) -> Service:
         return watch(engine, state.settings, source, canary=canary, project=trained.project, counts=state.swaps)
 
     return Service(state, trained, fits, start_watch)
+
+
+def add_shadow(
+    service: Service, directory: RunDirectory, project: Project, step: StepChoice | None, overrides: Sequence[str]
+) -> Shadow:
+    """Load a second model beside the one that serves, and let it answer `serve.shadow_share` of the requests.
+
+    Raises AifxError for what cannot be served, or does not fit into memory.
+    """
+    state, settings = service.state, service.state.settings
+    own = {"log_requests": False, "adapters": ()}
+    try:
+        _check_shadow_memory(service, directory, project, step, overrides)
+        trained = restore_run(directory, project, step=step, overrides=overrides)
+        second = open_service(
+            trained, name=directory.name, settings=settings.model_copy(update=own), log=state.log, key=state.key
+        )
+    except AifxError as error:
+        error.what = f"--shadow {directory.name}: {error.what}"
+        raise
+    try:
+        check_routes(state, second.state, directory.name)
+        model = ShadowModel(directory.name, model_digest(trained))
+        path = Path(settings.shadow_file) if settings.shadow_file else service.trained.run.path / SHADOW_FILE
+        shadow = Shadow(second.state, model, state.name, state.swaps.digests, path, settings.shadow_share)
+    except (AifxError, OSError):
+        second.state.engine.stop()
+        raise
+    state.shadow = shadow
+    state.metrics.count_shadow(shadow.counts)
+    logger.info(f"--shadow {directory.name} answers {settings.shadow_share:.0%} of the requests, too, into {path}")
+    return shadow
+
+
+def _check_shadow_memory(
+    service: Service, directory: RunDirectory, project: Project, step: StepChoice | None, overrides: Sequence[str]
+) -> None:
+    """Raise UsageError if the weights of a second model do not fit beside those that serve."""
+    is_version = directory.model_digest is not None
+    at = step if is_version else choose_step(directory, read_current(directory, project, overrides), step)
+    arrays = verified_manifest(directory, project, at).arrays
+    needed = SHARE_OF_COPY * sum(one.num_bytes for name, one in arrays.items() if name.split("/")[0] == "params")
+    free = free_memory(service.trained.layout.platform)
+    if needed > free:
+        why = f"its weights need {readable_bytes(needed)} for a moment, and {readable_bytes(free)} are free"
+        raise UsageError("a second model does not fit", why, "aifx serve --memory with a smaller pool")
 
 
 def _text(trained: RestoredRun, **common: Any) -> tuple[TextState, Mapping[str, Any]]:

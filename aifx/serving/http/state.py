@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from starlette.requests import Request
 
@@ -25,7 +25,13 @@ from aifx.serving.http.tracing import AnswerRecord, Tracer
 from aifx.serving.requests import ServedEngine
 from aifx.serving.swap import SwapCounts
 
+if TYPE_CHECKING:
+    from aifx.serving.http.shadow import Shadow
+
 KEY_VARIABLE = "AIFX_SERVE__API_KEY"
+
+BODY, SEED = "aifx.body", "aifx.seed"
+"""Keys of a request's scope: its body, kept if the key is there, and the seed by which its tokens are drawn."""
 
 OPEN = ("/", "/health", "/ready")
 """Routes that need no key: for probes, and the page, which asks for one."""
@@ -100,6 +106,7 @@ class ServerState(Traffic, ABC):
         operations: the routes beside those of every server.
         key: what clients must send; "" if anyone may ask.
         tracer: makes a span of each request; None without a collector.
+        shadow: a second model that answers a share of the requests, too.
     """
 
     engine: ServedEngine
@@ -111,6 +118,7 @@ class ServerState(Traffic, ABC):
     tracer: Tracer | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     swaps: SwapCounts = field(default_factory=SwapCounts)
+    shadow: Shadow | None = None
     metrics: Metrics = field(init=False)
     _mailbox: Mailbox | None = None
 
@@ -128,6 +136,8 @@ class ServerState(Traffic, ABC):
     def drain(self) -> None:
         super().drain()
         self.engine.drain()
+        if self.shadow is not None:
+            self.shadow.drain()
 
     def stop(self) -> None:
         self.engine.stop()
@@ -195,9 +205,12 @@ class ServerState(Traffic, ABC):
         most = self.settings.max_body_bytes
         too_large = ApiError(413, f"the body is larger than serve.max_body_bytes = {most}")
         try:
-            return await read_body(request, most, too_large, self.settings.request_s)
+            body = await read_body(request, most, too_large, self.settings.request_s)
         except TimeoutError:
             raise ApiError(408, "the body took longer than serve.request_s", headers={"Connection": "close"}) from None
+        if BODY in request.scope:
+            request.scope[BODY] = body
+        return body
 
     @property
     def mailbox(self) -> Mailbox:

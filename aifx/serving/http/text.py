@@ -33,7 +33,7 @@ from aifx.serving.http.protocol import (
     Tool,
     ToolMessage,
 )
-from aifx.serving.http.state import READERS, Load, ServerState, record_of
+from aifx.serving.http.state import READERS, SEED, Load, ServerState, record_of
 from aifx.serving.requests import SEEDS, GenerationRequest, SamplingSettings, ServingEngine, Usage
 from aifx.serving.template_process import TemplateProcess
 
@@ -201,9 +201,11 @@ def renderer_of(trained: RestoredRun) -> ChatRenderer | None:
     return chat_renderer(trained)
 
 
-def base_seed(body: SamplingFields) -> int:
-    """The seed of a request's first answer: its own, or one at random."""
-    return secrets.randbelow(SEEDS) if body.seed is None else body.seed % SEEDS
+def base_seed(body: SamplingFields, request: Request) -> int:
+    """The seed of a request's first answer: its own, or one at random. The scope of the request keeps it."""
+    seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed % SEEDS
+    request.scope[SEED] = seed
+    return seed
 
 
 def sampling_settings(body: SamplingFields, seed: int) -> SamplingSettings:

@@ -1,0 +1,176 @@
+"""A second model answers, too: both answers are recorded, and nothing that it does reaches a client."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_engine import ToyEngine
+from toy_server import Served
+
+from aifx.core.web.traffic import AccessLog
+from aifx.data.chat.assets import make_renderer
+from aifx.data.chat.template import CHATML, ChatTemplate
+from aifx.serving.http import shadow as module
+from aifx.serving.http.services import TEXT_OPERATIONS
+from aifx.serving.http.shadow import Shadow, ShadowModel, streamed_answer, whole_answer
+from aifx.serving.http.text import TextState
+
+PROMPT = {"prompt": "Call me", "max_tokens": 8}
+CHAT = {"messages": [{"role": "user", "content": "Call me"}], "max_tokens": 8}
+
+Shadowed = Callable[..., tuple[Served, Shadow, ToyEngine]]
+
+
+@pytest.fixture
+def shadowed(serve: Callable[..., Served], tmp_path: Path) -> Iterator[Shadowed]:
+    """A server with a second toy, whose answers are backwards."""
+    started: list[Shadow] = []
+
+    def start(share: float = 1.0, **settings: Any) -> tuple[Served, Shadow, ToyEngine]:
+        served = serve(**settings)
+        engine = ToyEngine()
+        engine.answer = lambda prompt: prompt[::-1]
+        engine.fingerprint = "fp_second"
+        renderer = make_renderer(engine.tokenizer, ChatTemplate(CHATML, "a template"), tmp_path, None)
+        state = TextState(
+            engine=engine, tokenizer=engine.tokenizer, renderer=renderer, name="other", settings=served.state.settings,
+            log=AccessLog(tmp_path / "other.jsonl"), operations=TEXT_OPERATIONS,
+        )  # fmt: skip
+        digests = {"toy-weights": "d1"}
+        found = Shadow(state, ShadowModel("other", "d2"), "toy", digests, tmp_path / "shadow.jsonl", share)
+        served.state.shadow = found
+        served.state.metrics.count_shadow(found.counts)
+        started.append(found)
+        return served, found, engine
+
+    yield start
+    for one in started:
+        if not one._loop.is_closed():
+            one.close()
+
+
+def records(tmp_path: Path) -> list[dict[str, Any]]:
+    path = tmp_path / "shadow.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def plain(answer: Any) -> Any:
+    """An answer without its id and time."""
+    return {key: value for key, value in answer.json().items() if key not in ("id", "created")}
+
+
+def test_both_answers_are_recorded_and_the_first_is_delivered(shadowed: Shadowed, tmp_path: Path) -> None:
+    served, shadow, engine = shadowed()
+    shadow._share = 0.0
+    alone = plain(served.http.post("/v1/completions", json=PROMPT))
+    shadow._share = 1.0
+    both = served.http.post("/v1/completions", json=PROMPT, headers={"X-Request-Id": "one"})
+    assert plain(both) == alone
+    served.http.post("/v1/chat/completions", json=CHAT, headers={"X-Request-Id": "two"})
+    with served.client.chat.completions.create(model="toy", stream=True, seed=7, **CHAT) as events:
+        text = "".join(event.choices[0].delta.content or "" for event in events)
+    wait_until(lambda: shadow.counts.answered == 3)
+    found = records(tmp_path)
+    first, chat = (next(one for one in found if one["id"] == id) for id in ("one", "two"))
+    (stream,) = (one for one in found if one["request"].get("stream"))
+    assert first["served"]["answer"]["choices"][0]["text"] == both.json()["choices"][0]["text"]
+    assert first["served"]["answer"]["choices"] != first["shadow"]["answer"]["choices"]
+    assert (first["served"]["digest"], first["shadow"]["digest"]) == ("d1", "d2")
+    assert chat["served"]["completion_tokens"] == chat["shadow"]["completion_tokens"] == 8
+    assert stream["served"]["answer"]["choices"][0]["text"] == text
+    # A request without a seed gets one at random, and both models draw by it.
+    assert [one.sampling.seed for one in engine.requests] == [one["request"]["seed"] for one in records(tmp_path)]
+    assert {one.sampling.seed for one in engine.requests} <= {one.sampling.seed for one in served.engine.requests}
+    # Embeddings and requests that fail have no second answer.
+    served.http.post("/v1/embeddings", json={"input": "Call me"})
+    assert served.http.post("/v1/completions", json={**PROMPT, "top_k": 13}).status_code == 400
+    shadow.drain()
+    shadow.close()
+    assert len(records(tmp_path)) == 3
+
+
+def test_a_slow_model_is_left_behind(
+    shadowed: Shadowed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    monkeypatch.setattr(module, "MOST_WAITING", 2)
+    served, shadow, engine = shadowed(drain_s=0.1)
+    engine.pause = True
+    for _ in range(5):
+        assert served.http.post("/v1/completions", json=PROMPT).status_code == 200
+    wait_until(lambda: shadow.counts.dropped == 3)
+    metrics = served.http.get("/metrics").text
+    assert 'aifx:shadow_dropped_total{engine="0",model_name="toy"} 3.0' in metrics
+    assert sum("is behind" in line for line in logged) == 1
+    started = time.monotonic()
+    shadow.drain()
+    assert not shadow.chooses()
+    shadow.close()
+    assert time.monotonic() - started < 10
+    assert shadow.counts.dropped == 5
+    assert not records(tmp_path)
+    assert any("0 answered, 0 failed, 5 dropped" in line for line in logged)
+
+
+def test_a_model_that_fails_is_counted_and_its_reason_kept(
+    shadowed: Shadowed, tmp_path: Path, logged: list[str]
+) -> None:
+    served, shadow, engine = shadowed()
+    engine.failing = True
+    for _ in range(2):
+        assert served.http.post("/v1/completions", json=PROMPT).status_code == 200
+    wait_until(lambda: shadow.counts.failed == 2)
+    ready = served.http.get("/ready").json()["shadow"]
+    assert (ready["name"], ready["digest"], ready["failed"]) == ("other", "d2", 2)
+    assert "a toy broke" in ready["problem"]
+    assert sum("did not answer request" in line for line in logged) == 1
+    one = records(tmp_path)[0]["shadow"]
+    assert (one["answer"], one["fingerprint"]) == (None, "fp_second")
+    assert "a toy broke" in one["error"]
+    engine.failing = False
+    served.http.post("/v1/completions", json=PROMPT)
+    wait_until(lambda: shadow.counts.answered == 1)
+    assert served.http.get("/ready").json()["shadow"]["problem"] is None
+
+
+def test_a_file_that_cannot_be_written_stops_no_answer(shadowed: Shadowed) -> None:
+    served, shadow, _ = shadowed()
+    shadow._file.close()
+    assert served.http.post("/v1/completions", json=PROMPT).status_code == 200
+    wait_until(lambda: shadow.counts.failed == 1)
+    assert served.http.post("/v1/completions", json=PROMPT).status_code == 200
+
+
+def test_a_share_of_the_requests_is_chosen(shadowed: Shadowed) -> None:
+    _, shadow, _ = shadowed(share=0.25)
+    shadow._random.seed(0)
+    chosen = sum(shadow.chooses() for _ in range(4000))
+    assert 900 < chosen < 1100
+
+
+def test_a_stream_is_joined_as_the_whole_answer() -> None:
+    calls = [
+        {"index": 0, "function": {"name": "look", "arguments": ""}},
+        {"index": 0, "function": {"arguments": '{"at": 1}'}},
+    ]
+    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": "Call "}, {"content": "me"}]
+    deltas += [{"tool_calls": [call]} for call in calls]
+    parts: list[Any] = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    parts.append({"index": 0, "delta": {}, "finish_reason": "stop"})
+    events = b"".join(
+        b"data: " + json.dumps({"system_fingerprint": "fp", "choices": [part]}).encode() + b"\n\n" for part in parts
+    )
+    message: Any = {"content": "Call me", "tool_calls": [{"function": {"name": "look", "arguments": '{"at": 1}'}}]}
+    whole = {"system_fingerprint": "fp", "choices": [{"message": message, "finish_reason": "stop"}]}
+    assert streamed_answer(events + b"data: [DONE]\n\n") == whole_answer(whole)
