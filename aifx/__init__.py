@@ -74,7 +74,7 @@ if TYPE_CHECKING:
         data_why,
     )
     from aifx.verbs.drills import drill
-    from aifx.verbs.evaluation import compare_models, evaluate, evaluate_benchmark
+    from aifx.verbs.evaluation import compare_models, compare_shadow, evaluate, evaluate_benchmark
     from aifx.verbs.exchange import export_model, import_model
     from aifx.verbs.generation import generate
     from aifx.verbs.health import doctor, doctor_diff, doctor_rules, doctor_serve
@@ -161,7 +161,7 @@ _NAMES = {
     "runs": "runs_ls runs_show runs_metrics runs_compare runs_watch runs_report runs_tag runs_rename runs_rm",
     "checkpoints": "ckpt_ls ckpt_show ckpt_show_orbax ckpt_verify ckpt_verify_all ckpt_diff ckpt_cp ckpt_average "
     "ckpt_prune",
-    "evaluation": "compare_models evaluate evaluate_benchmark",
+    "evaluation": "compare_models compare_shadow evaluate evaluate_benchmark",
     "prediction": "load predict predict_files",
     "data_classify": "data_classify",
     "generation": "generate",

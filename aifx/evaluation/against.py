@@ -136,9 +136,7 @@ def compare_runs(
     Raises UsageError for a metric that is no ratio of sums over rows, DataError for rows that are not the same, and for
     too few groups.
     """
-    if not 1 <= look <= MOST_LOOKS:
-        why = f"an evaluation version is looked at 1 to {MOST_LOOKS} times; after that, it says nothing new"
-        raise UsageError(f"--look {look} cannot be used", why, "collect new rows, and measure those")
+    _check_look(look)
     safe = SAFE_OVERRIDES if data is None else DATASET_READING
     for one, of in ((run, project), other):
         check_overrides(one, of, overrides, safe)
@@ -154,22 +152,54 @@ def compare_runs(
     totals = [one[kept] for one in sums]
     config = first.trained.config.eval
     check_groups(int(kept.sum()), first.groups, config.group)
-    alpha = alpha_of_look(look)
-    found = benefit(totals[0], totals[1], best_by.direction, alpha)
-    margin = config.margin if margin is None else margin
-    verdict, more = decide(found, int(kept.sum()), margin)
-    values = [float(np.divide(*one.sum(axis=0))) for one in totals]
-    comparison = Comparison(
-        subject=first.side,
-        incumbent=second.side,
-        against=second.side.digest,
+    comparison = compare_sums(
+        (totals[0], totals[1]),
+        best_by,
+        (first.side, second.side),
         data=data_reference(first.trained.config.data, project) if data is None else "",
         data_name=first.name,
         data_digest=first.digest,
-        metric=best_by.metric,
-        direction=best_by.direction,
         group=first.groups.what,
-        groups=int(kept.sum()),
+        margin=config.margin if margin is None else margin,
+        look=look,
+    )
+    with reports_of_step(run, first.side.step) as reports:
+        reports["comparisons"].append(comparison.document())
+    return comparison
+
+
+def compare_sums(
+    totals: tuple[Sums, Sums],
+    metric: BestBy,
+    sides: tuple[Side, Side],
+    *,
+    data: str = "",
+    data_name: str,
+    data_digest: str,
+    group: str,
+    margin: float | None,
+    look: int,
+) -> Comparison:
+    """Decide whether the first of two models is better, by the sums of both over the same groups.
+
+    Raises UsageError for a look beyond MOST_LOOKS.
+    """
+    _check_look(look)
+    alpha, groups = alpha_of_look(look), len(totals[0])
+    found = benefit(*totals, metric.direction, alpha)
+    verdict, more = decide(found, groups, margin)
+    values = [float(np.divide(*one.sum(axis=0))) for one in totals]
+    return Comparison(
+        subject=sides[0],
+        incumbent=sides[1],
+        against=sides[1].digest,
+        data=data,
+        data_name=data_name,
+        data_digest=data_digest,
+        metric=metric.metric,
+        direction=metric.direction,
+        group=group,
+        groups=groups,
         value=values[0],
         against_value=values[1],
         difference=found.value,
@@ -183,9 +213,12 @@ def compare_runs(
         look=look,
         alpha=alpha,
     )
-    with reports_of_step(run, first.side.step) as reports:
-        reports["comparisons"].append(comparison.document())
-    return comparison
+
+
+def _check_look(look: int) -> None:
+    if not 1 <= look <= MOST_LOOKS:
+        why = f"an evaluation version is looked at 1 to {MOST_LOOKS} times; after that, it says nothing new"
+        raise UsageError(f"--look {look} cannot be used", why, "collect new rows, and measure those")
 
 
 @dataclass(frozen=True)

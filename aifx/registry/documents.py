@@ -32,6 +32,8 @@ def parse_evidence(data: bytes, kind: str, place: str) -> tuple[Kind, dict[str, 
         doc = parse_json(data)
     except ValueError as e:
         raise DataError(f"{place} is no JSON document", fault_in(e), "give what a command prints with --json") from e
+    if kind == "comparison" and isinstance(doc, dict) and isinstance(doc.get("comparison"), dict):
+        doc = doc["comparison"]  # of `aifx eval --shadow`
     lacking = [key for key in NEEDED[kind] if not isinstance(doc, dict) or key not in doc]
     if lacking or not isinstance(doc, dict) or "error" in doc:
         why = f"it has no {', '.join(lacking)}" if lacking else "it is no object, or reports a failure"

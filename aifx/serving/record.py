@@ -31,6 +31,8 @@ from aifx.serving.requests import (
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
+SHADOW_FILE, SHADOW_VERSION = "shadow.jsonl", 1
+"""The records of `aifx serve --shadow`."""
 AT_ONCE = 32
 """Requests that are replayed together, in other company than the first time."""
 

@@ -80,19 +80,32 @@ Judge: TypeAlias = "Callable[[W, W], Iterator[Check]]"
 """Checks of new weights, beside those that serve."""
 
 
+@dataclass(frozen=True)
+class ModelIdentity:
+    """A run or model version, its step, and the digest of the version or of the checkpoint's arrays."""
+
+    model: str
+    step: int
+    digest: str
+
+    @classmethod
+    def of(cls, trained: RestoredRun) -> ModelIdentity:
+        return cls(trained.run.name, trained.step, trained.run.model_digest or trained.manifest.state_digest)
+
+
 @dataclass
 class SwapCounts:
     """The numbers of checkpoints that took over, and that were refused.
 
     Attributes:
         problem: why the last look for another one failed; empty if it did not.
-        digests: of the models that have served, by the fingerprint of their answers.
+        models: that have served, by the fingerprint of their answers.
     """
 
     taken: int = 0
     refused: int = 0
     problem: str = ""
-    digests: dict[str, str] = field(default_factory=dict)
+    models: dict[str, ModelIdentity] = field(default_factory=dict)
 
     @property
     def failing(self) -> int:
@@ -282,7 +295,7 @@ class Watcher(Generic[W]):
         except Exception as error:  # whatever is wrong with new weights, the old ones serve
             logger.exception("a model could not be tried")
             return f"{type(error).__name__}: {error}"
-        self.counts.digests[weights.fingerprint] = model_digest(trained)
+        self.counts.models[weights.fingerprint] = ModelIdentity.of(trained)
         self._engine.swap(weights)
         return None
 
@@ -306,11 +319,6 @@ class Watcher(Generic[W]):
 
     def _log(self, check: Check) -> None:
         logger.info(f"{'passed' if check.passed else 'FAILED'}: {check}")
-
-
-def model_digest(trained: RestoredRun) -> str:
-    """The digest of a model version, or of a checkpoint's arrays."""
-    return trained.run.model_digest or trained.manifest.state_digest
 
 
 def files_of(checkpoint: Path) -> Files:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from aifx.evaluation.dataset import DatasetReport, DatasetReports
     from aifx.evaluation.held_out import BetterLast, Part
     from aifx.evaluation.held_out import Report as Evaluation
+    from aifx.evaluation.shadow import ShadowReport
     from aifx.evaluation.slices import ColumnSlices
 
 
@@ -221,6 +222,42 @@ def compare_models(
         against_step=parse_step(against_step),
         overrides=overrides(settings),
     )
+
+
+def compare_shadow(
+    records: StrPath,
+    *,
+    labels: StrPath | None = None,
+    target: str = "target",
+    metric: str | None = None,
+    margin: float | None = None,
+    look: int = 1,
+) -> ShadowReport:
+    """Compare the answers of two models to the same requests, which a server with a second model recorded.
+
+    If outcomes of 30 requests are known, a paired bootstrap over requests decides whether the second model is better.
+    The verdict is bad if it is neither better nor not worse than the margin.
+
+    Args:
+        records: the shadow.jsonl of a server, or a folder with such files.
+        labels: a file with the columns `id`, the id of a request, and the outcome; `row` if a request has several.
+        target: the column of the outcome in `labels`, or in the recorded rows themselves.
+        metric: what decides: "max accuracy". By default accuracy, otherwise loss or mean_absolute_error.
+        margin: loss of the metric up to which the second model is not worse.
+        look: how many comparisons there were of these records, with this one.
+
+    Example:
+        >>> aifx.compare_shadow("runs/main/shadow.jsonl")
+        Traceback (most recent call last):
+        ...
+        aifx.core.errors.DataError: ...
+    """
+    from aifx.config.best_by import parse_best_by
+    from aifx.evaluation.shadow import compare_shadow as compare
+
+    best_by = None if metric is None else parse_best_by(metric)
+    known = None if labels is None else Path(labels)
+    return compare(Path(records), labels=known, target=target, metric=best_by, margin=margin, look=look)
 
 
 def _check_gates(gates: Sequence[str]) -> None:

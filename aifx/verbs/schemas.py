@@ -67,7 +67,7 @@ def command_types() -> dict[str, Any]:
     from aifx.curation.reports import Verification, VersionList, VersionPage
     from aifx.curation.row_history import Explanation
     from aifx.drills.guarantees import DrillReport
-    from aifx.evaluation import against, dataset, held_out
+    from aifx.evaluation import against, dataset, held_out, shadow
     from aifx.health import documents as health
     from aifx.health.diff import Difference
     from aifx.hub.exported import ExportedModel
@@ -108,7 +108,7 @@ def command_types() -> dict[str, Any]:
         "sweep": SweepReport | PlannedSweep,
         "sweep-show": SweepReport,
         "launch-ls": LaunchList,
-        "eval": held_out.Report | dataset.DatasetReports | against.Comparison,
+        "eval": held_out.Report | dataset.DatasetReports | against.Comparison | shadow.ShadowReport,
         "predict": Predictions,
         "generate": GeneratedText,
         "serve": Listening,

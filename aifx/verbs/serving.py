@@ -40,7 +40,7 @@ class Listening(Result):
         rows_per_batch: rows that one call of the program predicts; null for text. `adapters`, `slots`, `pool_tokens`
             and `max_model_len` are null for predictions.
         model_digest: of the model version, with `--model`.
-        shadow: the name of the second model, and `shadow_digest` that of its version or its checkpoint's arrays.
+        shadow: the run or version of the second model, with its step and the digest of its version or its arrays.
         is_reproducible: whether a check on this device showed that an answer's bits do not depend on other requests.
     """
 
@@ -53,6 +53,7 @@ class Listening(Result):
     is_reproducible: bool
     model_digest: str | None = None
     shadow: str | None = None
+    shadow_step: int | None = None
     shadow_digest: str | None = None
     adapters: list[str] | None = None
     slots: list[int] | None = None
@@ -197,7 +198,8 @@ def prepare(
         system_fingerprint=state.engine.fingerprint,
         is_reproducible=state.engine.is_reproducible,
         model_digest=directory.model_digest,
-        shadow=state.shadow.model.name if state.shadow else None,
+        shadow=state.shadow.model.model if state.shadow else None,
+        shadow_step=state.shadow.model.step if state.shadow else None,
         shadow_digest=state.shadow.model.digest if state.shadow else None,
         **service.fits,
     )

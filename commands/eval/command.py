@@ -14,6 +14,7 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import UsageError
 from aifx.core.limits import check_limits
+from aifx.core.plurals import counted
 
 if TYPE_CHECKING:
     from aifx.verbs.evaluation import (
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         DatasetReport,
         DatasetReports,
         Evaluation,
+        ShadowReport,
     )
 
 Split: TypeAlias = Literal["test", "validation", "train"]
@@ -70,7 +72,9 @@ AgainstOption = Annotated[
 MetricOption = Annotated[
     str | None,
     typer.Option(
-        "--metric", metavar='"min|max NAME"', help="With --against: what decides. By default checkpoint.best_by."
+        "--metric",
+        metavar='"min|max NAME"',
+        help="With --against or --shadow: what decides. By default checkpoint.best_by.",
     ),
 ]
 
@@ -80,7 +84,7 @@ MarginOption = Annotated[
         "--margin",
         metavar="NUMBER",
         min=0.0,
-        help="With --against: loss that still counts as not worse. By default eval.margin.",
+        help="With --against or --shadow: loss that still counts as not worse. By default eval.margin.",
     ),
 ]
 
@@ -90,7 +94,29 @@ LookOption = Annotated[
         "--look",
         metavar="N",
         min=1,
-        help="With --against: how many comparisons there were on this data, with this one.",
+        help="With --against or --shadow: how many comparisons there were on this data, with this one.",
+    ),
+]
+
+
+ShadowOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--shadow", metavar="PATH", help="Compare the answers that aifx serve --shadow recorded in a file or folder."
+    ),
+]
+
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option("--labels", metavar="FILE", help="With --shadow: outcomes by the column id, that of a request."),
+]
+
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="COLUMN",
+        help="With --shadow: column of the outcome in --labels or rows. By default target.",
     ),
 ]
 
@@ -111,6 +137,9 @@ def eval_(
     metric: MetricOption = None,
     margin: MarginOption = None,
     look: LookOption = 1,
+    shadow: ShadowOption = None,
+    labels: LabelsOption = None,
+    target: TargetOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure a checkpoint on held-out data and compare it with its gates. Exits 1 if one fails.
@@ -125,16 +154,18 @@ def eval_(
         aifx eval --model fraud@production --data june.csv
         aifx eval --benchmark arc.jsonl --gate "acc_norm_low >= 0.3"
         aifx eval --run new --against main --margin 0.01
+        aifx eval --shadow runs/main/shadow.jsonl --labels outcomes.csv
 
     aifx also keeps the report in the run, or beside the pulled version, in eval/<step>.json. With --data, it reports
     each of them separately and does not read the data that the run was trained on.
 
     With --against, both models answer the same rows, and a bootstrap over groups of rows decides. It exits 1 unless the
-    first is better, or not worse than the margin.
+    first is better, or not worse than the margin. With --shadow, the second model of the server is compared with the
+    first in the same way, if outcomes of 30 requests are known.
     """
     with terminal(json) as out:
         check_limits()
-        from aifx.verbs.evaluation import compare_models, evaluate, evaluate_benchmark
+        from aifx.verbs.evaluation import compare_models, compare_shadow, evaluate, evaluate_benchmark
         from aifx.verbs.jobs import is_first_of_job
         from aifx.verbs.models import choose_model, choose_other
 
@@ -143,6 +174,19 @@ def eval_(
             raise UsageError(
                 "--chat requires --benchmark", "it is how questions are asked", "aifx eval --benchmark FILE"
             )
+        if shadow is not None:
+            others = {"--run": run, "--model": model, "--step": step, "--split": split, "--data": data}
+            others |= {"--benchmark": benchmark, "--gate": gate, "--set": set_, "--html": html, "--against": against}
+            _check_shadow(shadow, {**others, "--trust-code": trust_code})
+            report_of_both = compare_shadow(
+                shadow, labels=labels, target=target or "target", metric=metric, margin=margin, look=look
+            )
+            out.result(report_of_both)
+            _show_shadow(out, report_of_both)
+            return
+        if given := [option for option, value in {"--labels": labels, "--target": target}.items() if value]:
+            why = "it is about recorded answers"
+            raise UsageError(f"{given[0]} requires --shadow", why, "aifx eval --shadow runs/main/shadow.jsonl")
         chosen, gates = choose_model(run, model), gate or ()
         how: dict[str, Any] = {"step": step, "settings": set_, "trust_code": trust_code}
         compared = {"--metric": metric, "--margin": margin, "--look": look if look > 1 else None}
@@ -189,6 +233,42 @@ def _check_against(others: Mapping[str, object]) -> None:
     if given := [option for option, value in others.items() if value]:
         what = f"{given[0]} cannot be used with --against" if given[0] != "--data" else "--against takes one --data"
         raise UsageError(what, "a comparison has one verdict", "aifx eval --against RUN")
+
+
+def _check_shadow(path: Path, others: Mapping[str, object]) -> None:
+    if given := [option for option, value in others.items() if value is not None]:
+        why = "it compares answers that were recorded"
+        raise UsageError(f"{given[0]} cannot be used with --shadow", why, f"aifx eval --shadow {path}")
+
+
+def _show_shadow(out: Output, found: ShadowReport) -> None:
+    """Print how often the models agree, what each needed, and the metrics of answers whose outcome is known."""
+    first, second, same = found.served, found.shadow, found.agreement
+    names = [f"{side.model}, step {side.step}" for side in (first, second)]
+    out.print(f"{names[1]}, compared with {names[0]}, which served: {counted(found.requests, 'request')}")
+    if found.failed:
+        out.print(f"{second.model} did not answer {found.failed} more:")
+        for reason, count in found.reasons.items():
+            out.print(f"  {count} times: {reason}")
+    if found.others:
+        out.print(f"{found.others} records of other models were left out")
+    rows = [("tokens of an answer", first.tokens, second.tokens), ("seconds, half below", first.p50_s, second.p50_s)]
+    rows += [("seconds, 90 % below", first.p90_s, second.p90_s), ("seconds, 99 % below", first.p99_s, second.p99_s)]
+    rows += [(name, of.served, of.shadow) for name, of in found.metrics.items()]
+    shown = [(name, _number(one), _number(two)) for name, one, two in rows if one is not None and two is not None]
+    out.table(["", *names], shown, right=names)
+    out.print(f"\nthe same: {same.share:.1%} of {counted(found.answers, 'answer')} ({same.low:.1%} to {same.high:.1%})")
+    if found.same_beginning is not None:
+        out.print(f"the same from the beginning: {found.same_beginning:.1%} of a text")
+    if found.mean_difference is not None:
+        out.print(f"numbers differ by {found.mean_difference:.4g} on average, {found.largest_difference:.4g} at most")
+    if (compared := found.comparison) is not None:
+        level = f"{1 - compared.alpha:.2%} interval {compared.low:+.4g} to {compared.high:+.4g}"
+        requests = f"{counted(compared.groups, 'request')}, look {compared.look}"
+        out.print(f"better by {compared.difference:+.4g} by {compared.metric}, {level}, {requests}")
+        out.print(f"\nverdict: {found.explanation}")
+    elif found.labelled:
+        out.print(found.explanation)
 
 
 def _show_comparison(out: Output, found: Comparison) -> None:

@@ -283,7 +283,8 @@ class ShadowStatus(Answer):
         problem: why the last one failed; null if it did not.
     """
 
-    name: str
+    model: str
+    step: int
     digest: str
     answered: int
     failed: int

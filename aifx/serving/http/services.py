@@ -33,14 +33,14 @@ from aifx.serving.http.completions import completions, usage_answer
 from aifx.serving.http.documents import Detokenized, Embedding, Embeddings, Operation, TokenizerInfo, Tokens
 from aifx.serving.http.predictions import PredictionState, classify, predict, results
 from aifx.serving.http.protocol import ApiError, DetokenizeRequest, EmbeddingRequest, TokenizeRequest
-from aifx.serving.http.shadow import FILE as SHADOW_FILE
-from aifx.serving.http.shadow import Shadow, ShadowModel, check_routes
+from aifx.serving.http.shadow import Shadow, check_routes
 from aifx.serving.http.state import ServerState, record_of
 from aifx.serving.http.text import TextState, renderer_of, total_usage
 from aifx.serving.predictor import Predictor
+from aifx.serving.record import SHADOW_FILE
 from aifx.serving.requests import Embedded
 from aifx.serving.start import free_memory, start_engine, start_predictor
-from aifx.serving.swap import SHARE_OF_COPY, ModelSource, Watcher, model_digest, watch
+from aifx.serving.swap import SHARE_OF_COPY, ModelIdentity, ModelSource, Watcher, watch
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def open_service(trained: RestoredRun, **common: Any) -> Service:
     programs = build(trained.config, trained.task, trained.layout)
     is_text = unable_to_write(programs) is None
     state, fits = _text(trained, **common) if is_text else _predictions(trained, **common)
-    state.swaps.digests[state.engine.fingerprint] = model_digest(trained)
+    state.swaps.models[state.engine.fingerprint] = ModelIdentity.of(trained)
     trained, engine = _without_arrays(trained), state.engine
 
     def start_watch(source: ModelSource, canary: Path | None) -> Watcher[Any]:
@@ -180,9 +180,8 @@ def add_shadow(
         raise
     try:
         check_routes(state, second.state, directory.name)
-        model = ShadowModel(directory.name, model_digest(trained))
         path = Path(settings.shadow_file) if settings.shadow_file else service.trained.run.path / SHADOW_FILE
-        shadow = Shadow(second.state, model, state.name, state.swaps.digests, path, settings.shadow_share)
+        shadow = Shadow(second.state, ModelIdentity.of(trained), state.swaps.models, path, settings.shadow_share)
     except (AifxError, OSError):
         second.state.engine.stop()
         raise

@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,11 +30,10 @@ from aifx.core.web.policy import ClientGone, WebError
 from aifx.serving.http.documents import Operation
 from aifx.serving.http.state import BODY, SEED, ServerState, record_of
 from aifx.serving.http.tracing import AnswerRecord
+from aifx.serving.record import SHADOW_VERSION
+from aifx.serving.swap import ModelIdentity
 
 logger = logging.getLogger(__name__)
-
-SCHEMA_VERSION = 1
-FILE = "shadow.jsonl"
 
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/predict", "/v1/classify")
 """Routes whose answers two models can be compared by."""
@@ -42,14 +41,6 @@ PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/predict", "/v1/classify
 MOST_WAITING = 256
 MOST_BYTES = 64 << 20
 """Most requests, and bytes of them with their answers, that wait for the second model."""
-
-
-@dataclass(frozen=True)
-class ShadowModel:
-    """The second model: its name, and the digest of its version or of its checkpoint's arrays."""
-
-    name: str
-    digest: str
 
 
 @dataclass
@@ -89,21 +80,26 @@ class Shadow:
     """Asks the second model, and writes both answers, in a thread of its own."""
 
     def __init__(
-        self, state: ServerState, model: ShadowModel, first: str, digests: Mapping[str, str], path: Path, share: float
+        self,
+        state: ServerState,
+        model: ModelIdentity,
+        served: Mapping[str, ModelIdentity],
+        path: Path,
+        share: float,
     ) -> None:
         """Start the thread, which `close` ends.
 
         Args:
             state: of the second model, whose routes answer.
-            first: the name of the first model.
-            digests: of the first models, by the fingerprint of their answers.
+            model: the second one.
+            served: the first ones, by the fingerprint of their answers.
             path: the file of records.
             share: of the requests.
 
         Raises OSError, EnvironmentFault.
         """
         self.model, self.counts = model, ShadowCounts()
-        self._state, self._first, self._digests, self._share = state, first, digests, share
+        self._state, self._served, self._share = state, served, share
         self._operations = {operation.path: operation for operation in state.operations}
         self._file = JsonLines(path)
         self._random = random.Random()
@@ -133,7 +129,7 @@ class Shadow:
         if self._is_full:
             self.counts.dropped += 1
             if not was_full:
-                logger.warning(f"--shadow {self.model.name} is behind: requests are dropped, and counted")
+                logger.warning(f"--shadow {self.model.model} is behind: requests are dropped, and counted")
             return
         self._loop.call_soon_threadsafe(self._begin, exchange)
 
@@ -156,7 +152,7 @@ class Shadow:
         self._file.close()
         counts = self.counts
         logger.info(
-            f"--shadow {self.model.name}: {counts.answered} answered, {counts.failed} failed, {counts.dropped} dropped"
+            f"--shadow {self.model.model}: {counts.answered} answered, {counts.failed} failed, {counts.dropped} dropped"
         )
 
     # What follows runs in the thread's event loop.
@@ -187,11 +183,11 @@ class Shadow:
                 second = await self._ask(exchange, request)
                 is_stream = bool(request.get("stream"))
                 answer = streamed_answer(exchange.answer) if is_stream else whole_answer(json.loads(exchange.answer))
-                first = _side(self._first, "", answer, exchange.record, exchange.seconds)
-                first["digest"] = self._digests.get(first["fingerprint"], "")
+                fingerprint = answer.pop("fingerprint")
+                first = _side(self._served[fingerprint], fingerprint, answer, exchange.record, exchange.seconds)
                 self._file.append(
                     {
-                        "schema_version": SCHEMA_VERSION,
+                        "schema_version": SHADOW_VERSION,
                         "time": exchange.time,
                         "id": exchange.record.id,
                         "path": exchange.record.path,
@@ -208,7 +204,7 @@ class Shadow:
         else:
             self.counts.failed += 1
             if not self.counts.problem:  # each failure of a broken model would be a line
-                logger.warning(f"--shadow {self.model.name} did not answer request {exchange.record.id}: {why}")
+                logger.warning(f"--shadow {self.model.model} did not answer request {exchange.record.id}: {why}")
         self.counts.problem = why or ""
 
     async def _ask(self, exchange: Exchange, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,8 +218,8 @@ class Shadow:
             error = str(failure)
         except Exception as failure:
             error = f"{type(failure).__name__}: {failure}"
-        side = _side(self.model.name, self.model.digest, answer, record, time.perf_counter() - started)
-        side["fingerprint"] = side["fingerprint"] or self._state.engine.fingerprint
+        fingerprint = answer.pop("fingerprint", self._state.engine.fingerprint)
+        side = _side(self.model, fingerprint, answer, record, time.perf_counter() - started)
         return {**side, "error": error}
 
     async def _body(
@@ -262,12 +258,13 @@ def _request_of(exchange: Exchange) -> dict[str, Any]:
     return found if exchange.seed is None else {**found, "seed": exchange.seed}
 
 
-def _side(name: str, digest: str, answer: dict[str, Any], record: AnswerRecord, seconds: float) -> dict[str, Any]:
+def _side(
+    model: ModelIdentity, fingerprint: str, answer: Mapping[str, Any], record: AnswerRecord, seconds: float
+) -> dict[str, Any]:
     """The part of a record about one model."""
     return {
-        "model": name,
-        "digest": digest,
-        "fingerprint": answer.pop("fingerprint", ""),
+        **asdict(model),
+        "fingerprint": fingerprint,
         "answer": answer or None,
         "seconds": round(seconds, 6),
         "first_token_s": record.first_token_s and round(record.first_token_s, 6),

@@ -17,8 +17,9 @@ from aifx.data.chat.assets import make_renderer
 from aifx.data.chat.template import CHATML, ChatTemplate
 from aifx.serving.http import shadow as module
 from aifx.serving.http.services import TEXT_OPERATIONS
-from aifx.serving.http.shadow import Shadow, ShadowModel, streamed_answer, whole_answer
+from aifx.serving.http.shadow import Shadow, streamed_answer, whole_answer
 from aifx.serving.http.text import TextState
+from aifx.serving.swap import ModelIdentity
 
 PROMPT = {"prompt": "Call me", "max_tokens": 8}
 CHAT = {"messages": [{"role": "user", "content": "Call me"}], "max_tokens": 8}
@@ -41,8 +42,8 @@ def shadowed(serve: Callable[..., Served], tmp_path: Path) -> Iterator[Shadowed]
             engine=engine, tokenizer=engine.tokenizer, renderer=renderer, name="other", settings=served.state.settings,
             log=AccessLog(tmp_path / "other.jsonl"), operations=TEXT_OPERATIONS,
         )  # fmt: skip
-        digests = {"toy-weights": "d1"}
-        found = Shadow(state, ShadowModel("other", "d2"), "toy", digests, tmp_path / "shadow.jsonl", share)
+        models = {"toy-weights": ModelIdentity("toy", 1, "d1")}
+        found = Shadow(state, ModelIdentity("other", 2, "d2"), models, tmp_path / "shadow.jsonl", share)
         served.state.shadow = found
         served.state.metrics.count_shadow(found.counts)
         started.append(found)
@@ -132,7 +133,7 @@ def test_a_model_that_fails_is_counted_and_its_reason_kept(
         assert served.http.post("/v1/completions", json=PROMPT).status_code == 200
     wait_until(lambda: shadow.counts.failed == 2)
     ready = served.http.get("/ready").json()["shadow"]
-    assert (ready["name"], ready["digest"], ready["failed"]) == ("other", "d2", 2)
+    assert (ready["model"], ready["digest"], ready["failed"]) == ("other", "d2", 2)
     assert "a toy broke" in ready["problem"]
     assert sum("did not answer request" in line for line in logged) == 1
     one = records(tmp_path)[0]["shadow"]
