@@ -181,7 +181,14 @@ def add_shadow(
     try:
         check_routes(state, second.state, directory.name)
         path = Path(settings.shadow_file) if settings.shadow_file else service.trained.run.path / SHADOW_FILE
-        shadow = Shadow(second.state, ModelIdentity.of(trained), state.swaps.models, path, settings.shadow_share)
+        shadow = Shadow(
+            second.state,
+            ModelIdentity.of(trained),
+            state.swaps.models,
+            path,
+            settings.shadow_share,
+            reads_tokens=_have_same_tokenizer(state, second.state),
+        )
     except (AifxError, OSError):
         second.state.engine.stop()
         raise
@@ -189,6 +196,10 @@ def add_shadow(
     state.metrics.count_shadow(shadow.counts)
     logger.info(f"--shadow {directory.name} answers {settings.shadow_share:.0%} of the requests, too, into {path}")
     return shadow
+
+
+def _have_same_tokenizer(*states: ServerState) -> bool:
+    return len({state.tokenizer.data for state in states if isinstance(state, TextState)}) <= 1
 
 
 def _check_shadow_memory(

@@ -28,6 +28,7 @@ from aifx.core.json_files import JsonLines
 from aifx.core.os_errors import in_brief
 from aifx.core.web.policy import ClientGone, WebError
 from aifx.serving.http.documents import Operation
+from aifx.serving.http.protocol import ApiError
 from aifx.serving.http.state import BODY, SEED, ServerState, record_of
 from aifx.serving.http.tracing import AnswerRecord
 from aifx.serving.record import SHADOW_VERSION
@@ -86,6 +87,8 @@ class Shadow:
         served: Mapping[str, ModelIdentity],
         path: Path,
         share: float,
+        *,
+        reads_tokens: bool = True,
     ) -> None:
         """Start the thread, which `close` ends.
 
@@ -95,11 +98,13 @@ class Shadow:
             served: the first ones, by the fingerprint of their answers.
             path: the file of records.
             share: of the requests.
+            reads_tokens: whether both models have the same tokenizer, so that ids of tokens mean the same.
 
         Raises OSError, EnvironmentFault.
         """
         self.model, self.counts = model, ShadowCounts()
         self._state, self._served, self._share = state, served, share
+        self._reads_tokens = reads_tokens
         self._operations = {operation.path: operation for operation in state.operations}
         self._file = JsonLines(path)
         self._random = random.Random()
@@ -213,6 +218,8 @@ class Shadow:
         started, error = time.perf_counter(), None
         answer = dict[str, Any]()
         try:
+            if not self._reads_tokens and (field := _field_of_tokens(request)):
+                raise ApiError(400, f"{field}: its ids are those of another tokenizer", param=field)
             answer = whole_answer(json.loads(await self._body(operation, exchange, request, record)))
         except (WebError, ClientGone) as failure:
             error = str(failure)
@@ -256,6 +263,15 @@ def _request_of(exchange: Exchange) -> dict[str, Any]:
         return {"image": base64.b64encode(exchange.body).decode()}
     found: dict[str, Any] = json.loads(exchange.body)
     return found if exchange.seed is None else {**found, "seed": exchange.seed}
+
+
+def _field_of_tokens(request: Mapping[str, Any]) -> str | None:
+    """The field of a request that has ids of tokens, if there is one."""
+    prompt = request.get("prompt")
+    first = prompt[0] if isinstance(prompt, list) and prompt else None
+    if isinstance(first, int | list):
+        return "prompt"
+    return next((field for field in ("stop_token_ids", "logit_bias") if request.get(field)), None)
 
 
 def _side(

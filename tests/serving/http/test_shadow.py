@@ -145,6 +145,18 @@ def test_a_model_that_fails_is_counted_and_its_reason_kept(
     assert served.http.get("/ready").json()["shadow"]["problem"] is None
 
 
+def test_ids_of_another_tokenizer_are_not_read(shadowed: Shadowed, tmp_path: Path) -> None:
+    served, shadow, engine = shadowed()
+    shadow._reads_tokens = False
+    for change in ({"prompt": [1, 2]}, {"prompt": [[1], [2]]}, {"stop_token_ids": [3]}, {"logit_bias": {"3": 1}}):
+        assert served.http.post("/v1/completions", json={**PROMPT, **change}).status_code == 200
+    wait_until(lambda: shadow.counts.failed == 4)
+    assert not engine.requests
+    assert all("another tokenizer" in one["shadow"]["error"] for one in records(tmp_path))
+    served.http.post("/v1/completions", json={**PROMPT, "prompt": ["Call", "me"]})
+    wait_until(lambda: shadow.counts.answered == 1)
+
+
 def test_a_file_that_cannot_be_written_stops_no_answer(shadowed: Shadowed) -> None:
     served, shadow, _ = shadowed()
     shadow._file.close()
