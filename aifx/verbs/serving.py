@@ -142,11 +142,12 @@ def serve(
         options: dict[str, Any] = {"server": server, "trust_code": trust_code}
         return VersionOfAlias(root, directory.name, directory.model_digest, around, given, **options)
 
-    held = ExitStack()
-    if prepared.service.state.shadow is not None:
-        held.callback(prepared.service.state.shadow.close)
-    if watch:
-        held.callback(prepared.watch(source, None if canary is None else Path(canary)).close)
+    with ExitStack() as opened:
+        if prepared.service.state.shadow is not None:
+            opened.callback(prepared.service.state.shadow.close)
+        if watch:
+            opened.callback(prepared.watch(source, None if canary is None else Path(canary)).close)
+        held = opened.pop_all()
     check = partial(check_ending, drain_s=prepared.server.drain_s)
     return RunningServer(prepared.server, prepared.listening, held, check)
 

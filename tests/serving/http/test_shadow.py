@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,13 @@ import pytest
 from toy_engine import ToyEngine
 from toy_server import Served
 
+from aifx.core.errors import UsageError
 from aifx.core.web.traffic import AccessLog
 from aifx.data.chat.assets import make_renderer
 from aifx.data.chat.template import CHATML, ChatTemplate
 from aifx.serving.http import shadow as module
 from aifx.serving.http.services import TEXT_OPERATIONS
-from aifx.serving.http.shadow import Shadow, streamed_answer, whole_answer
+from aifx.serving.http.shadow import Shadow, check_routes, streamed_answer, whole_answer
 from aifx.serving.http.text import TextState
 from aifx.serving.swap import ModelIdentity
 
@@ -61,7 +64,7 @@ def records(tmp_path: Path) -> list[dict[str, Any]]:
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 10
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.005)
@@ -122,6 +125,44 @@ def test_a_slow_model_is_left_behind(
     assert shadow.counts.dropped == 5
     assert not records(tmp_path)
     assert any("0 answered, 0 failed, 5 dropped" in line for line in logged)
+
+
+def test_the_end_of_a_server_waits_for_the_second_model(shadowed: Shadowed, tmp_path: Path) -> None:
+    served, shadow, engine = shadowed()
+    engine.pause = True
+    served.http.post("/v1/completions", json=PROMPT)
+    shadow.drain()
+    threading.Timer(0.2, setattr, (engine, "pause", False)).start()
+    shadow.close()
+    assert (shadow.counts.answered, len(records(tmp_path))) == (1, 1)
+
+
+def test_an_answer_that_is_cut_has_no_second_one(shadowed: Shadowed) -> None:
+    served, shadow, engine = shadowed()
+    served.engine.step_s = 0.01
+    with served.http.stream("POST", "/v1/completions", json={**PROMPT, "max_tokens": 100, "stream": True}) as stream:
+        events = stream.iter_lines()
+        next(events)
+        served.engine.failing = True
+        rest = "".join(events)
+    assert "a toy broke" in rest
+    served.engine.failing = False
+    with served.http.stream("POST", "/v1/completions", json={**PROMPT, "max_tokens": 100, "stream": True}) as stream:
+        next(stream.iter_lines())  # then the client goes away
+    served.engine.wait_idle()
+    served.http.post("/v1/completions", json={**PROMPT, "model": "legal"})  # an adapter
+    served.http.post("/v1/completions", json=PROMPT)
+    shadow.drain()
+    shadow.close()
+    assert len(engine.requests) == 1
+
+
+def test_a_model_of_another_kind_is_refused(shadowed: Shadowed) -> None:
+    served, shadow, _ = shadowed()
+    check_routes(served.state, shadow._state, "other")
+    served.state.operations = [replace(TEXT_OPERATIONS[0], path="/v1/predict")]
+    with pytest.raises(UsageError, match="--shadow other cannot answer the requests of toy"):
+        check_routes(served.state, shadow._state, "other")
 
 
 def test_a_model_that_fails_is_counted_and_its_reason_kept(
