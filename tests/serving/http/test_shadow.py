@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from toy_engine import ToyEngine
-from toy_server import Served
+from toy_server import TOOLS_TEMPLATE, Served
 
 from aifx.core.errors import UsageError
 from aifx.core.web.traffic import AccessLog
@@ -35,12 +35,12 @@ def shadowed(serve: Callable[..., Served], tmp_path: Path) -> Iterator[Shadowed]
     """A server with a second toy, whose answers are backwards."""
     started: list[Shadow] = []
 
-    def start(share: float = 1.0, **settings: Any) -> tuple[Served, Shadow, ToyEngine]:
-        served = serve(**settings)
+    def start(share: float = 1.0, template: str = CHATML, **settings: Any) -> tuple[Served, Shadow, ToyEngine]:
+        served = serve(template, **settings)
         engine = ToyEngine()
         engine.answer = lambda prompt: prompt[::-1]
         engine.fingerprint = "fp_second"
-        renderer = make_renderer(engine.tokenizer, ChatTemplate(CHATML, "a template"), tmp_path, None)
+        renderer = make_renderer(engine.tokenizer, ChatTemplate(template, "a template"), tmp_path, None)
         state = TextState(
             engine=engine, tokenizer=engine.tokenizer, renderer=renderer, name="other", settings=served.state.settings,
             log=AccessLog(tmp_path / "other.jsonl"), operations=TEXT_OPERATIONS,
@@ -103,6 +103,30 @@ def test_both_answers_are_recorded_and_the_first_is_delivered(shadowed: Shadowed
     shadow.drain()
     shadow.close()
     assert len(records(tmp_path)) == 3
+
+
+def test_a_streamed_answer_is_recorded_as_the_whole_one(shadowed: Shadowed, tmp_path: Path) -> None:
+    """With calls of tools, several choices, and a prompt that is echoed."""
+    served, shadow, engine = shadowed(template=TOOLS_TEMPLATE)
+    call = 'Let me see. <tool_call>\n{"name": "look", "arguments": {"at": "Köln"}}\n</tool_call>'
+    tokens = [*engine.tokenizer.encode(call), engine.tokenizer.eos_id]
+    served.engine.answer = engine.answer = lambda _: tokens
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    chat = {"messages": [{"role": "user", "content": "Where?"}], "tools": [tool], "n": 2}
+    text = {"prompt": ["a", "b"], "max_tokens": 60, "echo": True}
+    for path, body in (("/v1/chat/completions", chat), ("/v1/completions", text)):
+        for stream in (False, True):
+            answer = served.http.post(path, json={**body, "seed": 1, "stream": stream})
+            assert answer.status_code == 200, answer.text
+    wait_until(lambda: shadow.counts.answered == 4)
+    for path, count in (("/v1/chat/completions", 2), ("/v1/completions", 2)):
+        answers = [
+            one[side]["answer"] for one in records(tmp_path) if one["path"] == path for side in ("served", "shadow")
+        ]
+        assert [len(answer["choices"]) for answer in answers] == [count] * 4
+        assert answers == answers[:1] * 4
+    (choice, _), *_ = (one["shadow"]["answer"]["choices"] for one in records(tmp_path) if "tools" in one["request"])
+    assert choice["tool_calls"] == [{"name": "look", "arguments": '{"at": "Köln"}'}]
 
 
 def test_a_slow_model_is_left_behind(
