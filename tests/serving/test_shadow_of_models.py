@@ -102,6 +102,14 @@ def test_a_second_model_that_cannot_serve_is_refused(
         aifx.serve(run, step=1, settings=SETTINGS, shadow=run, shadow_step=3)
     with pytest.raises(UsageError, match=r"no run at .*other"):
         aifx.serve(run, step=1, settings=SETTINGS, shadow=run.with_name("other"))
+    with pytest.raises(UsageError, match="cannot be written"):
+        aifx.serve(
+            run,
+            step=1,
+            settings={**SETTINGS, "serve.shadow_file": str(run / "config.toml/x")},
+            shadow=run,
+            shadow_step=1,
+        )
     monkeypatch.setattr("aifx.serving.http.services.free_memory", lambda platform: 1000)
     with pytest.raises(UsageError, match="--shadow main: a second model does not fit"):
         aifx.serve(run, step=1, settings=SETTINGS, shadow=run, shadow_step=1)

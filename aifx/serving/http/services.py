@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from aifx.core.errors import AifxError, UsageError
-from aifx.core.json_files import readable_bytes
+from aifx.core.json_files import JsonLines, readable_bytes
 from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.data.base import DataFormat
@@ -168,30 +169,27 @@ def add_shadow(
     Raises AifxError for what cannot be served, or does not fit into memory.
     """
     state, settings = service.state, service.state.settings
-    own = {"log_requests": False, "adapters": ()}
+    path = Path(settings.shadow_file) if settings.shadow_file else service.trained.run.path / SHADOW_FILE
     try:
-        _check_shadow_memory(service, directory, project, step, overrides)
-        trained = restore_run(directory, project, step=step, overrides=overrides)
-        second = open_service(
-            trained, name=directory.name, settings=settings.model_copy(update=own), log=state.log, key=state.key
-        )
-    except AifxError as error:
-        error.what = f"--shadow {directory.name}: {error.what}"
-        raise
-    try:
-        check_routes(state, second.state, directory.name)
-        path = Path(settings.shadow_file) if settings.shadow_file else service.trained.run.path / SHADOW_FILE
-        shadow = Shadow(
-            second.state,
-            ModelIdentity.of(trained),
-            state.swaps.models,
-            path,
-            settings.shadow_share,
-            reads_tokens=_have_same_tokenizer(state, second.state),
-        )
-    except (AifxError, OSError):
-        second.state.engine.stop()
-        raise
+        file = JsonLines(path)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UsageError(f"{path} cannot be written", why, "aifx serve --set serve.shadow_file=FILE") from None
+    with ExitStack() as opened:
+        opened.callback(file.close)
+        try:
+            _check_shadow_memory(service, directory, project, step, overrides)
+            trained = restore_run(directory, project, step=step, overrides=overrides)
+            own = settings.model_copy(update={"log_requests": False, "adapters": ()})
+            second = open_service(trained, name=directory.name, settings=own, log=state.log, key=state.key).state
+            opened.callback(second.engine.stop)
+        except AifxError as error:
+            error.what = f"--shadow {directory.name}: {error.what}"
+            raise
+        check_routes(state, second, directory.name)
+        model, same = ModelIdentity.of(trained), _have_same_tokenizer(state, second)
+        shadow = Shadow(second, model, state.swaps.models, file, settings.shadow_share, reads_tokens=same)
+        opened.pop_all()
     state.shadow = shadow
     state.metrics.count_shadow(shadow.counts)
     logger.info(f"--shadow {directory.name} answers {settings.shadow_share:.0%} of the requests, too, into {path}")

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -85,7 +84,7 @@ class Shadow:
         state: ServerState,
         model: ModelIdentity,
         served: Mapping[str, ModelIdentity],
-        path: Path,
+        file: JsonLines,
         share: float,
         *,
         reads_tokens: bool = True,
@@ -96,17 +95,15 @@ class Shadow:
             state: of the second model, whose routes answer.
             model: the second one.
             served: the first ones, by the fingerprint of their answers.
-            path: the file of records.
+            file: of records. `close` closes it.
             share: of the requests.
             reads_tokens: whether both models have the same tokenizer, so that ids of tokens mean the same.
-
-        Raises OSError, EnvironmentFault.
         """
         self.model, self.counts = model, ShadowCounts()
         self._state, self._served, self._share = state, served, share
         self._reads_tokens = reads_tokens
         self._operations = {operation.path: operation for operation in state.operations}
-        self._file = JsonLines(path)
+        self._file = file
         self._random = random.Random()
         self._bytes = self._waiting = 0
         self._lock = threading.Lock()

@@ -15,6 +15,7 @@ from toy_engine import ToyEngine
 from toy_server import TOOLS_TEMPLATE, Served
 
 from aifx.core.errors import UsageError
+from aifx.core.json_files import JsonLines
 from aifx.core.web.traffic import AccessLog
 from aifx.data.chat.assets import make_renderer
 from aifx.data.chat.template import CHATML, ChatTemplate
@@ -46,7 +47,7 @@ def shadowed(serve: Callable[..., Served], tmp_path: Path) -> Iterator[Shadowed]
             log=AccessLog(tmp_path / "other.jsonl"), operations=TEXT_OPERATIONS,
         )  # fmt: skip
         models = {"toy-weights": ModelIdentity("toy", 1, "d1")}
-        found = Shadow(state, ModelIdentity("other", 2, "d2"), models, tmp_path / "shadow.jsonl", share)
+        found = Shadow(state, ModelIdentity("other", 2, "d2"), models, JsonLines(tmp_path / "shadow.jsonl"), share)
         served.state.shadow = found
         served.state.metrics.count_shadow(found.counts)
         started.append(found)
