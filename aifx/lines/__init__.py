@@ -1,0 +1,1 @@
+"""Stations that run by themselves: what a line is, what it remembers, and what a tick of it does."""
