@@ -15,14 +15,13 @@ from typing import Any
 from toy_engine import ToyEngine
 
 from aifx.commands.main import main
-from aifx.commands.serve import group as command
 from aifx.config.serve_section import ServeSection
 from aifx.core.web.server import HttpServer, bind, url_of
 from aifx.core.web.traffic import AccessLog
 from aifx.serving.http.app import open_server
 from aifx.serving.http.services import TEXT_OPERATIONS
 from aifx.serving.http.text import TextState
-from aifx.verbs import serving
+from aifx.verbs import models, serving
 
 
 def prepare(*_: Any) -> serving.PreparedServer:
@@ -37,7 +36,7 @@ def prepare(*_: Any) -> serving.PreparedServer:
         url=url_of(bound), run="main", step=3, model="toy", routes=[], adapters=[], system_fingerprint="toy",
         slots=[8], pool_tokens=1, max_model_len=4096, is_reproducible=True,
     )  # fmt: skip
-    return serving.PreparedServer(open_server(state, bound), listening, None)
+    return serving.PreparedServer(open_server(state, bound), listening, SimpleNamespace(state=state))  # type: ignore[arg-type]
 
 
 async def be_busy(_: HttpServer) -> int:
@@ -50,6 +49,6 @@ if __name__ == "__main__":
     if "AIFX_TEST_BUSY" in os.environ:
         HttpServer._drain = be_busy  # type: ignore[method-assign]
     serving.prepare = prepare
-    serving.open_run = lambda run: (None, None)  # type: ignore[assignment,return-value]
-    command.find_project = lambda: SimpleNamespace(existing_run=lambda run: SimpleNamespace(path="main"))  # type: ignore[assignment,return-value]
+    serving.open_model = lambda *_: (None, None)  # type: ignore[assignment,return-value]
+    models.choose_model = lambda *_: "main"
     main()
