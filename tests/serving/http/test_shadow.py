@@ -135,9 +135,11 @@ def test_a_slow_model_is_left_behind(
 ) -> None:
     monkeypatch.setattr(module, "MOST_WAITING", 2)
     served, shadow, engine = shadowed(drain_s=0.1)
-    engine.pause = True
+    engine.pause, shadow._share = True, 0.0
+    alone = plain(served.http.post("/v1/completions", json=PROMPT))
+    shadow._share = 1.0
     for _ in range(5):
-        assert served.http.post("/v1/completions", json=PROMPT).status_code == 200
+        assert plain(served.http.post("/v1/completions", json=PROMPT)) == alone
     wait_until(lambda: shadow.counts.dropped == 3)
     metrics = served.http.get("/metrics").text
     assert 'aifx:shadow_dropped_total{engine="0",model_name="toy"} 3.0' in metrics
@@ -194,9 +196,11 @@ def test_a_model_that_fails_is_counted_and_its_reason_kept(
     shadowed: Shadowed, tmp_path: Path, logged: list[str]
 ) -> None:
     served, shadow, engine = shadowed()
-    engine.failing = True
+    engine.failing, shadow._share = True, 0.0
+    alone = plain(served.http.post("/v1/completions", json=PROMPT))
+    shadow._share = 1.0
     for _ in range(2):
-        assert served.http.post("/v1/completions", json=PROMPT).status_code == 200
+        assert plain(served.http.post("/v1/completions", json=PROMPT)) == alone
     wait_until(lambda: shadow.counts.failed == 2)
     ready = served.http.get("/ready").json()["shadow"]
     assert (ready["model"], ready["digest"], ready["failed"]) == ("other", "d2", 2)
