@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aifx.core.environment import find_program
+from aifx.core.errors import CheckpointError
 from aifx.core.files import read_file
 from aifx.core.parsing import parse_json
 from aifx.core.processes import run
@@ -198,16 +199,27 @@ def _formatted(value: Any) -> str:
 def data_behind(run: RunDirectory, project: Project) -> list[str]:
     """The versions of data sets that a run, and the runs that it was fine-tuned or forked from, trained on.
 
-    Each is "name@<64 digits>".
+    Each is "name@<64 digits>". Raises CheckpointError for a run whose record of where it came from cannot be read.
     """
     references: dict[str, None] = {}
     seen: set[str] = set()
     waiting = [run]
     while waiting:
-        provenance = read_provenance(one := waiting.pop())
+        provenance = _known_provenance(one := waiting.pop(), run)
         seen.add(one.name)
         if reference := (provenance.get("dataset") or {}).get("reference"):
             references[reference] = None
         before = [(provenance.get("finetuned_from") or {}).get("run"), provenance.get("forked_from")]
         waiting += [project.run(name) for name in before if isinstance(name, str) and name not in seen]
     return list(references)
+
+
+def _known_provenance(one: RunDirectory, run: RunDirectory) -> dict[str, Any]:
+    """The provenance of a run that `run` goes back to; empty if it was imported. Raises CheckpointError."""
+    found = read_provenance(one)
+    if found or (one.imported.exists() and not one.provenance.exists()):
+        return found
+    why = f"{one.provenance} {'cannot be read' if one.provenance.exists() else 'is missing'}"
+    if one.name != run.name:
+        why = f"it goes back to run {one.name}, and {why}"
+    raise CheckpointError(f"the data behind {run.title} is not known", why, f"restore {one.path} from a copy")

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from aifx.core.artifact import short_reference
-from aifx.core.errors import AifxError, UsageError
+from aifx.core.errors import AifxError, CheckpointError, UsageError
 from aifx.core.licensing import LicenseConflict
+from aifx.core.os_errors import in_brief
 from aifx.core.parsing import parse_size
 from aifx.core.project import Project, RunDirectory, find_project
 from aifx.core.steps import parse_step
@@ -109,7 +110,8 @@ def _check_format(source: str, format: str, given: dict[str, StrPath], *, check:
 def _check_licenses(run: RunDirectory, project: Project) -> tuple[LicenseConflict, ...]:
     """Warn of licences of the data sets behind a run that exclude each other, or refuse them, as the project has it.
 
-    Returns the conflicts. The data sets of the runs that it was fine-tuned or forked from count, too.
+    Returns the conflicts. The data sets of the runs that it was fine-tuned or forked from count, too; one of these that
+    cannot be read is a warning, or CheckpointError if the project refuses licences.
     """
     from aifx.data.versions.catalog import open_catalog
     from aifx.data.versions.licenses import check_licenses
@@ -118,13 +120,21 @@ def _check_licenses(run: RunDirectory, project: Project) -> tuple[LicenseConflic
     from aifx.registry.versions import ModelDirectory
     from aifx.runs.provenance import data_behind
 
+    if not project.config_path.is_file():
+        return ()
+    project = load_config(project).apply_to(project)
     if isinstance(run, ModelDirectory):
         references = list((run.content.data or {}).get("versions", ()))
     else:
-        references = data_behind(run, project)
-    if not references or not project.config_path.is_file():
+        try:
+            references = data_behind(run, project)
+        except CheckpointError as e:
+            if project.license_allow or project.license_conflicts == "refuse":
+                raise
+            log.warning("the licences of %s are not known: %s", run.title, in_brief(e))
+            return ()
+    if not references:
         return ()
-    project = load_config(project).apply_to(project)
     catalog = open_catalog(project.datasets, project)
     manifests: list[Manifest] = []
     for reference in references:

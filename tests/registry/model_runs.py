@@ -93,6 +93,7 @@ def make_run(project: Project, *settings: str, name: str = "main", base: RunDire
     params = programs.init_params()
     params = unstack_layers(params) if programs.is_stacked else params
     document = None
+    write_text(run.provenance, json.dumps({"finetuned_from": None}))
     if base is not None:
         weights = weights_digest(read_manifest(base.checkpoints / "1"))
         document = BaseRun(base.name, 1, weights).document()

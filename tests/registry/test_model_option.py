@@ -13,10 +13,11 @@ import model_runs
 import pytest
 
 import aifx
-from aifx.core.errors import UsageError
+from aifx.core.errors import CheckpointError, UsageError
 from aifx.core.parsing import parse_json
 from aifx.core.project import Project
 from aifx.registry.versions import UntrustedCode
+from aifx.runs.provenance import data_behind
 from aifx.verbs.models import choose_model, is_reference
 
 
@@ -77,6 +78,32 @@ def test_what_is_not_there_is_named(project: Project, monkeypatch: pytest.Monkey
     monkeypatch.setenv("AIFX_REGISTRY__ROOT", str(project.root / "registry"))
     with pytest.raises(UntrustedCode):
         aifx.load("tiny@v1")
+
+
+@pytest.mark.parametrize("damage", ["missing", "unreadable", "gone"])
+def test_a_run_whose_data_is_not_known_is_named(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = make(tmp_path, "TEXT", monkeypatch)
+    base = project.run("main")
+    model_runs.make_run(project, name="tuned", base=base)
+    with open(project.config_path, "a") as file:
+        file.write('[datasets]\nlicense_allow = ["MIT"]\n')
+    if damage == "missing":
+        base.provenance.unlink()
+    elif damage == "unreadable":
+        base.provenance.write_text("{")
+    else:
+        shutil.rmtree(base.path)
+    for act in (
+        lambda: aifx.registry_push("tuned", "fraud"),
+        lambda: aifx.export_model("runs/tuned", "out"),
+    ):
+        with pytest.raises(CheckpointError, match="the data behind run tuned is not known") as raised:
+            act()
+        assert "it goes back to run main" in str(raised.value)
+    base.imported.parent.mkdir(exist_ok=True)
+    base.provenance.unlink(missing_ok=True)
+    base.imported.write_text("{}")  # an imported model has none
+    assert data_behind(project.run("tuned"), project) == []
 
 
 @pytest.mark.slow
