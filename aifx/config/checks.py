@@ -103,9 +103,9 @@ def _train(config: Config) -> Iterator[Conflict]:
             f'train.folds = {train.folds} cannot be used with task.kind = "{config.task.kind}"',
             "folds are for tables; train.folds = 1 trains one model",
         )
-    if train.folds > 1 and config.finetune.base_run is not None:
+    if train.folds > 1 and config.finetune.base is not None:
         yield Conflict(
-            ("train.folds", "finetune.base_run"),
-            f"train.folds = {train.folds} and finetune.base_run cannot be used together",
+            ("train.folds", "finetune.base"),
+            f"train.folds = {train.folds} and finetune.base cannot be used together",
             "each member begins with weights of its own",
         )

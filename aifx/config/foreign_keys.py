@@ -48,7 +48,7 @@ _KEYS: dict[str, str] = {  # "section.key" is a name that means this in that sec
     "model.activation": "hidden_act activation_function act_fn",
     "model.rope_theta": "rope_base rotary_base",
     "model.remat": "gradient_checkpointing activation_checkpointing checkpoint_activations",
-    "finetune.base_run": (
+    "finetune.base": (
         "init_from pretrained pretrained_run pretrained_model_path load_from base_model model_name model_name_or_path "
         "base_model_name_or_path pretrained_model_name_or_path"
     ),

@@ -8,6 +8,7 @@ other field differs, `aifx train` refuses (see `aifx.config.compare`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -31,6 +32,8 @@ NonNegativeInt = Annotated[int, Field(ge=0, le=INT_MAX)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+_BASE = re.compile(r"[^\s/@:]+(:(best|[0-9]{1,10})|@[^\s/@:]+)?")
 
 T = TypeVar("T")
 
@@ -286,30 +289,54 @@ class ScheduleSection(Section):
 
 
 class FinetuneSection(Section):
-    """An earlier run whose weights a new run begins with."""
+    """The weights of an earlier run, or of a model version, that a new run begins with."""
 
-    base_run: str | None = setting(
-        None, "Run of this project with whose weights a new run begins. The head may differ."
+    base: str | None = setting(
+        None,
+        'Weights that a new run begins with: "RUN" (its best checkpoint) or "RUN:STEP" of this project, '
+        'or a version of the registry such as "fraud@v3". The head may differ.',
     )
-    base_step: Literal["best"] | NonNegativeInt = setting("best", "Step of base_run's checkpoint.")
-    freeze: Literal["none", "backbone"] = setting("none", "backbone: train the head alone, on the weights of base_run.")
+    freeze: Literal["none", "backbone"] = setting("none", "backbone: train the head alone, on the weights of base.")
     adapter: Literal["none", "lora"] = setting(
-        "none", "lora: the weights of base_run stay as they are, and small matrices beside them are trained."
+        "none", "lora: the weights of base stay as they are, and small matrices beside them are trained."
     )
     base_quantize: Literal["none", "int8"] = setting(
-        "none", "int8: with an adapter, hold the matrices of base_run as 8-bit numbers with a scale per output."
+        "none", "int8: with an adapter, hold the matrices of base as 8-bit numbers with a scale per output."
     )
 
+    @field_validator("base")
+    @classmethod
+    def _names_a_base(cls, base: str | None) -> str | None:
+        if base is not None and not _BASE.fullmatch(base):
+            raise ValueError(f"{base!r} is no base: it is RUN, RUN:STEP, NAME@v3 or NAME@ALIAS")
+        return base
+
+    @property
+    def base_version(self) -> str | None:
+        """The reference of a model version; None if `base` is no version."""
+        return self.base if self.base is not None and "@" in self.base else None
+
+    @property
+    def base_run(self) -> str | None:
+        """The name of a run; None if `base` is no run."""
+        return None if self.base is None or "@" in self.base else self.base.partition(":")[0]
+
+    @property
+    def base_step(self) -> int | Literal["best"]:
+        """The step of the run's checkpoint."""
+        step = (self.base or "").partition(":")[2]
+        return int(step) if step.isdecimal() else "best"
+
     def conflicts(self, config: Any) -> Iterator[Conflict]:
-        if self.base_run is None:
+        if self.base is None:
             reasons = {
                 "freeze": "without it, the backbone would stay at its random first values",
                 "adapter": "without it, there are no weights for adapters to change",
             }
             for key, reason in reasons.items():
                 if (value := getattr(self, key)) != "none":
-                    problem = f"finetune.{key} = {value!r} needs finetune.base_run"
-                    yield Conflict((f"finetune.{key}", "finetune.base_run"), problem, reason)
+                    problem = f"finetune.{key} = {value!r} needs finetune.base"
+                    yield Conflict((f"finetune.{key}", "finetune.base"), problem, reason)
         if self.adapter == "none" and self.base_quantize != "none":
             yield Conflict(
                 ("finetune.base_quantize", "finetune.adapter"),

@@ -166,7 +166,7 @@ class Project:
             return run
         names = [r.name for r in self.runs()]
         near, meant = did_you_mean(name, names), nearest(name, names)
-        hint = f'base_run = "{meant}"    (below [finetune])' if meant else f"aifx import SOURCE --name {name}"
+        hint = f'base = "{meant}"    (below [finetune])' if meant else f"aifx import SOURCE --name {name}"
         if (self.root / config).is_file():
             hint = f"aifx train --config {config} --run {name}"
         raise UsageError(f"no run {name!r} in {self.runs_path}", near or "there is no run yet", hint)

@@ -88,7 +88,7 @@ def _training(run: RunDirectory, step: int) -> list[tuple[str, Any]]:
         ("data set", dataset),
         ("files", ", ".join(settings.get("data.train") or ()) if step and dataset is None else None),
         ("digest of the data", provenance.get("data_digest")),
-        ("fine-tuned from run", (provenance.get("finetuned_from") or {}).get("run")),
+        ("fine-tuned from", (provenance.get("finetuned_from") or {}).get("run")),
         ("device", hardware.get("device_kind")),
         ("processor", hardware.get("cpu")),
         ("versions", packages),

@@ -292,7 +292,7 @@ def read_origin(run: RunDirectory, project: Project) -> dict[str, Any]:
         if (found := read_imported(run)) is not None:
             return found
         name = (read_provenance(run).get("finetuned_from") or {}).get("run")
-        if not isinstance(name, str):
+        if not isinstance(name, str) or "@" in name:  # a version of the registry
             return {}
         run = project.run(name)
     return {}

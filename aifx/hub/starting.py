@@ -72,7 +72,7 @@ def start_project(project: Project, run: RunDirectory) -> None:
     """Write the `aifx.toml` of a project that has none, whose model is that of `run`."""
     config = read_config(run.config, project, environ={})
     start = STARTS[config.task.kind]
-    ours = {"project": {"name": run.name}, "finetune": {"base_run": run.name}}
+    ours = {"project": {"name": run.name}, "finetune": {"base": run.name}}
     sections: dict[str, dict[str, Any]] = {}
     for name in _SECTIONS:
         found = {**changed_values(getattr(config, name)), **ours.get(name, {}), **start.sections.get(name, {})}

@@ -31,7 +31,7 @@ from aifx.parallel.layout import Layout
 from aifx.programs.build import Programs
 from aifx.programs.state import head_names, make_frozen
 from aifx.registry.versions import BASE as VERSION_BASE
-from aifx.registry.versions import WEIGHTS, ModelDirectory, level_of, prefix_of
+from aifx.registry.versions import WEIGHTS, ModelDirectory, level_of, open_base, prefix_of
 from aifx.registry.weight_file import Array, WeightFile
 from aifx.runs.binding import BaseRun, base_manifest, read_digests, weights_digest, weights_of
 from aifx.runs.provenance import read_provenance
@@ -58,6 +58,9 @@ class BaseWeights:
         self._level = level_of(base) if isinstance(run, ModelDirectory) else 0
         if isinstance(run, ModelDirectory):  # it has the weights of its base
             manifest = run.content.manifest(self._level)
+        elif base.version is not None:
+            self.run = version = open_base(run, base)
+            manifest = version.content.manifest()
         else:
             self.run, manifest = run.sibling(base.run), base_manifest(run, base)
         self._own = weights_of(manifest)
@@ -124,7 +127,7 @@ class BaseWeights:
     def misfit(self, differences: list[str], allowed: str) -> ConfigError:
         """The error for a model that differs from the base run's."""
         more = f"; {len(differences) - 3} more" if len(differences) > 3 else ""
-        what = f"the model does not fit the weights of run {self.run.name}, which finetune.base_run names"
+        what = f"the model does not fit the weights of {self.run.title}, which finetune.base names"
         hint = f"aifx config show --run {self.run.name}    ({allowed})"
         return ConfigError(what, "; ".join(differences[:3]) + more, hint)
 
@@ -186,7 +189,7 @@ def with_base_params(params: Params, programs: Programs, run: RunDirectory) -> P
     stacked, specs = programs.is_stacked, programs.model.specs()
     ours = flat_names(unstack_layers(params) if stacked else params)
     head = head_names(programs.model, ForwardContext(programs.layout.single))
-    is_other_head = need_spec(run.sibling(named["run"]).assets).classes != programs.task.data.classes
+    is_other_head = need_spec(weights.run.assets).classes != programs.task.data.classes
     wanted, differing = {}, []
     for name, array in ours.items():
         entry = weights.entries.get(name)

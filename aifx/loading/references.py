@@ -22,6 +22,7 @@ from aifx.parallel.joining import current_group
 from aifx.programs.build import Programs
 from aifx.programs.state import first_average
 from aifx.runs.agreement import agree, facts_of_program, share_choices
+from aifx.runs.binding import BaseRun
 from aifx.runs.provenance import read_provenance
 from aifx.specs import Params
 
@@ -103,11 +104,12 @@ def _check_finite(values: np.ndarray, dataset: PreferenceData, run: RunDirectory
     """Raise CheckpointError if the model before training gives an answer a log-probability that is not a number."""
     if not len(odd := np.flatnonzero(~np.isfinite(values).all(axis=1))):
         return
-    base = read_provenance(run)["finetuned_from"]
+    base = BaseRun(**read_provenance(run)["finetuned_from"])
     what = f"the answers of {len(odd):,} of {len(values):,} pairs have no finite log-probability before training"
     chosen, rejected = values[odd[0]]
-    why = f"{dataset.place_of(int(odd[0]))}: {chosen}, {rejected} by run {base['run']}, step {base['step']}"
-    raise CheckpointError(what, why, f"aifx ckpt verify --run {base['run']}")
+    why = f"{dataset.place_of(int(odd[0]))}: {chosen}, {rejected} by {base.title}, step {base.step}"
+    check = f"registry verify {base.run.partition('@')[0]}" if base.version else f"ckpt verify --run {base.run}"
+    raise CheckpointError(what, why, f"aifx {check}")
 
 
 def _params_before_training(programs: Programs, run: RunDirectory) -> Params:

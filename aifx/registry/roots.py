@@ -238,9 +238,14 @@ def check_model_name(name: str) -> str:
     return name
 
 
+def is_alias(word: str) -> bool:
+    """Whether a word can be an alias, and no version."""
+    return bool(ALIAS.fullmatch(word)) and not _LABEL.fullmatch(word) and not _DIGITS.fullmatch(word)
+
+
 def check_alias(alias: str) -> str:
     """`alias`. Raises UsageError for a word that could also be a version."""
-    if not ALIAS.fullmatch(alias) or _LABEL.fullmatch(alias) or _DIGITS.fullmatch(alias):
+    if not is_alias(alias):
         why = "an alias is lower-case letters, digits, '_' and '-', begins with a letter, and is no version or digest"
         raise UsageError(f"{alias!r} cannot be an alias", why, "such as production, staging or canary")
     return alias

@@ -40,13 +40,13 @@ from aifx.core.files import check_tree, make_folders, open_file
 from aifx.core.json_files import write_text
 from aifx.core.json_values import plain
 from aifx.core.progress import report_progress
-from aifx.core.project import Project, RunDirectory
+from aifx.core.project import Project, RunDirectory, cache_path
 from aifx.data.sections import OWN_TOKENIZERS
 from aifx.data.spec import Column, DataSpec, need_spec
 from aifx.kernels.choices_file import read_kernel_choices, write_kernel_choices
 from aifx.kinds import read_config
 from aifx.registry.evidence import trusted_signer
-from aifx.registry.roots import KIND, VERSION, Root
+from aifx.registry.roots import KIND, VERSION, Root, open_root
 from aifx.registry.state import ModelState, NumberedVersion
 from aifx.runs.binding import BaseRun, base_manifest, binding_errors, read_digests, weights_digest, weights_of
 from aifx.runs.provenance import read_provenance
@@ -213,9 +213,8 @@ def open_version(
 
     Raises DamagedArtifact, UntrustedCode, OSError.
     """
-    artifact = read_artifact(folder, KIND, VERSION)
-    content = content_of(artifact, folder)
-    check_once(folder, artifact, artifact.files)
+    version = read_version(folder, label)
+    artifact, content = version.artifact, version.content
     if content.code:
         if len(trust_code or "") < TRUSTED_DIGITS or not artifact.digest.startswith(str(trust_code)):
             own = ", ".join(name for name in artifact.files if name.startswith(f"{CODE}/"))
@@ -223,7 +222,47 @@ def open_version(
             hint = f"read {folder / CODE}, then: --trust-code {short(artifact.digest)}"
             raise UntrustedCode(f"the model {label} has code of its own", why, hint)
         project = replace(project, code=folder / CODE)
-    return ModelDirectory(folder, label, artifact, content), project
+    return version, project
+
+
+def read_version(folder: Path, label: str) -> ModelDirectory:
+    """The model version in a folder of this machine, whose own code does not run.
+
+    All its bytes are compared with their digests (`check_once`). Raises DamagedArtifact, OSError.
+    """
+    artifact = read_artifact(folder, KIND, VERSION)
+    content = content_of(artifact, folder)
+    check_once(folder, artifact, artifact.files)
+    return ModelDirectory(folder, label, artifact, content)
+
+
+def open_named_base(reference: str, project: Project) -> tuple[ModelDirectory, BaseRun]:
+    """The version of the project's registry that training begins with. Its label has the whole digest.
+
+    Raises UsageError for a name of none, DamagedArtifact, EnvironmentFault.
+    """
+    root = open_root(None, project)
+    state, version = root.find(reference)
+    label = f"{state.name}@{version.digest}"
+    found = read_version(root.fetch(state.name, version), label)
+    digest = weights_digest(found.content.manifest())
+    return found, BaseRun(label, found.content.step, digest, version.data)
+
+
+def open_base(run: RunDirectory, base: BaseRun) -> ModelDirectory:
+    """The model version that a run began with, from the cache or the registry of the run's project.
+
+    Raises CheckpointError if it is not to be had, DamagedArtifact.
+    """
+    folder = cache_path("models") / str(base.version)
+    try:
+        if not folder.is_dir():
+            around = Project(run.path.parents[1])
+            return open_named_base(base.run, read_config(run.config, around).apply_to(around))[0]
+        return read_version(folder, base.run)
+    except UsageError as e:
+        what = f"run {run.name} needs the model {base.run}, its finetune.base"
+        raise CheckpointError(what, f"{e.what}: {e.why}".rstrip(": "), e.hint) from e
 
 
 def open_stored(
@@ -269,6 +308,35 @@ class _Source:
         for name, entry in weights_of(self.manifest).items():
             yield StoredArray(f"{prefix}/{name}", f"{part}/{name}", entry, stored, self.folder)
 
+    @property
+    def level(self) -> Level:
+        lora, quantize = None, "none"
+        if self.manifest.run.get("base"):
+            settings = read_digests(self.run).settings
+            lora = {key.removeprefix("lora."): value for key, value in settings.items() if key.startswith("lora.")}
+            quantize = settings.get("finetune.base_quantize", "none")
+        return Level(lora, quantize, weights_of(self.manifest))
+
+
+@dataclass(frozen=True)
+class _StoredLevel:
+    """A level of a model version, which the version of a model that was tuned from it takes."""
+
+    version: ModelDirectory
+    number: int
+
+    def stored(self, prefix: str) -> Iterator[StoredArray]:
+        """Its arrays, each to be stored as `<prefix>/<name>`."""
+        from aifx.registry.weight_file import StoredArray, StoredWeights, WeightFile
+
+        file = StoredWeights(WeightFile(self.version.weights))
+        for name, entry in self.level.arrays.items():
+            yield StoredArray(f"{prefix}/{name}", f"{prefix_of(self.number)}/{name}", entry, file, self.version.path)
+
+    @property
+    def level(self) -> Level:
+        return self.version.content.levels[self.number]
+
 
 def write_version(run: RunDirectory, project: Project, step: int, folder: Path) -> Artifact:
     """Write the model of a checkpoint into an empty folder, and seal it. The run and what it is based on are verified.
@@ -302,7 +370,8 @@ def write_version(run: RunDirectory, project: Project, step: int, folder: Path) 
     _copy(project.root, sorted(own), folder / CODE)
     rest = seal_files(folder, [path for path in files_below(folder) if path != folder / WEIGHTS])
     text = getattr(config.data, "text_field", None)
-    content = _content(config.task.kind, run, sources, modules, text)
+    levels = (source.level for source in sources)
+    content = _content(config.task.kind, run, manifest, levels, modules, text)
     notes = {"layout": _layout(sections), "files": files}
     artifact = Artifact(KIND, VERSION, plain(content), {WEIGHTS: weights, **rest}, notes=notes)
     seal(folder, artifact)
@@ -319,24 +388,33 @@ def prefix_of(level: int) -> str:
     return f"{BASE}{level}" if level else PARAMS
 
 
-def _sources(run: RunDirectory, manifest: Manifest) -> Iterator[_Source]:
+def _sources(run: RunDirectory, manifest: Manifest) -> Iterator[_Source | _StoredLevel]:
     yield _Source(run, manifest)
     while named := manifest.run.get("base"):
         base = BaseRun(**named)
+        if base.version is not None:
+            version = open_base(run, base)
+            yield from (_StoredLevel(version, number) for number in range(len(version.content.levels)))
+            return
         manifest, run = base_manifest(run, base), run.sibling(base.run)
         yield _Source(run, manifest)
 
 
 def _content(
-    task: str, run: RunDirectory, sources: list[_Source], modules: list[str], text_field: str | None
+    task: str,
+    run: RunDirectory,
+    manifest: Manifest,
+    levels: Iterable[Level],
+    modules: list[str],
+    text_field: str | None,
 ) -> ModelContent:
-    manifest, spec = sources[0].manifest, need_spec(run.assets)
+    spec = need_spec(run.assets)
     host = manifest.host
     inputs, example = _inputs(spec, text_field)
     return ModelContent(
         task=task,
         step=manifest.step,
-        levels=tuple(map(_level, sources)),
+        levels=tuple(levels),
         tuned_from=(read_provenance(run).get("finetuned_from") or {}).get("digest"),
         frozen_digest=host.get("frozen_digest"),
         thresholds=(host.get("progress") or {}).get("thresholds") or {},
@@ -350,15 +428,6 @@ def _content(
 
 def _numbers(spec: DataSpec) -> dict[str, Any]:
     return {"values": spec.target_size} if spec.vocab_size is None else {"tokens": spec.vocab_size}
-
-
-def _level(source: _Source) -> Level:
-    lora, quantize = None, "none"
-    if source.manifest.run.get("base"):
-        settings = read_digests(source.run).settings
-        lora = {key.removeprefix("lora."): value for key, value in settings.items() if key.startswith("lora.")}
-        quantize = settings.get("finetune.base_quantize", "none")
-    return Level(lora, quantize, weights_of(source.manifest))
 
 
 def _inputs(spec: DataSpec, text_field: str | None) -> tuple[dict[str, Any], dict[str, Any] | None]:

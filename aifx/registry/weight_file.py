@@ -49,19 +49,22 @@ TYPES: Mapping[str, np.dtype[Any]] = {
 
 _NAMES = {dtype.name: name for name, dtype in TYPES.items()}
 
+BLOCK_BYTES = 64 << 20
+"""Of an array that is read at a time."""
+
 HELD_BLOCKS = 3
 """Blocks of arrays in memory: one is read while the others are digested and written."""
 
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array of a checkpoint, and its name in the file."""
+    """An array of a checkpoint or of a model version, and its name in the file."""
 
     name: str
-    stored: str  # its name in the checkpoint
+    stored: str  # its name there
     entry: ArrayEntry
-    arrays: StoredArrays = field(repr=False)
-    folder: Path  # of the checkpoint
+    arrays: StoredArrays | StoredWeights = field(repr=False)
+    folder: Path  # of the checkpoint or the model version
 
 
 def write_weights(path: Path, arrays: Iterable[StoredArray], progress: Reporter) -> SealedFile:
@@ -136,6 +139,28 @@ def _blocks(array: StoredArray) -> Iterator[tuple[tuple[int, ...], Array]]:
         raise
     except Exception as error:
         raise while_reading(error, array.folder) from error
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """The arrays of a file of weights, read as `StoredArrays` reads those of a checkpoint."""
+
+    file: WeightFile
+
+    def read(self, name: str, index: tuple[slice, ...]) -> Future[Array]:
+        found = Future[Array]()
+        found.set_result(self.file.read(name)[index])
+        return found
+
+    def blocks(self, name: str) -> Iterator[tuple[slice, ...]]:
+        """The indices of blocks of about BLOCK_BYTES that together are an array."""
+        whole = self.file.read(name)
+        if not whole.shape:
+            yield ()
+            return
+        rows = max(BLOCK_BYTES * whole.shape[0] // max(whole.nbytes, 1), 1)
+        for start in range(0, whole.shape[0], rows):
+            yield slice(start, min(start + rows, whole.shape[0])), *(slice(0, size) for size in whole.shape[1:])
 
 
 @dataclass(frozen=True)

@@ -227,14 +227,29 @@ def _asset_digests(folder: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class BaseRun:
-    """A checkpoint, and the digest of its weights, which stays the same if the model is imported again."""
+    """A checkpoint, and the digest of its weights, which stays the same if the model is imported again.
+
+    Attributes:
+        run: its name; "fraud@<64 digits>" for a version of a registry's model.
+        data: the versions of data sets behind a model version. A run says it itself.
+    """
 
     run: str
     step: int
     digest: str
+    data: Sequence[str] = ()
+
+    @property
+    def version(self) -> str | None:
+        """The digest of the model version; None for a run."""
+        return self.run.partition("@")[2] or None
+
+    @property
+    def title(self) -> str:
+        return f"run {self.run}" if self.version is None else f"model {self.run}"
 
     def document(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value != ()}
 
 
 def weights_of(manifest: Manifest) -> dict[str, ArrayEntry]:
@@ -257,7 +272,7 @@ def base_manifest(run: RunDirectory, base: BaseRun) -> Manifest:
     Args:
         run: the run whose weights need it.
     """
-    what = f"run {run.name} needs the checkpoint of step {base.step} of run {base.run}, its finetune.base_run"
+    what = f"run {run.name} needs the checkpoint of step {base.step} of run {base.run}, its finetune.base"
     origin = run.sibling(base.run)
     folder = step_directories(origin.checkpoints).get(base.step)
     if folder is None:
@@ -267,16 +282,19 @@ def base_manifest(run: RunDirectory, base: BaseRun) -> Manifest:
     if weights_digest(manifest) != base.digest:
         why = f"its weights have changed: their digest was {base.digest[:12]}..."
         raise CheckpointError(what, why, f"restore {folder}, or: aifx train --run ANOTHER-NAME")
-    if own := manifest.run.get("base"):
-        base_manifest(origin, BaseRun(**own))
+    if error := base_error(origin, manifest.run):
+        raise error
     return manifest
 
 
 def base_error(run: RunDirectory, bound: Mapping[str, Any]) -> CheckpointError | None:
-    """The error if the base that a checkpoint of `run` names is missing or has changed."""
+    """The error if the base run that a checkpoint of `run` names is missing or has changed.
+
+    A model version is named by its bytes, which are compared when it is opened.
+    """
     try:
-        if named := bound.get("base"):
-            base_manifest(run, BaseRun(**named))
+        if (named := bound.get("base")) and (base := BaseRun(**named)).version is None:
+            base_manifest(run, base)
     except CheckpointError as error:
         return error
     except (AifxError, TypeError) as error:

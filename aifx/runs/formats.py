@@ -274,9 +274,18 @@ class Hardware(TypedDict):
 
 
 class FinetunedFrom(TypedDict):
+    """The weights that training began with.
+
+    Attributes:
+        run: a run, or "NAME@<64 digits>" of the registry.
+        digest: of the weights.
+        data: the versions of data sets behind a version of the registry.
+    """
+
     run: str
     step: int
     digest: str
+    data: NotRequired[list[str]]
 
 
 class AveragedFrom(TypedDict):

@@ -209,8 +209,12 @@ def data_behind(run: RunDirectory, project: Project) -> list[str]:
         seen.add(one.name)
         if reference := (provenance.get("dataset") or {}).get("reference"):
             references[reference] = None
-        before = [(provenance.get("finetuned_from") or {}).get("run"), provenance.get("forked_from")]
-        waiting += [project.run(name) for name in before if isinstance(name, str) and name not in seen]
+        base = provenance.get("finetuned_from") or {}
+        references |= dict.fromkeys(base.get("data", ()))
+        before = [base.get("run"), provenance.get("forked_from")]
+        waiting += [
+            project.run(name) for name in before if isinstance(name, str) and "@" not in name and name not in seen
+        ]
     return list(references)
 
 

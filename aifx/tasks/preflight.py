@@ -61,11 +61,11 @@ def _mistakes(config: Config, project: Project) -> Iterator[Mistake]:
             base = project.base_run(config.finetune.base_run)
             if step != "best" and not (base.checkpoints / str(step)).is_dir():
                 what, hint = f"run {base.name} has no checkpoint of step {step}", f"aifx ckpt ls --run {base.name}"
-                yield Mistake(config.origin("finetune.base_step").where, what, "", hint)
+                yield Mistake(config.origin("finetune.base").where, what, "", hint)
             yield from _other_model(config, base, project)
         except UsageError as error:
             lacks_base = True
-            yield _mistake(config, "finetune.base_run", error, error.hint)
+            yield _mistake(config, "finetune.base", error, error.hint)
     if config.mesh.parameters or config.mesh.computation:
         yield from _wrong_rules(config, project)
     if config.finetune.adapter != "none" and not lacks_base:
@@ -90,10 +90,10 @@ def _other_model(config: Config, base: RunDirectory, project: Project) -> Iterat
         place = "" if where == "default" else f"{where}: "
         here = "is not set" if own is None else f"= {literal(own)}"
         there = "does not set it" if needed is None else f"has {literal(needed)}"
-        lines.append(f"{place}model.{key} {here}, and run {base.name} {there}")
+        lines.append(f"{place}model.{key} {here}, and {base.title} {there}")
         remedies.append(f"remove {key}" if needed is None else f"{key} = {literal(needed)}")
     if lines:
-        what = f"[model] computes something else than that of run {base.name}, which finetune.base_run names"
+        what = f"[model] computes something else than that of {base.title}, which finetune.base names"
         yield Mistake("", what, "\n".join(lines), f"{', '.join(remedies)}    (below [model])")
 
 

@@ -47,6 +47,7 @@ from aifx.parallel.checks import check_batch
 from aifx.parallel.group import Group
 from aifx.parallel.layout import Layout, local_layout
 from aifx.programs.build import Programs, build
+from aifx.registry.versions import ModelDirectory, open_named_base
 from aifx.runs.agreement import agree, check_shared, facts_of_data
 from aifx.runs.binding import (
     BaseRun,
@@ -417,18 +418,24 @@ def _check_sample(programs: Programs) -> None:
         raise ConfigError("log.sample is set, and the run has several processes", why, "remove sample from [log]")
 
 
-def find_base(config: Config, project: Project, run: RunDirectory) -> RunDirectory | None:
-    """The run that `[finetune]` names, or None. Raises UsageError, and ConfigError for another `[model]` than its own.
+def find_base(config: Config, project: Project, run: RunDirectory | None) -> RunDirectory | None:
+    """The run or the version that `[finetune]` names, or None.
 
-    Reads its configuration alone.
+    Args:
+        run: the one that begins with it, if there is one.
+
+    Reads the configuration of a run alone. Raises UsageError, and ConfigError for another `[model]` than its own.
     """
-    name = config.finetune.base_run
-    if name is None:
-        return None
-    if name == run.name:
+    name, version = config.finetune.base_run, config.finetune.base_version
+    if run is not None and name == run.name:
         why = "a run cannot begin with its own weights"
-        raise ConfigError(f"finetune.base_run = {name!r} is this run", why, "aifx train --run ANOTHER-NAME")
-    base = project.base_run(name)
+        raise ConfigError(f"finetune.base = {name!r} is this run", why, "aifx train --run ANOTHER-NAME")
+    if version is not None:
+        base: RunDirectory = open_named_base(version, config.apply_to(project))[0]
+    elif name is not None:
+        base = project.base_run(name)
+    else:
+        return None
     check_model(config, base, project)
     return base
 
@@ -440,6 +447,10 @@ def choose_base(config: Config, project: Project, run: RunDirectory) -> BaseRun 
     base = find_base(config, project, run)
     if base is None:
         return None
+    if isinstance(base, ModelDirectory):
+        tokenizer = base.artifact.files.get(f"assets/{TOKENIZER_FILE}")
+        _check_tokenizer(run, base, None if tokenizer is None else tokenizer.sha256)
+        return open_named_base(base.name, config.apply_to(project))[1]
     step = choose_step(base, config, config.finetune.base_step)
     manifest = read_manifest(base.checkpoints / str(step))
     _check_tokenizer(run, base, manifest.run.get("assets", {}).get(TOKENIZER_FILE))
@@ -451,7 +462,7 @@ def base_of_fork(fork: Fork, finetune: FinetuneSection) -> BaseRun | None:
     named = read_provenance(fork.run).get("finetuned_from")
     if not named:
         return None
-    changed = [d for d in fork.changes if d.key in ("finetune.base_run", "finetune.base_step")]
+    changed = [d for d in fork.changes if d.key == "finetune.base"]
     if changed and finetune.adapter != "none":
         what = f"a fork of run {fork.run.name!r} cannot have another base run"
         why = "\n".join([*map(str, changed), "its adapters were trained beside the weights of that one"])
@@ -466,7 +477,7 @@ def _check_tokenizer(run: RunDirectory, base: RunDirectory, theirs: str | None) 
         return
     if sha256_of(read_file(ours, below=run.path)) != theirs:
         raise ConfigError(
-            f"the tokenizer is not that of run {base.name}, which finetune.base_run names",
+            f"the tokenizer is not that of {base.title}, which finetune.base names",
             "its weights know other tokens",
             f'tokenizer = "runs/{base.name}/assets/{TOKENIZER_FILE}"    (below [data])',
         )

@@ -67,7 +67,7 @@ def begin(
     state, made = programs.init()
     if frozen is None and made:  # by the program that makes them when the run resumes: this one may round otherwise
         made = frozen_arrays(programs, run)
-    if programs.config.finetune.base_run is not None:
+    if programs.config.finetune.base is not None:
         state = with_base_weights(state, programs, run)
     return InitialState(0, state, made if frozen is None else frozen)
 

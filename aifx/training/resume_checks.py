@@ -165,7 +165,7 @@ def _check_has_state(run: RunDirectory) -> None:
     if run.imported.exists() or "averaged_from" in read_provenance(run):
         origin = "imported" if run.imported.exists() else "made by aifx ckpt average"
         why = "it has weights alone, and no state of an optimizer to go on from"
-        hint = f"aifx train --run NAME --set finetune.base_run={run.name}"
+        hint = f"aifx train --run NAME --set finetune.base={run.name}"
         raise UsageError(f"run {run.name!r} was {origin}", why, hint)
 
 

@@ -93,6 +93,10 @@ def config_check(*, settings: Settings = None, project: StrPath = ".") -> Checke
 
     config, found = _load(project, None, settings), find_project(Path(project))
     check_project(config, found)
+    if config.finetune.base_version is not None:
+        from aifx.training.prepare import find_base
+
+        find_base(config, found, None)
     for name in config.train.hooks:
         from aifx.training.hooks.project import find_hook  # here, since few projects have any
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aifx.core.errors import UsageError
+from aifx.core.errors import AifxError, UsageError
 from aifx.core.project import Project, RunDirectory, find_project, open_run
 from aifx.verbs.arguments import StrPath
 from aifx.verbs.catalogs import project_around
 
 if TYPE_CHECKING:
+    from aifx.config.config import Config
     from aifx.registry.roots import Root
+
+log = logging.getLogger(__name__)
 
 ROOT_VARIABLE = "AIFX_REGISTRY__ROOT"
 """The variable of `registry.root`, which also works outside of a project."""
@@ -62,6 +66,41 @@ def open_model(model: StrPath, trust_code: str | None = None) -> tuple[RunDirect
     root, project = open_registry(os.fspath(model))
     state, version = root.find(os.fspath(model))
     return open_stored(root, state, version, os.fspath(model), project, trust_code)
+
+
+def pin_base(config: Config, project: Project, run: RunDirectory) -> str | None:
+    """The version that `finetune.base` means, by its whole digest; None if it is no version.
+
+    A run that exists goes on with the version that it began with, also after the alias has moved, or if the registry
+    does not answer.
+
+    Args:
+        run: the one that is trained, or that it is forked from.
+
+    Raises UsageError for a version that is not there, EnvironmentFault.
+    """
+    from aifx.kinds import read_config
+    from aifx.registry.roots import is_alias, open_root
+
+    reference = config.finetune.base_version
+    if reference is None:
+        return None
+    name, _, word = reference.partition("@")
+    began = read_config(run.config, project, environ={}).finetune.base_version if run.exists() else None
+    try:
+        version = open_root(None, config.apply_to(project)).find(reference)[1]
+    except AifxError as error:
+        if began is None or began.partition("@")[0] != name:
+            raise
+        log.warning(
+            "run %s goes on with its base %s, since %s cannot be found: %s", run.name, began, reference, error.what
+        )
+        return began
+    pinned = f"{name}@{version.digest}"
+    if began is not None and began != pinned and began.partition("@")[0] == name and is_alias(word):
+        log.warning("%s is another version now; run %s goes on with its base %s", reference, run.name, began)
+        return began
+    return pinned
 
 
 def open_registry(label: str) -> tuple[Root, Project]:

@@ -583,7 +583,8 @@ def _users(name: str, digest: str, project: Project | None) -> list[str]:
     from aifx.runs.provenance import read_provenance
 
     runs = project.runs() if project is not None else []
-    named = [run.name for run in runs if (read_provenance(run).get("finetuned_from") or {}).get("version") == digest]
+    bases = {run.name: str((read_provenance(run).get("finetuned_from") or {}).get("run")) for run in runs}
+    named = [run for run, base in bases.items() if base.partition("@")[2] == digest]
     return [f"run {run}" for run in named]
 
 

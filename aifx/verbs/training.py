@@ -16,6 +16,7 @@ from aifx.core.steps import parse_step
 from aifx.training.hook import Hook
 from aifx.verbs.arguments import Settings, Step, StrPath, overrides
 from aifx.verbs.jobs import is_first_of_job
+from aifx.verbs.models import pin_base
 
 if TYPE_CHECKING:
     from aifx.config.config import Config
@@ -88,6 +89,8 @@ def train(
     file = None if config is None else Path(config)
     name = f"{run}-refit" if refit else run
     chosen = refitted.config if refitted else load_config(found, given, file=file)
+    if base := pin_base(chosen, found, found.run(fork_from or name)):
+        chosen = refitted.config if refitted else load_config(found, [*given, f"finetune.base={base}"], file=file)
     run_training = partial(
         train_run,
         found,

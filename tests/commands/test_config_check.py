@@ -109,7 +109,7 @@ def based(here: Here) -> Here:
 
 
 def tuned(model: str) -> str:
-    return f'[finetune]\nbase_run = "base"\n{model}'
+    return f'[finetune]\nbase = "base"\n{model}'
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from aifx.tasks.registry import load_task
 
 def make_adapter_run(project: Project, base: RunDirectory, *settings: str, name: str = "adapted") -> RunDirectory:
     """A run of step 1 whose base is the imported run `base`."""
-    run, overrides = project.run(name), [f"finetune.base_run={base.name}", "finetune.adapter=lora", "lora.rank=2"]
+    run, overrides = project.run(name), [f"finetune.base={base.name}", "finetune.adapter=lora", "lora.rank=2"]
     overrides.append("lora.alpha=1")
     shutil.copytree(base.assets, run.assets)
     config = read_config(base.config, project, [*overrides, *settings])

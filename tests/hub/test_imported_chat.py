@@ -59,7 +59,7 @@ def test_from_import_to_export(imported: Project, tmp_path: Path) -> None:
     (imported.root / "data/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     model = to_toml({"model": changed_values(base.config.model)}, None)
     (imported.root / "aifx.toml").write_text(
-        f'[task]\nkind = "chat"\n[finetune]\nbase_run = "chat"\n{model}\n'
+        f'[task]\nkind = "chat"\n[finetune]\nbase = "chat"\n{model}\n'
         '[data]\ntokenizer = "runs/chat/assets/tokenizer.json"\nseq_len = 64\n'
         "[train]\nnum_steps = 1\nglobal_batch_size = 4\nvalidate_every = 0\n"
     )
@@ -85,7 +85,7 @@ def test_another_tokenizer_than_that_of_the_base(imported: Project) -> None:
     (imported.root / "data/a.jsonl").write_text('{"prompt": "x", "completion": "y"}\n' * 9)
     model = to_toml({"model": changed_values(read_config(imported.run("chat").config, imported).model)}, None)
     (imported.root / "aifx.toml").write_text(
-        '[task]\nkind = "chat"\n[finetune]\nbase_run = "chat"\n[data]\ntokenizer = "byte"\nvalidation_fraction = 0\n'
+        '[task]\nkind = "chat"\n[finetune]\nbase = "chat"\n[data]\ntokenizer = "byte"\nvalidation_fraction = 0\n'
         f"test_fraction = 0\nseq_len = 64\n[train]\nvalidate_every = 0\n{model}"
     )
     with pytest.raises(ConfigError, match="tokenizer"):

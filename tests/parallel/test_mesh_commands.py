@@ -73,7 +73,7 @@ def look(state, programs, *where):
     return begun
 
 restore.with_base_weights, Checkpoints.read = look, look_at_read
-settings = ["finetune.base_run=main", "train.num_steps=1", "mesh.fsdp=8", "mesh.tensor=1"]
+settings = ["finetune.base=main", "train.num_steps=1", "mesh.fsdp=8", "mesh.tensor=1"]
 train(project, load_config(project, settings, {}), "fine")
 json.dump({"stopped_at": first.step, "resumed_from": result.resumed_from, "found": found, "base": base}, sys.stdout)
 """

@@ -44,12 +44,12 @@ DROPPED = [
     "optimizer.ema_decay=0.9", *TURBO_MUON,
 ]  # fmt: skip
 ADAPTED = [
-    "finetune.base_run=base", "finetune.adapter=lora", "lora.rank=4", "lora.dropout=0.1", "train.num_steps=5",
+    "finetune.base=base", "finetune.adapter=lora", "lora.rank=4", "lora.dropout=0.1", "train.num_steps=5",
 ]  # fmt: skip
 CHATS = ["task.kind=chat", "objective.loss_on=completion"]
 INT8 = ["finetune.base_quantize=int8"]
 # A margin is a small difference of large log-probabilities: long steps would make more of their rounding.
-PAIRS = ["task.kind=preference", "finetune.base_run=base", "optimizer.learning_rate=0.001"]
+PAIRS = ["task.kind=preference", "finetune.base=base", "optimizer.learning_rate=0.001"]
 KINDS = ("all_gather", "reduce_scatter", "all_reduce")
 
 

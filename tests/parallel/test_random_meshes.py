@@ -24,7 +24,7 @@ OPTIMIZER: dict[str, list[Any]] = {
 }  # fmt: skip
 """Values of the settings of `[optimizer]` that are numbers. Of the others, every value is drawn."""
 
-ONLY = {"train.num_steps": "4", "finetune.base_run": "base", "finetune.adapter": "lora"}
+ONLY = {"train.num_steps": "4", "finetune.base": "base", "finetune.adapter": "lora"}
 """Settings that draws have with one value, if at all."""
 
 
@@ -93,7 +93,7 @@ def random_decoder(draw: random.Random, family: str) -> dict[str, Any]:
     settings["data.vocab_size"] = draw.choice([300, 320, 331])
     if draw.random() < 0.4:
         settings |= {
-            "finetune.base_run": "base", "finetune.adapter": "lora", "lora.rank": draw.choice([2, 4, 8]),
+            "finetune.base": "base", "finetune.adapter": "lora", "lora.rank": draw.choice([2, 4, 8]),
             "lora.dropout": draw.choice([0.0, 0.1]), "finetune.base_quantize": draw.choice(["none", "int8"]),
             "lora.targets": draw.choice(['["attention", "mlp"]', '["output", "up"]']),
         }  # fmt: skip

@@ -33,7 +33,7 @@ validate_every = 2
 """
 PAIRS = (
     "task.kind=preference", 'data.train=["pairs/*.jsonl"]', "data.tokenizer=runs/base/assets/tokenizer.json",
-    "finetune.base_run=base", "finetune.adapter=lora", "lora.rank=2", "mesh.fsdp=2", "eval.batch_size=3",
+    "finetune.base=base", "finetune.adapter=lora", "lora.rank=2", "mesh.fsdp=2", "eval.batch_size=3",
 )  # fmt: skip
 
 OPTIONS = [part for setting in PAIRS for part in ("--set", setting)]

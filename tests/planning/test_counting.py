@@ -109,7 +109,7 @@ def test_narrow_types_take_half_the_memory(project: Project) -> None:
 
 
 def test_adapters_are_what_a_plan_trains(project: Project) -> None:
-    config = load_config(project, ["finetune.base_run=base", "finetune.adapter=lora", "lora.rank=2"])
+    config = load_config(project, ["finetune.base=base", "finetune.adapter=lora", "lora.rank=2"])
     task = describe_task(config, project)
     found = Work(task, find_hardware("this"), {"attention": "xla"}).count(config)
     specs = jax.tree.leaves(task.model.specs(), is_leaf=is_spec)

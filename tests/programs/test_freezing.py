@@ -15,7 +15,7 @@ from aifx.parallel.layout import local_layout
 from aifx.programs.build import tree_bytes
 from aifx.programs.state import freeze_backbone, head_names
 
-FROZEN = ["finetune.freeze=backbone", "finetune.base_run=base"]
+FROZEN = ["finetune.freeze=backbone", "finetune.base=base"]
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def make_run(project: Project, *settings: str, name: str = "main", base: RunDire
         base: the run that it was tuned from, whose settings it begins with.
     """
     if base is not None:
-        settings = (f"finetune.base_run={base.name}", *settings)
+        settings = (f"finetune.base={base.name}", *settings)
     config = load_config(project, settings, {})
     run = project.run(name)
     run.assets.mkdir(parents=True)

@@ -119,5 +119,5 @@ def test_a_finetuned_run_begins_with_the_average(trained) -> None:
     trained.train(EMA, run="base")
     base = trained.run("base")
     best = max(int(folder.name) for folder in base.checkpoints.iterdir() if folder.name.isdigit())
-    trained.train(EMA, "finetune.base_run=base", "train.num_steps=1", "optimizer.learning_rate=1e-30", run="tuned")
+    trained.train(EMA, "finetune.base=base", "train.num_steps=1", "optimizer.learning_rate=1e-30", run="tuned")
     assert arrays(trained.run("tuned"), 1, "params") == arrays(base, best, "ema")

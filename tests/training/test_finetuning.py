@@ -56,7 +56,7 @@ def based(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(root / "data/two.npz", **{name: v % 2 if "labels" in name else v for name, v in few.items()})
     (root / "aifx.toml").write_text(CONFIG.format("ten"))
     train(Project(root), load_config(Project(root), [], {}), "base")
-    (root / "aifx.toml").write_text(CONFIG.format("two") + '[finetune]\nbase_run = "base"\n')
+    (root / "aifx.toml").write_text(CONFIG.format("two") + '[finetune]\nbase = "base"\n')
     finetune(Project(root), *FROZEN, run="whole")
     return root
 
@@ -163,26 +163,26 @@ def test_another_backbone_is_refused(project: Project) -> None:
     with pytest.raises(ConfigError) as caught:
         finetune(project)
     assert "embedding/patch is [16, 32]" in caught.value.why
-    assert "finetune.base_run" in caught.value.what
+    assert "finetune.base" in caught.value.what
 
 
 @pytest.mark.slow
 def test_base_runs_that_cannot_be_used(project: Project) -> None:
     with pytest.raises(UsageError, match="no run 'basis'"):
-        finetune(project, "finetune.base_run=basis")
+        finetune(project, "finetune.base=basis")
     with pytest.raises(ConfigError, match="is this run"):
-        finetune(project, "finetune.base_run=fine")
-    checked = inprocess.run(["config", "check", "--set", "finetune.base_run=bases"], project.root, os.environ)
+        finetune(project, "finetune.base=fine")
+    checked = inprocess.run(["config", "check", "--set", "finetune.base=bases"], project.root, os.environ)
     assert checked.returncode == 2
     assert "did you mean 'base'?" in checked.stderr
-    assert 'hint: base_run = "base"' in checked.stderr
-    checked = inprocess.run(["config", "check", "--set", "finetune.base_step=77"], project.root, os.environ)
+    assert 'hint: base = "base"' in checked.stderr
+    checked = inprocess.run(["config", "check", "--set", "finetune.base=base:77"], project.root, os.environ)
     assert re.search("run base .*step 77", checked.stderr)
     shutil.rmtree(project.run("base").checkpoints)
     with pytest.raises(CheckpointError, match="no checkpoint"):
         finetune(project)
     (project.root / "aifx.toml").write_text(CONFIG.format("two"))
-    with pytest.raises(ConfigError, match=r"finetune\.freeze = 'backbone'.*finetune\.base_run"):
+    with pytest.raises(ConfigError, match=r"finetune\.freeze = 'backbone'.*finetune\.base"):
         finetune(project, "finetune.freeze=backbone")
 
 

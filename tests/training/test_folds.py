@@ -117,7 +117,7 @@ def test_a_group_is_in_one_fold_and_a_fold_is_a_stretch_of_time(tmp_path: Path, 
 
 @pytest.mark.parametrize(
     ("settings", "key"),
-    [(["task.kind=language"], "train.folds"), (["finetune.base_run=main"], "finetune.base_run")],
+    [(["task.kind=language"], "train.folds"), (["finetune.base=main"], "finetune.base")],
 )
 def test_folds_are_for_tables_that_begin_with_new_weights(tmp_path: Path, settings: list[str], key: str) -> None:
     (tmp_path / "aifx.toml").write_text('[task]\nkind = "tabular"\n[train]\nfolds = 3\nearly_stopping = 2\n')

@@ -54,7 +54,7 @@ every = 3
 keep_last = 9
 """
 LORA = (
-    "finetune.base_run=base", "finetune.adapter=lora", "lora.rank=3", "lora.alpha=6",
+    "finetune.base=base", "finetune.adapter=lora", "lora.rank=3", "lora.alpha=6",
     "data.tokenizer=runs/base/assets/tokenizer.json", "train.seed=5",
 )  # fmt: skip
 CHATS = ("task.kind=chat", 'data.train=["data/chats.jsonl"]', "data.seq_len=64", "data.packing=none")
@@ -188,7 +188,7 @@ def test_evaluation_is_the_validation_and_the_merged_model_computes_the_same(pro
 def test_weights_of_a_run_that_trained_adapters_are_merged_ones(project: Project, run: str, adapter: str) -> None:
     if run == "plain":
         tune(project, run=run)
-    still = (f"finetune.base_run={run}", "optimizer.learning_rate=1e-9", "train.num_steps=1", "train.validate_every=1")
+    still = (f"finetune.base={run}", "optimizer.learning_rate=1e-9", "train.num_steps=1", "train.validate_every=1")
     before = last(project, run)["best_validation_loss"]
     result = tune(project, *still, f"finetune.adapter={adapter}", run="on")
     assert result.validation_loss == pytest.approx(before, rel=1e-5)
@@ -242,7 +242,7 @@ def test_a_fork_keeps_the_base_of_its_origin(project: Project) -> None:
     assert result.step == 7
     base, own = (read_manifest(project.run(run).checkpoints / "6").run["base"] for run in ("tuned", "fork"))
     assert own == base
-    for other, reason in (("finetune.base_step=3", "another base run"), ("lora.rank=2", "another model")):
+    for other, reason in (("finetune.base=base:3", "another base run"), ("lora.rank=2", "another model")):
         with pytest.raises((ConfigError, CheckpointError), match=reason) as refused:
             tune(project, *HARDER, "train.num_steps=7", other, run="other", fork_from="tuned")
         assert other.split("=")[0] in refused.value.why
@@ -250,10 +250,10 @@ def test_a_fork_keeps_the_base_of_its_origin(project: Project) -> None:
 
 @pytest.mark.slow
 def test_the_step_of_the_base_is_chosen(project: Project) -> None:
-    tune(project, "finetune.base_step=3", "train.num_steps=1", run="third")
+    tune(project, "finetune.base=base:3", "train.num_steps=1", run="third")
     assert read_manifest(project.run("third").checkpoints / "1").run["base"]["step"] == 3
     with pytest.raises(CheckpointError, match="step 4"):
-        tune(project, "finetune.base_step=4", run="fourth")
+        tune(project, "finetune.base=base:4", run="fourth")
 
 
 @pytest.mark.slow
@@ -270,7 +270,7 @@ def test_settings_that_are_refused(project: Project) -> None:
     given = [part for setting in (*LORA, "lora.targets=['q_proj']") for part in ("--set", setting)]
     checked = inprocess.run(["config", "check", *given], project.root, os.environ)
     assert "did you mean 'query'" in checked.stderr
-    with pytest.raises(ConfigError, match=r"finetune.adapter = 'lora'.*finetune.base_run"):
+    with pytest.raises(ConfigError, match=r"finetune.adapter = 'lora'.*finetune.base"):
         train(project, load_config(project, ["finetune.adapter=lora"], {}), "refused")
 
 

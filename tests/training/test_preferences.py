@@ -58,7 +58,7 @@ every = 3
 """
 DPO = (
     "task.kind=preference", 'data.train=["pairs/*.jsonl"]', "data.tokenizer=runs/base/assets/tokenizer.json",
-    "finetune.base_run=base", "objective.beta=0.5", "train.seed=3",
+    "finetune.base=base", "objective.beta=0.5", "train.seed=3",
 )  # fmt: skip
 LORA = ("finetune.adapter=lora", "lora.rank=2", "lora.dropout=0.1")
 
@@ -312,9 +312,9 @@ def test_both_answers_are_shown(made: Path) -> None:
 
 @pytest.mark.slow
 def test_what_cannot_be_used_is_refused(project: Project) -> None:
-    with pytest.raises(ConfigError, match=r"needs finetune\.base_run"):
+    with pytest.raises(ConfigError, match=r"needs finetune\.base"):
         train(project, load_config(project, DPO[:2], {}), "refused")
-    with pytest.raises(DataError, match="both answers have"):
+    with pytest.raises(DataError, match="the pair of answers has"):
         prefer(project, "data.seq_len=40", run="refused")
     with pytest.raises(DataError, match="one answer"):
         prefer(project, 'data.train=["data/*.jsonl"]', run="refused")

@@ -116,7 +116,7 @@ def test_average(trained: Any) -> None:
     assert answer(trained, "ckpt", "verify", "--run", "mean")["state_digest"] == made["state_digest"]
     assert answer(trained, "eval", "--run", "mean")["step"] == 12
     refused = answer(trained, "train", "--run", "mean", code=2)["error"]
-    assert ("aifx ckpt average" in refused["what"], "finetune.base_run=mean" in refused["hint"]) == (True, True)
+    assert ("aifx ckpt average" in refused["what"], "finetune.base=mean" in refused["hint"]) == (True, True)
     average = ("ckpt", "average", "--run", "main", "4")
     assert "exists already" in answer(trained, *average, "8", "--name", "mean", code=2)["error"]["what"]
     assert "two checkpoints" in answer(trained, *average, "4", "--name", "x", code=2)["error"]["what"]

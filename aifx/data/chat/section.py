@@ -90,11 +90,11 @@ class PreferenceSection(ChatSection):
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
         yield from super().conflicts(config)
-        if config.finetune.base_run is None:
+        if config.finetune.base is None:
             yield Conflict(
-                ("data.kind", "finetune.base_run"),
-                "training on preferences needs finetune.base_run",
-                "the loss compares log-probabilities with those of that run's model",
+                ("data.kind", "finetune.base"),
+                "training on preferences needs finetune.base",
+                "the loss compares log-probabilities with those of its model",
             )
 
     def read(self, file: SourceFile) -> Iterator[Conversation]:
