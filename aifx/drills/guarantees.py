@@ -200,6 +200,7 @@ class DrillReport(Result):
         passed: each drill shows its guarantee, and no signal stopped the command. Of `all`, those that were not run
             count for nothing, if any was.
         checkpoint_every: steps between checkpoints of the runs.
+        ended: when, in UTC.
         folder: the copy of the project, if it was kept.
         interrupted: the signal that stopped the command.
     """
@@ -207,6 +208,7 @@ class DrillReport(Result):
     passed: bool
     num_steps: int
     checkpoint_every: int
+    ended: str
     folder: str | None
     interrupted: Interrupt | None = None
     results: list[DrillResult] = field(default_factory=list)

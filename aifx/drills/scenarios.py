@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from aifx.core.errors import Terminated, UsageError, did_you_mean
@@ -473,6 +474,7 @@ def run_drills(
             interrupted is None and passed(results, is_all=is_all),
             scratch.num_steps,
             every,
+            datetime.now(UTC).isoformat(timespec="seconds"),
             str(scratch.project.root) if keep else None,
             interrupted,
             results,

@@ -165,6 +165,7 @@ class Report(Result):
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # metrics by the baseline's name
     slices: Slices = field(default_factory=dict)  # by column of eval.slices
     data: str = ""  # the versions of data sets that the split is of
+    data_digest: str = ""  # of all rows with their splits, also of files
     model: str | None = None  # digest of the model version, with --model
 
     @property
@@ -261,6 +262,7 @@ def measure(
         programs = with_references(programs, frozen, run)
         part = measure_part(f"{chosen} split", chosen, all_gates, programs, params, frozen)
     better = better_last(run, all_gates)
+    digest = data_digest(trained.task, trained.config)
     report = Report(
         run=run.name,
         step=trained.step,
@@ -272,10 +274,11 @@ def measure(
         baselines=part.baselines,
         slices=part.slices,
         data=data_reference(trained.config.data, project),
+        data_digest=digest,
         model=run.model_digest,
     )
     if current_group().is_first:
-        write_report(run, report, data_digest=data_digest(trained.task, trained.config))
+        write_report(run, report, data_digest=digest)
     return report, part
 
 

@@ -99,9 +99,11 @@ def judge(case: Case) -> tuple[Finding, ...]:
 
 def _eval(case: Case, rule: EvalRule) -> Finding:
     hint = f"aifx registry attest {case.reference} --eval"
-    report = case.newest("eval", lambda one: _is_of_data(one, rule.data))
+    report = case.newest(
+        "eval", lambda one: _is_of_data(one, rule.data) and rule.split in ("", one.content.get("split"))
+    )
     if report is None:
-        where = f" on {rule.data}" if rule.data else ""
+        where = " on ".join(["", *filter(None, [rule.split and f"the {rule.split} split", rule.data])])
         return Finding("eval", False, f"no evaluation{where} is attested", hint)
     own = [(gate["expr"], bool(gate["passed"])) for gate in report.content.get("gates", ())]
     results = [*own, *_gates(rule.gates, report.content.get("metrics", {}))]
@@ -119,13 +121,16 @@ def _better(case: Case, rule: BetterRule) -> Finding:
         return Finding("better", True, f"{case.alias} {means}")
     against = f"{case.state.name}@{incumbent.label}"
     margin = "" if rule.margin is None else f" --margin {rule.margin:g}"
-    compare = f"aifx eval --model {case.reference} --against {against}{margin} --json > report.json"
+    metric = f" --metric {rule.metric}" if rule.metric else ""
+    compare = f"aifx eval --model {case.reference} --against {against}{metric}{margin} --json > report.json"
     hint = f"{compare}, and: aifx registry attest {case.reference} report.json --comparison"
     looks = [one for one in case.attestations if one.kind == "comparison" and _is_of_data(one, rule.data)]
     known = {incumbent.digest, incumbent.checkpoint} - {None}
-    compared = next((one for one in reversed(looks) if one.content.get("against") in known), None)
+    of_metric = (one for one in reversed(looks) if rule.metric in ("", one.content.get("metric")))
+    compared = next((one for one in of_metric if one.content.get("against") in known), None)
     if compared is None:
-        return Finding("better", False, f"no comparison with {against} is attested", hint)
+        by = f" by {rule.metric}" if rule.metric else ""
+        return Finding("better", False, f"no comparison with {against}{by} is attested", hint)
     content = compared.content
     verdict, wanted = str(content.get("verdict")), GOOD_VERDICTS if rule.margin is not None else GOOD_VERDICTS[:1]
     found = f"{content.get('metric')}: {verdict}, compared with {against}"
@@ -241,9 +246,12 @@ def _drill(case: Case, rule: DrillRule) -> Finding:
     report = case.newest("drill")
     if report is None:
         return Finding("drill", False, "no drill is attested", hint)
-    days = (case.now - report.when).total_seconds() / 86400
     if not report.content.get("passed"):
         return Finding("drill", False, "the last drill did not pass", hint, (report.digest,))
+    try:
+        days = (case.now - datetime.fromisoformat(str(report.content.get("ended")))).total_seconds() / 86400
+    except (ValueError, TypeError):  # no time, or one without a zone
+        return Finding("drill", False, "the report does not say when the drill ended", hint, (report.digest,))
     found = f"passed {days:.1f} days ago; at most {rule.days:g} are allowed"
     is_recent = 0 <= days <= rule.days
     return Finding("drill", is_recent, found, "" if is_recent else hint, (report.digest,))

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -57,19 +57,23 @@ class EvalRule(GatesRule):
 
     Attributes:
         data: version of the data set that it must be measured on, "NAME@DIGITS"; any if empty.
+        split: of it; any if empty.
     """
 
     data: str = ""
+    split: Literal["train", "validation", "test", ""] = ""
 
 
 class BetterRule(_Rule):
     """A comparison with the version that the alias means.
 
     Attributes:
+        metric: that must be compared; any if empty.
         margin: by which the version may be worse; without it, it must be better.
         data: as of `EvalRule`.
     """
 
+    metric: str = ""
     margin: float | None = Field(None, ge=0)
     data: str = ""
 

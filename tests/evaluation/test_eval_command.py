@@ -36,9 +36,10 @@ def test_a_malformed_gate_is_refused_before_the_run_is_opened(
 def test_the_document_has_exactly_what_is_promised(project: Path) -> None:
     report = document(aifx(project, "eval", "--gate", "loss < 0.1", "--json"), code=1)
     keys = {"schema_version", "run", "step", "split", "quantize", "metrics", "gates", "better_last", "baselines"}
-    keys |= {"slices", "data", "model"}
+    keys |= {"slices", "data", "data_digest", "model"}
     assert set(report) == keys
     assert report["baselines"] == {}
+    assert len(report["data_digest"]) == 64
     assert (report["schema_version"], report["run"], report["step"], report["split"]) == (1, "main", 12, "test")
     assert set(report["metrics"]) == {"loss", "perplexity", "bits_per_byte", "tokens", "bytes"}
     assert [(g["expr"], g["passed"]) for g in report["gates"]] == [("bits_per_byte <= 9", True), ("loss < 0.1", False)]

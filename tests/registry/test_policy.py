@@ -78,6 +78,11 @@ def test_an_evaluation_must_pass_on_the_data_that_is_named(model: Model) -> None
     assert not model.judge(rule).passed
     digest = model.attest("eval", report())
     assert model.judge(rule) == Finding("eval", True, "accuracy >= 0.8, per_class.a.recall >= 0.5", "", (digest,))
+    assert not model.judge('eval = { split = "test" }').passed
+    model.attest("eval", report(split="validation"))
+    assert "no evaluation on the test split" in model.judge('eval = { split = "test" }').found
+    model.attest("eval", report(split="test"))
+    assert model.judge('eval = { split = "test" }').passed
     assert not model.judge('eval = { gates = ["per_class.a.recall >= 0.51"] }').passed
     assert not model.judge('eval = { gates = ["recall >= 0.1"] }').passed
     model.attest("eval", report(passed=False))  # the newest counts
@@ -90,6 +95,8 @@ def test_an_evaluation_must_pass_on_the_data_that_is_named(model: Model) -> None
     ("verdict", "margin", "rule", "passes"),
     [
         ("better", 0.0, "{}", True),
+        ("better", 0.0, '{ metric = "accuracy" }', True),
+        ("better", 0.0, '{ metric = "recall" }', False),
         ("not worse", 0.01, "{}", False),
         ("not worse", 0.01, "{ margin = 0.01 }", True),
         ("not worse", 0.02, "{ margin = 0.01 }", False),
@@ -151,7 +158,12 @@ def test_slices_benchmarks_drills_and_files(model: Model) -> None:
     assert not any(model.judge(rule).passed for rule in (slices, bench, drill, card))
     model.attest("eval", report(slices={"country": {"worst": 0.8}}))
     model.attest("bench", {"tokens_per_s": 100})
-    model.attest("drill", {"passed": True})
+    model.attest("drill", {"passed": True, "ended": (now - timedelta(days=8)).isoformat()})  # attested today
+    assert not model.judge(drill).passed
+    for ended in ({}, {"ended": "2026-12-01"}):
+        model.attest("drill", {"passed": True, **ended})
+        assert "does not say when" in model.judge(drill).found
+    model.attest("drill", {"passed": True, "ended": now.isoformat()})
     model.attest("file", {"name": "CARD.md", "sha256": "c" * 64})
     assert all(model.judge(rule).passed for rule in (slices, bench, drill, card))
     assert not model.judge(drill, now + timedelta(days=8)).passed
