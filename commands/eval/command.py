@@ -175,7 +175,7 @@ def eval_(
                 "--chat requires --benchmark", "it is how questions are asked", "aifx eval --benchmark FILE"
             )
         if shadow is not None:
-            others = {"--run": run, "--model": model, "--step": step, "--split": split, "--data": data}
+            others: dict[str, Any] = {"--run": run, "--model": model, "--step": step, "--split": split, "--data": data}
             others |= {"--benchmark": benchmark, "--gate": gate, "--set": set_, "--html": html, "--against": against}
             _check_shadow(shadow, {**others, "--trust-code": trust_code})
             report_of_both = compare_shadow(
