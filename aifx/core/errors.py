@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import TypedDict
+from typing import Any, TypedDict
 
 
 class ExitCode(IntEnum):
@@ -22,12 +22,18 @@ class ExitCode(IntEnum):
 
 
 class ErrorDocument(TypedDict):
-    """A failure in JSON; `why` and `hint` can be empty."""
+    """A failure in JSON; `why` and `hint` can be empty.
+
+    Attributes:
+        transient: whether the same command may succeed later, with nothing changed: a fault of the network, a full
+            disk, or something that another process holds.
+    """
 
     what: str
     why: str
     hint: str
     exit_code: int
+    transient: bool
 
 
 class AifxError(Exception):
@@ -37,20 +43,49 @@ class AifxError(Exception):
         what: the thing that failed, naming the file, key or run.
         why: the reason, one line.
         hint: a command to run or an edit to make; empty if there is none.
+        transient: whether the same command may succeed later; by default, what the exception that this one was raised
+            for says (`os_errors.is_passing`).
     """
 
     exit_code: ExitCode = ExitCode.UNABLE
+    _transient: bool | None = None
 
-    def __init__(self, what: str, why: str = "", hint: str = "", *, exit_code: ExitCode | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        why: str = "",
+        hint: str = "",
+        *,
+        exit_code: ExitCode | None = None,
+        transient: bool | None = None,
+    ) -> None:
         super().__init__(what)
         self.what = what
         self.why = why
         self.hint = hint
         if exit_code is not None:
             self.exit_code = exit_code
+        if transient is not None:
+            self._transient = transient
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same command may succeed later, with nothing changed."""
+        if self._transient is not None:
+            return self._transient
+        from aifx.core.os_errors import is_passing  # which imports this module
+
+        return is_passing(self.__cause__ or self.__context__)
 
     def document(self) -> ErrorDocument:
-        return {"what": self.what, "why": self.why, "hint": self.hint, "exit_code": int(self.exit_code)}
+        code = int(self.exit_code)
+        return {"what": self.what, "why": self.why, "hint": self.hint, "exit_code": code, "transient": self.transient}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A process that receives this exception gets it without its causes.
+        reduced = super().__reduce__()
+        assert isinstance(reduced, tuple)
+        return (*reduced[:2], {**vars(self), "_transient": self.transient})
 
     def __str__(self) -> str:
         return "\n".join(line for line in (self.what, self.why, self.hint and f"hint: {self.hint}") if line)
@@ -78,6 +113,8 @@ class EnvironmentFault(AifxError):
 
 class RunBusy(AifxError):
     """Another process holds the run."""
+
+    _transient = True
 
 
 class Terminated(KeyboardInterrupt):

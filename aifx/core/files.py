@@ -407,6 +407,8 @@ REMOVED = ".removed-"
 class FolderBusy(AifxError):
     """Another process holds a folder."""
 
+    _transient = True
+
 
 @contextmanager
 def holding(folder: Path, what: str, purpose: str, *, shared: bool = False, makes: bool = True) -> Iterator[None]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aifx.core.errors import EnvironmentFault
+from aifx.core.errors import AifxError, EnvironmentFault
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -21,6 +21,26 @@ PASSING = FULL | TRANSIENT | {errno.EROFS}
 
 UNREADABLE = TRANSIENT | {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors of reading a file that say nothing about its content."""
+
+_NETWORK = {errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EBUSY}
+
+_STATUSES = {408, 425, 429, 500, 502, 503, 504}
+"""Of HTTP: the server may answer otherwise later."""
+
+_OF_CLIENTS = {
+    "socket.gaierror",
+    "httpx.TimeoutException",
+    "httpx.NetworkError",
+    "httpx.RemoteProtocolError",
+    "httpx.ProxyError",
+    "requests.ConnectionError",
+    "requests.Timeout",
+    "botocore.ConnectionError",
+    "botocore.HTTPClientError",
+    "aiohttp.ClientConnectionError",
+    "aiohttp.ClientPayloadError",
+}
+"""Exceptions of the network, by package and name, so that no client is imported to ask."""
 
 _UNWRITABLE = {errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG, errno.ETXTBSY, errno.ENXIO, errno.ELOOP}
 
@@ -103,7 +123,38 @@ def could_not(what: str, error: BaseException, number: int, place: str = "") -> 
         hint = "aifx doctor    (checks disks and the kernel log); then run it again"
     else:
         hint = f"ls -ld {place}"
-    return EnvironmentFault(what, why, hint)
+    return EnvironmentFault(what, why, hint, transient=number in FULL | TRANSIENT)
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether an exception, or one that it was raised for, is of a kind that passes with nothing changed here.
+
+    That is a fault of the network, an overloaded server, a full disk, or something that another process holds. Causes
+    count although `raise ... from None` hides them.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, AifxError):  # decides for its own causes
+            return error.transient
+        if _is_passing(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _is_passing(error: BaseException) -> bool:
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    if (errno_of(error) or getattr(error, "errno", None)) in FULL | TRANSIENT | _NETWORK:
+        return True
+    names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
+    if names & _OF_CLIENTS:
+        return True
+    response = getattr(error, "response", None)  # of httpx and requests; of botocore it is a dictionary
+    if isinstance(response, dict):
+        return response.get("ResponseMetadata", {}).get("HTTPStatusCode") in _STATUSES
+    return getattr(response, "status_code", getattr(error, "status", None)) in _STATUSES
 
 
 def in_brief(error: BaseException) -> str:

@@ -36,6 +36,7 @@ class LostRace(AifxError):
     """Another entry came first, so that what this one was decided on may not hold any more."""
 
     exit_code = ExitCode.PREEMPTED
+    _transient = True
 
 
 class DamagedLedger(DataError):

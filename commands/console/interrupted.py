@@ -16,8 +16,8 @@ def write_interrupted(signum: int, *, json: bool) -> None:
     why = "SIGTERM" if signum == signal.SIGTERM else ""
     if json:
         code = int(exit_code_of(signum))
-        lines = ('    "what": "interrupted"', f'    "why": "{why}"', '    "hint": ""', f'    "exit_code": {code}')
-        body = ",\n".join(lines)
+        lines = ('"what": "interrupted"', f'"why": "{why}"', '"hint": ""', f'"exit_code": {code}', '"transient": false')
+        body = ",\n".join(f"    {line}" for line in lines)
         os.write(1, f'{{\n  "schema_version": 1,\n  "error": {{\n{body}\n  }}\n}}\n'.encode())
     else:
         os.write(2, f"error: interrupted\n{why and f'  {why}{chr(10)}'}".encode())

@@ -41,7 +41,7 @@ def test_every_schema_is_linked() -> None:
 def test_an_unknown_key_and_a_missing_one_are_errors() -> None:
     document: dict[str, Any] = {"schema_version": 1, "run": "a", "renamed_from": "b"}
     check_document("commands/runs-rename", document)
-    failure = {"what": "no run 'c'", "why": "", "hint": "aifx runs ls", "exit_code": 2}
+    failure = {"what": "no run 'c'", "why": "", "hint": "aifx runs ls", "exit_code": 2, "transient": False}
     check_document("commands/runs-rename", {"schema_version": 1, "error": failure})
     for wrong in ({**document, "more": 1}, {"schema_version": 1, "run": "a"}, {**document, "run": 1}):
         assert list(validator("commands/runs-rename").iter_errors(wrong))

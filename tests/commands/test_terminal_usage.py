@@ -55,7 +55,7 @@ def test_usage_errors_are_one_document_with_json(tmp_path: Path, case: str) -> N
     document = json.loads(done.stdout)
     assert document["schema_version"] == 1
     assert set(document) == {"schema_version", "error"}
-    assert set(document["error"]) == {"what", "why", "hint", "exit_code"}
+    assert set(document["error"]) == {"what", "why", "hint", "exit_code", "transient"}
     assert document["error"]["exit_code"] == 2
     assert words[0] in done.stdout.replace('\\"', '"')
 

@@ -302,7 +302,8 @@ def translated(error: Exception, what: str, statement: str) -> AifxError:
     # An error of SQL may quote a name such as terminated_at.
     is_of_server = state[:2] in ("08", "57") or "Failed to connect" in text
     if is_of_server or (LOST.search(text) and state[:2] not in _OF_STATEMENTS):
-        return EnvironmentFault(f"could not {what}", why, "run the same command again when the server answers")
+        hint = "run the same command again when the server answers"
+        return EnvironmentFault(f"could not {what}", why, hint, transient=True)
     if state[:2] in _OF_STATEMENTS or "read-only transaction" in why:
         if statement:
             return UsageError(f"{statement} fails", why, "try it with psql")
@@ -312,5 +313,6 @@ def translated(error: Exception, what: str, statement: str) -> AifxError:
         return DataError(f"could not {what}", why, hint)
     if state[:2] in ("54", "53") or NO_ROOM.search(why):
         hint = "select fewer columns or rows, or parts of long values"
-        return DataError(f"could not {what}: the server has no room for a row", why, hint)
-    return EnvironmentFault(f"could not {what}", why, "run the same command again")
+        what = f"could not {what}: the server has no room for a row"
+        return DataError(what, why, hint, transient=state[:2] == "53")  # a full disk, or too many connections
+    return EnvironmentFault(f"could not {what}", why, "run the same command again", transient=True)

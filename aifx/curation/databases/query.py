@@ -321,8 +321,10 @@ def _asking(query: Query) -> Iterator[None]:
         why = hide_secrets(first_line(e.orig or e))
         is_file = query.url.dialect in ("sqlite", "duckdb")
         if isinstance(e, sqlalchemy.exc.ProgrammingError) or is_file:
-            raise UsageError("--query fails", why, "try it in the database's own shell") from None
-        raise EnvironmentFault(f"could not read {query.url.name}", why, "run the same command again") from None
+            is_busy = "database is locked" in why or "Could not set lock" in why
+            raise UsageError("--query fails", why, "try it in the database's own shell", transient=is_busy) from None
+        what, again = f"could not read {query.url.name}", "run the same command again"
+        raise EnvironmentFault(what, why, again, transient=True) from None
     except ImportError as e:
         raise _not_installed(query, e.name) from None
 
