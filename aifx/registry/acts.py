@@ -26,7 +26,7 @@ from aifx.registry.ledger import Entry, LostRace, new_request
 from aifx.registry.policy import FIRST, change_policy, check_policies, read_policy
 from aifx.registry.reports import PolicyPage, show_policy
 from aifx.registry.roots import Outcome, Root, check_alias, check_model_name, current_actor, find_version
-from aifx.registry.signing import read_given, sign
+from aifx.registry.signing import public_pem, read_given, read_private_key, sign
 from aifx.registry.state import MOVES, ModelState, NumberedVersion
 from aifx.registry.swappable import swap_obstacles
 
@@ -121,22 +121,37 @@ def _done_before(root: Root, name: str, caller: Caller, *actions: str, alias: st
     return None if found is None else _act(found)
 
 
-def push(root: Root, name: str, write: Write, facts: Mapping[str, Any], caller: Caller) -> Act:
+def push(root: Root, name: str, write: Write, facts: Mapping[str, Any], caller: Caller, key: Path | None = None) -> Act:
     """Make a version of a model. One that was pushed before keeps its number, and no entry is added.
+
+    With a key, the push is signed: its owner is an author. That of a version that was pushed before is one from now on.
 
     The artefact is in its place before the entry names it, so that a kill in between leaves no entry without files.
     """
     check_model_name(name)
-    if (done := _done_before(root, name, caller, "push")) is not None:
+    if (done := _done_before(root, name, caller, "push", "attest")) is not None:
         return done
+    if key is not None:
+        read_private_key(key)  # what cannot be signed is not stored
     digest = _store(root, name, write, is_trial=caller.is_trial)
     state = ModelState(name, root.ledger(name).entries())
     entry = Entry("push", caller.name, version=digest, reason=caller.reason, facts=facts)
     if (known := state.versions.get(digest)) is not None and not known.is_withdrawn:
+        if key is not None and not _has_author(root, state, digest, key):
+            return attest_version(root, f"{name}@{digest}", "author", {}, key, caller)
         return Act("push", name, f"{name}@{known.label}", digest)
     if caller.is_trial:
         return _trial(ModelState(name, (*state.entries, entry)), entry)
+    if key is not None:
+        entry = replace(entry, evidence=(attest(root, "author", digest, caller.name, {}, key).digest,))
     return _act(root.act(name, caller.request, lambda _: entry, again=True))
+
+
+def _has_author(root: Root, state: ModelState, digest: str, key: Path) -> bool:
+    """Whether a key signed a push of a version."""
+    keys = {"": public_pem(read_private_key(key))}
+    attested = attestations_of(root, state, digest)
+    return any(one.kind == "author" and one.envelope.signers(keys) for one in attested)
 
 
 def _store(root: Root, name: str, write: Write, *, is_trial: bool) -> str:
@@ -264,7 +279,11 @@ def approve(root: Root, reference: str, alias: str, key: Path | None, caller: Ca
     if caller.is_trial:
         return _trial(state, entry)
     known = case.policy.keys_of(rule.role) if rule is not None and rule.role else case.policy.keys
-    if known and not sign({}, key).signers(known):
+    people = set(sign({}, key).signers(known))
+    if people and people <= case.authors:
+        why = f"{', '.join(people)} signed its push, and an approval is of somebody else"
+        raise UsageError(f"the key {key} is of an author of {case.reference}", why, "ask somebody else")
+    if known and not people:
         why = f"the policy counts approvals of {', '.join(known)}"
         raise UsageError(f"the key {key} is of nobody who may approve", why, "ask one of them")
     made = attest(root, "approval", version.digest, caller.name, case.approval(), key)
@@ -430,9 +449,11 @@ def copy_version(source: Root, reference: str, target: Root, caller: Caller) -> 
         raise UsageError(f"{state.name}@{version.label} was withdrawn", "its files are gone", "aifx registry ls")
     pushed, request = version.pushed, caller.request or new_request()
     facts = {**pushed.facts, "copied_from": {"root": source.store.url, "entry": pushed.digest, "actor": pushed.actor}}
-    entry = Entry("push", caller.name, version=version.digest, reason=caller.reason, facts=facts)
+    entry = Entry("push", caller.name, "", version.digest, "", pushed.evidence, caller.reason, facts)
     if caller.is_trial:
         return _trial(ModelState(state.name, (entry,)), entry)
+    for evidence in pushed.evidence:
+        target.put(source.get(evidence))
     copy_artifact(
         source.version_store(state.name, version.digest), artifact, target.version_store(state.name, version.digest)
     )

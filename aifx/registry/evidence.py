@@ -17,7 +17,11 @@ from aifx.registry.roots import OBJECTS, Root
 from aifx.registry.signing import Envelope, parse_envelope, read_given, sign
 from aifx.registry.state import ModelState
 
-Kind = Literal["eval", "comparison", "contamination", "bench", "drill", "approval", "signature", "file"]
+Kind = Literal[
+    "eval", "comparison", "contamination", "bench", "drill", "approval", "signature", "trust-code", "author", "file"
+]
+"""What is signed says what the signature is for: "signature" releases a version, "trust-code" lets its code run, and
+"author" says who made it. None passes for another."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +90,16 @@ def attestation_about(root: Root, digest: str, subject: str) -> Attestation:
 
 def attestations_of(root: Root, state: ModelState, subject: str) -> tuple[Attestation, ...]:
     """The attestations about a version that entries of its model name, in their order."""
-    entries = state.about(subject, "attest", "approve")
+    entries = state.about(subject, "push", "attest", "approve")
     digests = dict.fromkeys(digest for entry in entries for digest in entry.evidence)
     return tuple(attestation_about(root, digest, subject) for digest in digests)
 
 
 def trusted_signer(root: Root, state: ModelState, subject: str, project: Project) -> str | None:
-    """The file of a key that the project trusts and that signed a version; None if none did.
+    """The file of a key that the project trusts and that signed that the code of a version may run; None if none did.
 
     Raises UsageError for a file of `registry.trusted_keys` that cannot be read.
     """
     keys = {name: read_given(project.root / name).decode(errors="replace") for name in project.trusted_keys}
-    signed = (one for one in attestations_of(root, state, subject) if one.kind == "signature") if keys else ()
+    signed = (one for one in attestations_of(root, state, subject) if one.kind == "trust-code") if keys else ()
     return next((name for one in signed for name in one.envelope.signers(keys)), None)

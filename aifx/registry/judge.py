@@ -80,6 +80,17 @@ class Case:
         """Digests of what an approval is about: all attestations but approvals."""
         return tuple(sorted(one.digest for one in self.attestations if one.kind != "approval"))
 
+    @cached_property
+    def signed_authors(self) -> frozenset[str]:
+        """The people whose keys signed a push of the version."""
+        pushes = (one for one in self.attestations if one.kind == "author")
+        return frozenset(person for one in pushes for person in one.envelope.signers(self.policy.keys))
+
+    @property
+    def authors(self) -> frozenset[str]:
+        """Who may not approve the version: the name that pushed it, too."""
+        return self.signed_authors | {self.version.pushed.actor}
+
     def newest(self, kind: Kind, fits: Callable[[Attestation], bool] = lambda _: True) -> Attestation | None:
         return next((one for one in reversed(self.attestations) if one.kind == kind and fits(one)), None)
 
@@ -197,6 +208,10 @@ def _slices(case: Case, rule: SlicesRule) -> Finding:
 def _approval(case: Case, rule: ApprovalRule) -> Finding:
     hint = f"aifx registry approve {case.reference} {case.alias}"
     role = f" with the role {rule.role!r}" if rule.role else ""
+    if rule.author == "key" and not case.signed_authors:
+        run = case.version.pushed.facts.get("run") or "RUN"
+        sign = f"aifx registry push {run} {case.state.name} --key KEY.pem"
+        return Finding("approval", False, "no key of the policy signed the push, so that its author is not known", sign)
     wanted, valid, stale = case.approval(), dict[str, str](), list[str]()
     keys = case.policy.keys_of(rule.role) if rule.role else case.policy.keys
     for one in case.attestations:
@@ -207,7 +222,7 @@ def _approval(case: Case, rule: ApprovalRule) -> Finding:
         else:
             people = [one.made_by] if not rule.role or one.made_by in case.policy.roles.get(rule.role, ()) else []
         for person in people:
-            if person == case.version.pushed.actor:
+            if person in case.authors:
                 continue  # of one's own work
             if one.content != wanted:
                 stale.append(person)

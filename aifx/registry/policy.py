@@ -105,10 +105,12 @@ class ApprovalRule(_Rule):
 
     Attributes:
         role: that they must have; any if empty.
+        author: what says who made the version: the name that pushed it, or the key that signed the push.
     """
 
     people: int = Field(1, ge=1)
     role: str = ""
+    author: Literal["name", "key"] = "name"
 
 
 class SignatureRule(_Rule):
@@ -169,6 +171,8 @@ class Policy(_Rule):
         for alias, rules in self.aliases.items():
             if alias != ANY:
                 check_alias(alias)
+            if rules.approval and rules.approval.author == "key" and not self.keys:
+                raise ValueError(f'aliases.{alias}.approval: author = "key" needs [keys]')
             for role in (rules.approval and rules.approval.role, rules.signature and rules.signature.role):
                 if role and role not in self.roles:
                     raise ValueError(f"aliases.{alias}: no role {role!r}: {did_you_mean(role, self.roles)}")

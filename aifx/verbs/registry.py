@@ -293,6 +293,7 @@ def registry_push(
     name: str,
     *,
     step: Step = None,
+    key: StrPath | None = None,
     reason: str = "",
     request: str | None = None,
     dry_run: bool = False,
@@ -305,6 +306,7 @@ def registry_push(
         run: the name of a run of the project.
         name: of the model.
         step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint`.
+        key: PEM file of the private key of the author, which signs the push.
         reason: for the ledger.
         request: an id: a second call with it reports what the first one did.
         dry_run: report the version, and change nothing.
@@ -328,7 +330,8 @@ def registry_push(
     checkpoint = read_manifest(directory.checkpoints / str(at)).state_digest
     facts = {"run": directory.name, "step": at, "checkpoint": checkpoint, **_data_facts(directory, home)}
     caller = _caller(request, reason, dry_run)
-    return push(found, name, lambda folder: write_version(directory, home, at, folder), facts, caller)
+    signer = None if key is None else Path(key)
+    return push(found, name, lambda folder: write_version(directory, home, at, folder), facts, caller, signer)
 
 
 def _data_facts(run: RunDirectory, project: Project) -> dict[str, list[str]]:
@@ -400,8 +403,8 @@ def registry_attest(
     Args:
         reference: "NAME@v3", "NAME@ALIAS" or "NAME@DIGITS".
         file: the evidence; a document of `--json` unless the kind is "file".
-        kind: "eval", "comparison", "contamination", "bench", "drill", "signature" or "file". "eval" without a file
-            takes the report of the run and step that the version was pushed from; "signature" takes no file.
+        kind: "eval", "comparison", "contamination", "bench", "drill", "signature", "trust-code" or "file". "eval"
+            without a file takes the report of the run and step that the version was pushed from; the two signatures take no file.
         key: PEM file of the private key that signs it.
         reason: for the ledger.
         request: an id: a second call with it reports what the first one did.
@@ -419,14 +422,15 @@ def registry_attest(
 
     found, home = find_root(root, project)
     caller, signer = _caller(request, reason, dry_run), None if key is None else Path(key)
-    if kind == "signature":
+    if kind in ("signature", "trust-code"):
+        option = kind.replace("signature", "sign")
         if signer is None:
             raise UsageError(
-                "--sign requires --key",
+                f"--{option} requires --key",
                 "a signature is of a key",
-                f"aifx registry attest {reference} --sign --key KEY.pem",
+                f"aifx registry attest {reference} --{option} --key KEY.pem",
             )
-        return attest_version(found, reference, "signature", {}, signer, caller)
+        return attest_version(found, reference, "signature" if option == "sign" else "trust-code", {}, signer, caller)
     if file is None:
         if kind != "eval":
             raise UsageError(

@@ -365,6 +365,7 @@ def push(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run of the project.")],
     name: NameArgument,
     step: StepOption = None,
+    key: KeyOption = None,
     json: JsonOption = False,
     *,
     options: ActOptions,
@@ -378,7 +379,7 @@ def push(
     with terminal(json) as out:
         from aifx.verbs.registry import registry_push
 
-        done = registry_push(run, name, step=step, **vars(options))
+        done = registry_push(run, name, step=step, key=key, **vars(options))
         print_act(out, done, f"{done.reference} is {done.digest}")
 
 
@@ -428,7 +429,13 @@ def attest(
     ] = False,
     bench: Annotated[bool, typer.Option("--bench", help="A document of aifx bench.")] = False,
     drill: Annotated[bool, typer.Option("--drill", help="A document of aifx drill.")] = False,
-    sign: Annotated[bool, typer.Option("--sign", help="No file: the signature of --key alone.")] = False,
+    sign: Annotated[bool, typer.Option("--sign", help="No file: --key signs that the version is good.")] = False,
+    trust_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-code", help="No file: --key signs that the version's own code may run where it is trusted."
+        ),
+    ] = False,
     key: KeyOption = None,
     json: JsonOption = False,
     *,
@@ -446,7 +453,7 @@ def attest(
         from aifx.verbs.registry import registry_attest
 
         kinds = {"eval": eval_, "comparison": comparison, "contamination": contamination}
-        kinds |= {"bench": bench, "drill": drill, "signature": sign}
+        kinds |= {"bench": bench, "drill": drill, "signature": sign, "trust-code": trust_code}
         chosen = [kind for kind, is_given in kinds.items() if is_given] or ["file"]
         if len(chosen) > 1:
             what = f"--{chosen[0]} cannot be used with --{chosen[1].replace('signature', 'sign')}"

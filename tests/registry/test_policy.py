@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from aifx.core.errors import ConfigError, DataError, UsageError
 from aifx.core.project import Project
 from aifx.core.stores import open_store
+from aifx.registry.acts import Caller, approve
 from aifx.registry.evidence import Attestation, Kind, attest, attestations_of, read_attestation, trusted_signer
 from aifx.registry.judge import Case, Finding, judge
 from aifx.registry.ledger import Entry
@@ -193,9 +195,11 @@ def keys(tmp_path: Path) -> dict[str, Path]:
     return paths
 
 
-def policy_with(keys: Mapping[str, Path], rules: str = "", admin: str = "ann") -> str:
+def policy_with(
+    keys: Mapping[str, Path], rules: str = "", admin: str = "ann", reviewers: Sequence[str] = ("bob", "cid")
+) -> str:
     lines = [f'{name} = """{path.with_name(path.name + ".pub").read_text()}"""' for name, path in keys.items()]
-    roles = f'[roles]\nadmin = ["{admin}"]\nreviewer = ["bob", "cid"]\n'
+    roles = f'[roles]\nadmin = ["{admin}"]\nreviewer = {json.dumps(list(reviewers))}\n'
     return "\n".join(["[keys]", *lines, roles, "[aliases.production]", rules])
 
 
@@ -213,6 +217,28 @@ def test_approvals_and_signatures_are_proved_by_keys(model: Model, keys: dict[st
     model.attest("signature", {}, "x", keys["ann"])
     model.attest("approval", model.case(policy).approval(), "x", keys["cid"])
     assert passed() == {"approval": True, "signature": True}
+
+
+def test_an_author_is_a_key_if_the_policy_says_so(model: Model, keys: dict[str, Path]) -> None:
+    rules = 'approval = { author = "key" }'
+    change_policy(model.root, policy_with(keys, rules), "policy.toml", "ann", None, None)
+
+    def finding() -> Finding:
+        (found,) = judge(model.case(policy_with(keys, rules)))
+        return found
+
+    model.attest("approval", model.case(policy_with(keys, rules)).approval(), "x", keys["cid"])
+    assert "its author is not known" in finding().found
+    assert "push RUN fraud --key" in finding().hint
+    model.attest("author", {}, "another-name", keys["bob"])
+    with pytest.raises(UsageError, match="author"):  # under whatever name
+        approve(model.root, "fraud@v2", "production", keys["bob"], Caller("somebody"))
+    model.attest("approval", model.case(policy_with(keys, rules)).approval(), "x", keys["bob"])
+    assert not finding().passed
+    model.attest("approval", model.case(policy_with(keys, rules)).approval(), "x", keys["cid"])
+    assert finding().passed
+    with pytest.raises(ConfigError):
+        parse_policy(f"[aliases.production]\n{rules}", "policy.toml")
 
 
 def test_an_envelope_shows_who_signed_its_bytes(keys: dict[str, Path]) -> None:
@@ -236,10 +262,13 @@ def test_a_key_that_the_project_trusts_vouches_for_a_version(
     def signer() -> str | None:
         return trusted_signer(model.root, model.root.state("fraud"), V2, project)
 
-    model.attest("signature", {}, "ann", keys["cid"])
+    model.attest("trust-code", {}, "ann", keys["cid"])
+    model.attest("signature", {}, "bob", keys["bob"])  # a release, by somebody who did not read the code
     model.attest("file", {"name": "x", "sha256": "c" * 64}, "ann", keys["ann"])  # which vouches for the file alone
     assert signer() is None
-    model.attest("signature", {}, "x", keys["bob"])
+    model.attest("trust-code", {}, "x", keys["bob"])
+    (release,) = judge(model.case(policy_with({"cid": keys["cid"]}, 'signature = { role = "admin" }', "cid", ["cid"])))
+    assert not release.passed  # cid trusts the code, and has released nothing
     assert signer() == "bob.pem.pub"
 
 
