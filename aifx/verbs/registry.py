@@ -404,7 +404,8 @@ def registry_attest(
         reference: "NAME@v3", "NAME@ALIAS" or "NAME@DIGITS".
         file: the evidence; a document of `--json` unless the kind is "file".
         kind: "eval", "comparison", "contamination", "bench", "drill", "signature", "trust-code" or "file". "eval"
-            without a file takes the report of the run and step that the version was pushed from; the two signatures take no file.
+            without a file takes the report of the run and step that the version was pushed from; signatures take
+            no file.
         key: PEM file of the private key that signs it.
         reason: for the ledger.
         request: an id: a second call with it reports what the first one did.
