@@ -31,7 +31,7 @@ from aifx.parallel.layout import Layout
 from aifx.programs.build import Programs
 from aifx.programs.state import head_names, make_frozen
 from aifx.registry.versions import BASE as VERSION_BASE
-from aifx.registry.versions import WEIGHTS, ModelDirectory, level_of, open_base, prefix_of
+from aifx.registry.versions import WEIGHTS, ModelDirectory, find_first_weights, level_of, open_base, prefix_of
 from aifx.registry.weight_file import Array, WeightFile
 from aifx.runs.binding import BaseRun, base_manifest, read_digests, weights_digest, weights_of
 from aifx.runs.provenance import read_provenance
@@ -172,7 +172,7 @@ def _copy_of(stored: Array, index: tuple[slice, ...]) -> Array:
 
 
 def with_base_params(params: Params, programs: Programs, run: RunDirectory) -> Params:
-    """`params` with the weights of the base run that the provenance of `run` names; unchanged if it names none.
+    """`params` with the weights that `run` began with, a run or a model version; unchanged if they were random.
 
     Arrays of equal name and shape are taken. Those of the head may differ and then keep their first values. With other
     classes than in the base run, all of the head does.
@@ -182,10 +182,14 @@ def with_base_params(params: Params, programs: Programs, run: RunDirectory) -> P
 
     Raises CheckpointError if the checkpoint is not the one that is named, ConfigError if other arrays differ.
     """
-    named = read_provenance(run).get("finetuned_from")
-    if not named:
+    if isinstance(run, ModelDirectory):
+        if run.content.tuned_from is None:
+            return params
+        weights = BaseWeights.of_run(*find_first_weights(run), programs.model.adapts)
+    elif named := read_provenance(run).get("finetuned_from"):
+        weights = BaseWeights(run, BaseRun(**named), programs.model.adapts)
+    else:
         return params
-    weights = BaseWeights(run, BaseRun(**named), programs.model.adapts)
     stacked, specs = programs.is_stacked, programs.model.specs()
     ours = flat_names(unstack_layers(params) if stacked else params)
     head = head_names(programs.model, ForwardContext(programs.layout.single))

@@ -21,6 +21,7 @@ from aifx.models.adapted import AdaptedModel
 from aifx.parallel.joining import current_group
 from aifx.programs.build import Programs
 from aifx.programs.state import first_average
+from aifx.registry.versions import ModelDirectory
 from aifx.runs.agreement import agree, facts_of_program, share_choices
 from aifx.runs.binding import BaseRun
 from aifx.runs.provenance import read_provenance
@@ -58,15 +59,18 @@ def with_references(programs: Programs, frozen: Params, run: RunDirectory) -> Pr
 
 
 def _key(programs: Programs, dataset: PreferenceData, run: RunDirectory) -> str:
-    base = read_provenance(run).get("finetuned_from")
-    if not base:
+    if isinstance(run, ModelDirectory):
+        base = run.content.tuned_from
+    else:
+        base = (read_provenance(run).get("finetuned_from") or {}).get("digest")
+    if base is None:
         what = f"{run.provenance} does not name the base run of run {run.name}"
         why = "a preference is measured from the weights that training started from"
         raise CheckpointError(what, why, f"restore {run.provenance}, or: aifx train --run {run.name} --fork NAME")
     others = ("train.precision", "train.parameter_dtype", "finetune.base_quantize")
     values = number_settings(programs.config)
     settings = {key: value for key, value in values.items() if key.startswith("model.") or key in others}
-    return sha256_of_json([dataset.digest, base["digest"], settings])
+    return sha256_of_json([dataset.digest, base, settings])
 
 
 def _find(key: str, run: RunDirectory) -> References | None:
@@ -104,10 +108,13 @@ def _check_finite(values: np.ndarray, dataset: PreferenceData, run: RunDirectory
     """Raise CheckpointError if the model before training gives an answer a log-probability that is not a number."""
     if not len(odd := np.flatnonzero(~np.isfinite(values).all(axis=1))):
         return
-    base = BaseRun(**read_provenance(run)["finetuned_from"])
     what = f"the answers of {len(odd):,} of {len(values):,} pairs have no finite log-probability before training"
     chosen, rejected = values[odd[0]]
-    why = f"{dataset.place_of(int(odd[0]))}: {chosen}, {rejected} by {base.title}, step {base.step}"
+    where = f"{dataset.place_of(int(odd[0]))}: {chosen}, {rejected} by"
+    if isinstance(run, ModelDirectory):
+        raise CheckpointError(what, f"{where} the weights that {run.title} was tuned from", "remove the pair")
+    base = BaseRun(**read_provenance(run)["finetuned_from"])
+    why = f"{where} {base.title}, step {base.step}"
     check = f"registry verify {base.run.partition('@')[0]}" if base.version else f"ckpt verify --run {base.run}"
     raise CheckpointError(what, why, f"aifx {check}")
 

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from aifx.checkpoint.manifest import ArrayEntry, Manifest, read_manifest
+from aifx.checkpoint.manifest import ArrayEntry, Manifest, read_manifest, step_directories
 from aifx.config.sections import RESUME_SAFE, ROUNDING, Section, is_marked
 from aifx.config.toml import literal, to_toml
 from aifx.core.artifact import (
@@ -35,7 +36,7 @@ from aifx.core.artifact import (
     short,
 )
 from aifx.core.code_digest import modules_below
-from aifx.core.errors import CheckpointError, UsageError
+from aifx.core.errors import AifxError, CheckpointError, UsageError
 from aifx.core.files import check_tree, make_folders, open_file
 from aifx.core.json_files import write_text
 from aifx.core.json_values import plain
@@ -163,11 +164,13 @@ class ModelDirectory(RunDirectory):
 
     Attributes:
         label: as the user named it, such as "fraud@production".
+        project: around the command; None if it is a base alone.
     """
 
     label: str
     artifact: Artifact = field(repr=False)
     content: ModelContent = field(repr=False)
+    project: Project | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -213,7 +216,7 @@ def open_version(
 
     Raises DamagedArtifact, UntrustedCode, OSError.
     """
-    version = read_version(folder, label)
+    version = replace(read_version(folder, label), project=project)
     artifact, content = version.artifact, version.content
     if content.code:
         if len(trust_code or "") < TRUSTED_DIGITS or not artifact.digest.startswith(str(trust_code)):
@@ -263,6 +266,34 @@ def open_base(run: RunDirectory, base: BaseRun) -> ModelDirectory:
     except UsageError as e:
         what = f"run {run.name} needs the model {base.run}, its finetune.base"
         raise CheckpointError(what, f"{e.what}: {e.why}".rstrip(": "), e.hint) from e
+
+
+def find_first_weights(version: ModelDirectory) -> tuple[RunDirectory, Manifest]:
+    """The run or the model version with the weights that the training of a version began with, and their manifest.
+
+    They are known by their digest. Runs of the project are searched, then the versions of its registry.
+    Raises CheckpointError if none has them.
+    """
+    digest, project = version.content.tuned_from, version.project
+    if project is not None:
+        for run in project.runs():
+            for step in step_directories(run.checkpoints):
+                with suppress(AifxError, OSError):
+                    manifest = read_manifest(run.checkpoints / str(step))
+                    if weights_digest(manifest) == digest:
+                        return run, manifest
+        with suppress(AifxError, OSError):
+            root = open_root(None, project)
+            for name in root.names():
+                for numbered in root.state(name).versions.values():
+                    with suppress(AifxError, OSError):
+                        artifact = root.artifact(name, numbered.digest)
+                        if artifact and weights_digest(content_of(artifact, name).manifest()) == digest:
+                            found = read_version(root.fetch(name, numbered), f"{name}@{numbered.label}")
+                            return found, found.content.manifest()
+    what = f"the weights that {version.title} was tuned from are not found"
+    why = f"no run of this project and no version of its registry has them: their digest is {str(digest)[:12]}..."
+    raise CheckpointError(what, why, "aifx registry push RUN NAME, for the run that it was tuned from")
 
 
 def open_stored(

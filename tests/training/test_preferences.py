@@ -17,6 +17,7 @@ import plain_training as plain
 import pytest
 from stopping import StopAt
 
+import aifx as public
 from aifx.core.errors import CheckpointError, ConfigError, DataError
 from aifx.core.project import Project
 from aifx.data.chat.format import References
@@ -208,6 +209,37 @@ def test_a_file_of_pairs_is_measured_as_the_split_with_the_same_pairs(
     file.write_text("".join(split_rows(project, "train")))
     with pytest.raises(CheckpointError, match=r"step 6.*run base"):
         evaluate_files(run, project, [file])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [(), LORA])
+def test_a_version_is_measured_as_its_run(
+    project: Project, settings: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = project.run("adapted") if settings else prefer(project, run="whole").run
+    shutil.copy(run.config, project.config_path)
+    monkeypatch.chdir(project.root)
+
+    def measured(model: str, cache: str) -> Any:
+        monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / cache))  # which has no references
+        whole = public.evaluate(model).metrics
+        return whole, public.evaluate(model, data=["pairs/rows.jsonl"]).datasets[0].metrics
+
+    expected = measured(f"runs/{run.name}", "a")
+    public.registry_push(run.name, "judge")
+    assert measured("judge@v1", "b") == expected
+    base = project.run("base").path
+    if settings:  # the version has the weights that its adapters change
+        shutil.rmtree(base)
+        assert measured("judge@v1", "c") == expected
+        return
+    public.registry_push("base", "first", step=6)
+    public.registry_push("base", "first", step=3)
+    shutil.rmtree(base)
+    assert measured("judge@v1", "c") == expected  # by a version with the weights
+    shutil.rmtree(project.root / "registry/models/first")
+    with pytest.raises(CheckpointError, match="the weights that model judge@v1 was tuned from are not found"):
+        measured("judge@v1", "d")
 
 
 @pytest.mark.slow
