@@ -27,6 +27,7 @@ from aifx.registry.policy import (
     SignatureRule,
     SlicesRule,
 )
+from aifx.registry.roots import LEAST_DIGITS
 from aifx.registry.state import ModelState, NumberedVersion
 
 GOOD_VERDICTS = ("better", "not worse")
@@ -180,7 +181,7 @@ def _contamination(case: Case, rule: ContaminationRule) -> Finding:
 
 def _named_by(reference: str, known: Iterable[str]) -> list[str]:
     """Whole references among those known that a shorter one, "name@<12 digits>", names."""
-    return [one for one in sorted(known) if "@" in reference and one.startswith(reference)]
+    return [one for one in sorted(known) if _matches(reference, one)]
 
 
 def _licences(case: Case, rule: LicencesRule) -> Finding:
@@ -300,10 +301,12 @@ def _is_of_data(attested: Attestation, reference: str) -> bool:
 
 
 def _matches(found: str, wanted: str) -> bool:
-    """Whether "NAME" or "NAME@DIGITS" names a version of the same data set, whose digits begin so."""
+    """Whether both "NAME@DIGITS" name the same version of a data set. A name alone, also of a file, names none."""
     name, _, digits = found.partition("@")
     own, _, beginning = wanted.partition("@")
-    return name == own and (digits.startswith(beginning) or beginning.startswith(digits or "-"))
+    return (
+        name == own and len(digits) >= LEAST_DIGITS and (digits.startswith(beginning) or beginning.startswith(digits))
+    )
 
 
 def _gates(gates: Sequence[str], values: Mapping[str, Any]) -> list[tuple[str, bool]]:

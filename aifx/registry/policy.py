@@ -28,6 +28,8 @@ ADMIN = "admin"
 """The role that may change the policy."""
 
 Gate = Annotated[str, Field(max_length=200)]
+DataVersion = Annotated[str, Field(pattern=r"^(?:|[^@]+@[0-9a-f]{4,64})$")]
+"""A version of a data set, "NAME@DIGITS", or any if empty. A name alone may mean other rows tomorrow."""
 
 
 class _Rule(BaseModel):
@@ -60,7 +62,7 @@ class EvalRule(GatesRule):
         split: of it; any if empty.
     """
 
-    data: str = ""
+    data: DataVersion = ""
     split: Literal["train", "validation", "test", ""] = ""
 
 
@@ -75,7 +77,7 @@ class BetterRule(_Rule):
 
     metric: str = ""
     margin: float | None = Field(None, ge=0)
-    data: str = ""
+    data: DataVersion = ""
 
 
 class SlicesRule(GatesRule):
@@ -97,7 +99,7 @@ class LicencesRule(_Rule):
 class ContaminationRule(_Rule):
     """No row of the evaluation in the training data of the version, nor of the one that the alias means."""
 
-    data: str = ""
+    data: DataVersion = ""
 
 
 class ApprovalRule(_Rule):

@@ -117,18 +117,22 @@ def test_a_version_must_be_better_than_what_the_alias_means(
 
 
 def test_the_training_data_of_both_versions_is_compared(model: Model) -> None:
-    rule = 'contamination = { data = "held-out" }'
+    rule = 'contamination = { data = "held-out@bbbb" }'
 
-    def compare(against: str, overlapping: int) -> None:
-        content = {"reference": DATA[:20], "against": [{"name": against}], "overlapping": overlapping}
+    def compare(against: str, overlapping: int, reference: str = DATA[:20]) -> None:
+        content = {"reference": reference, "against": [{"name": against}], "overlapping": overlapping}
         model.attest("contamination", content)
 
     assert DATA[:20] in model.judge(rule).found
-    compare("others", 0)
-    assert not model.judge(rule).passed
-    compare("held-out", 0)
+    for against in ("others@bbbbbbbbbbbb", "held-out", "held-out@", "held-out@cccccccccccc"):  # a name is no version
+        compare(against, 0)
+        assert not model.judge(rule).passed
+    for reference in ("reviews", "reviews@", "reviews@cccccccccccc"):
+        compare(TEST[:21], 0, reference)
+        assert not model.judge(rule).passed
+    compare(TEST[:21], 0)
     assert model.judge(rule).passed
-    compare("held-out", 2)
+    compare(TEST[:21], 2)
     assert "2 rows" in model.judge(rule).found
 
 
@@ -299,6 +303,7 @@ def test_only_an_admin_changes_the_policy(model: Model, keys: dict[str, Path]) -
         ('[aliases.production]\neval = { gate = ["a > 1"] }', "aliases.production.eval.gate: did you mean 'gates'?"),
         ('[aliases.production]\neval = { gates = ["a"] }', "aliases.production.eval.gates: 'a' is not a gate"),
         ("[aliases.production]\nbetter = { margin = -1 }", "aliases.production.better.margin: "),
+        ('[aliases.production]\neval = { data = "held-out" }', "aliases.production.eval.data: "),
         ('[aliases.production]\nsignature = { role = "x" }', "aliases.production: no role 'x'"),
         ('[keys]\nann = "x"', "the key of ann is no public key"),
         ("[aliases.3]\neval = {}", "'3' cannot be an alias"),
