@@ -16,12 +16,12 @@ from aifx.registry.evidence import Attestation, Kind
 from aifx.registry.policy import (
     AliasRules,
     ApprovalRule,
+    BenchRule,
     BetterRule,
     ContaminationRule,
     DrillRule,
     EvalRule,
     FileRule,
-    GatesRule,
     LicencesRule,
     Policy,
     SignatureRule,
@@ -246,11 +246,19 @@ def _signature(case: Case, rule: SignatureRule) -> Finding:
     return Finding("signature", False, f"no signature by a key of the role {rule.role!r}", hint)
 
 
-def _bench(case: Case, rule: GatesRule) -> Finding:
+def _bench(case: Case, rule: BenchRule) -> Finding:
     hint = f"aifx bench serve --json > bench.json, and: aifx registry attest {case.reference} bench.json --bench"
     report = case.newest("bench")
     if report is None:
         return Finding("bench", False, "no benchmark is attested", hint)
+    if rule.days is not None:
+        began = number(report.content.get("time"))
+        if began is None:
+            return Finding("bench", False, "the report does not say when it was made", hint, (report.digest,))
+        days = (case.now.timestamp() - began) / 86400
+        if not 0 <= days <= rule.days:
+            found = f"made {days:.1f} days ago; at most {rule.days:g} are allowed"
+            return Finding("bench", False, found, hint, (report.digest,))
     results = _gates(rule.gates, report.content)
     if failed := [expr for expr, passed in results if not passed]:
         return Finding("bench", False, f"{', '.join(failed)}: not met", hint, (report.digest,))

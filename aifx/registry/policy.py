@@ -80,6 +80,16 @@ class BetterRule(_Rule):
     data: DataVersion = ""
 
 
+class BenchRule(GatesRule):
+    """A report of a benchmark.
+
+    Attributes:
+        days: since it began, at most; any if not given.
+    """
+
+    days: float | None = Field(None, gt=0)
+
+
 class SlicesRule(GatesRule):
     """An evaluation with slices.
 
@@ -143,7 +153,7 @@ class AliasRules(_Rule):
     slices: SlicesRule | None = None
     approval: ApprovalRule | None = None
     signature: SignatureRule | None = None
-    bench: GatesRule | None = None
+    bench: BenchRule | None = None
     drill: DrillRule | None = None
     file: FileRule | None = None
 

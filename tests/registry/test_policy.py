@@ -175,6 +175,16 @@ def test_slices_benchmarks_drills_and_files(model: Model) -> None:
     assert not model.judge(drill, now + timedelta(days=8)).passed
 
 
+def test_the_age_of_a_benchmark_is_that_of_its_report(model: Model) -> None:
+    now, rule = datetime.now(UTC), "bench = { days = 7 }"
+    model.attest("bench", {})
+    assert "does not say when" in model.judge(rule).found
+    assert model.judge("bench = {}").passed
+    for age, passes in ((6, True), (8, False), (-1, False)):  # each is attested today
+        model.attest("bench", {"time": (now - timedelta(days=age)).timestamp()})
+        assert model.judge(rule).passed is passes
+
+
 def test_an_approval_is_of_others_and_ends_when_what_it_binds_changes(model: Model) -> None:
     rule = "approval = { people = 2 }"
     policy = f"[aliases.production]\n{rule}"
