@@ -26,6 +26,7 @@ from aifx.registry.acts import (
     set_policy,
     tag,
 )
+from aifx.registry.evidence import attestations_of
 from aifx.registry.judge import Finding
 from aifx.registry.ledger import Entry
 from aifx.registry.reports import (
@@ -40,6 +41,7 @@ from aifx.registry.reports import (
     verify_root,
 )
 from aifx.registry.roots import KIND, VERSION, Root
+from aifx.registry.signing import write_key
 
 ANN, BOB = Caller("ann"), Caller("bob")
 PASSED = {"metrics": {"accuracy": 0.9}, "gates": [{"expr": "accuracy >= 0.8", "value": 0.9, "passed": True}]}
@@ -51,7 +53,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Root:
     return Root(open_store(str(tmp_path / "registry")))
 
 
-def push_text(root: Root, text: str, caller: Caller = ANN, **facts: object) -> Act:
+def push_text(root: Root, text: str, caller: Caller = ANN, key: Path | None = None, **facts: object) -> Act:
     """Push a version whose weights are a text."""
 
     def write(folder: Path) -> Artifact:
@@ -62,7 +64,7 @@ def push_text(root: Root, text: str, caller: Caller = ANN, **facts: object) -> A
         seal(folder, artifact)
         return artifact
 
-    return push(root, "fraud", write, facts, caller)
+    return push(root, "fraud", write, facts, caller, key)
 
 
 def promoted(root: Root, *texts: str) -> None:
@@ -175,6 +177,31 @@ def test_evidence_counts_for_the_version_that_it_is_about(root: Root) -> None:
     with pytest.raises(DataError, match="is not about that version"):
         promote(root, "fraud@v1", "production", ANN)
     assert any("is not about that version" in problem.place for problem in verify_root(root, (), ()).problems)
+
+
+def test_a_signed_push_names_its_authors_by_their_keys(root: Root, tmp_path: Path) -> None:
+    keys = [tmp_path / "ann.pem", tmp_path / "bob.pem"]
+    public = {key.name: Path(f"{key}.pub").read_text() for key in keys if write_key(key, "P-256")}
+
+    def authors(of: Root) -> list[str]:
+        state, version = of.find("fraud@v1")
+        made = attestations_of(of, state, version.digest)
+        return [name for one in made if one.kind == "author" for name in one.envelope.signers(public)]
+
+    with pytest.raises(UsageError):
+        push_text(root, "a", key=tmp_path / "none.pem")
+    assert root.names() == []
+    push_text(root, "a", key=keys[0])
+    push_text(root, "a", BOB, keys[0])  # nothing is new
+    assert (authors(root), len(root.state("fraud").entries)) == (["ann.pem"], 1)
+    caller = Caller("bob", request="r1")
+    first, again = (push_text(root, "a", caller, keys[1]) for _ in range(2))
+    assert (first.entry, again.entry, again.is_repeated) == (2, 2, True)
+    assert authors(root) == ["ann.pem", "bob.pem"]
+    target = Root(open_store(str(tmp_path / "other")))
+    copy_version(root, "fraud@v1", target, ANN)
+    assert authors(target) == ["ann.pem", "bob.pem"]
+    assert verify_root(target, (), ()).problems == ()
 
 
 def test_the_folder_of_another_version_is_not_taken(root: Root, tmp_path: Path) -> None:
