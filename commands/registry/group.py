@@ -456,8 +456,9 @@ def attest(
         kinds |= {"bench": bench, "drill": drill, "signature": sign, "trust-code": trust_code}
         chosen = [kind for kind, is_given in kinds.items() if is_given] or ["file"]
         if len(chosen) > 1:
-            what = f"--{chosen[0]} cannot be used with --{chosen[1].replace('signature', 'sign')}"
-            raise UsageError(what, "evidence has one kind", f"aifx registry attest {version} FILE --{chosen[0]}")
+            flags = [f"--{one.replace('signature', 'sign')}" for one in chosen]
+            hint = f"aifx registry attest {version} {flags[0]}"
+            raise UsageError(f"{flags[0]} cannot be used with {flags[1]}", "evidence has one kind", hint)
         done = registry_attest(version, file, chosen[0], key=key, **vars(options))
         print_act(out, done, f"{done.reference} has evidence of the kind {chosen[0]!r}")
 
