@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypedDict
 
@@ -34,7 +35,8 @@ from aifx.hub.weights import DTYPES, StoredWeights, Weights, types_of
 from aifx.kinds import make_config, read_config
 from aifx.machine.host import versions
 from aifx.models.hub import Architecture, Array, HubConfig
-from aifx.runs.binding import open_digests
+from aifx.registry.versions import ModelDirectory, open_base
+from aifx.runs.binding import BaseRun, open_digests
 from aifx.runs.formats import RunEnd
 from aifx.runs.provenance import read_provenance
 from aifx.runs.staging import run_made_before, staged_run
@@ -289,10 +291,16 @@ def read_imported(run: RunDirectory) -> dict[str, Any] | None:
 def read_origin(run: RunDirectory, project: Project) -> dict[str, Any]:
     """`import.json` of the run, or of the one that its weights go back to; empty if there is none."""
     for _ in range(MOST_RUNS):
+        if isinstance(run, ModelDirectory):
+            return run.origin
         if (found := read_imported(run)) is not None:
             return found
-        name = (read_provenance(run).get("finetuned_from") or {}).get("run")
-        if not isinstance(name, str) or "@" in name:  # a version of the registry
+        named = read_provenance(run).get("finetuned_from") or {}
+        if not isinstance(name := named.get("run"), str):
+            return {}
+        if "@" in name:  # a version of the registry
+            with suppress(AifxError):  # it is not to be had any more, like a run that was removed
+                return open_base(run, BaseRun(**named)).origin
             return {}
         run = project.run(name)
     return {}

@@ -122,6 +122,7 @@ class ModelContent:
         outputs: classes, or the number of predicted values or tokens.
         example: a row that the model takes; None if its kind of data has no rows that can be made up.
         code: the project's own modules that the configuration names.
+        imported: what exports take from the `import.json` behind the weights: its architecture and `pad_token_id`.
     """
 
     task: str
@@ -135,6 +136,7 @@ class ModelContent:
     outputs: Mapping[str, Any]
     example: Mapping[str, Any] | None
     code: tuple[str, ...]
+    imported: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_parameters(self) -> int:
@@ -191,6 +193,15 @@ class ModelDirectory(RunDirectory):
     @property
     def weights(self) -> Path:
         return self.path / WEIGHTS
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The part of the `import.json` behind its weights that exports take; empty if they were not imported."""
+        found = dict(self.content.imported)
+        if not found:
+            return {}
+        config = {"pad_token_id": found.pop("pad_token_id", None)}
+        return {**found, "config": config, "source": self.artifact.notes.get("source")}
 
     @property
     def layout(self) -> list[str]:
@@ -369,7 +380,9 @@ class _StoredLevel:
         return self.version.content.levels[self.number]
 
 
-def write_version(run: RunDirectory, project: Project, step: int, folder: Path) -> Artifact:
+def write_version(
+    run: RunDirectory, project: Project, step: int, folder: Path, origin: Mapping[str, Any] | None = None
+) -> Artifact:
     """Write the model of a checkpoint into an empty folder, and seal it. The run and what it is based on are verified.
 
     Raises CheckpointError if there is no such checkpoint, it is damaged, or a file of the run is not what it names;
@@ -377,6 +390,7 @@ def write_version(run: RunDirectory, project: Project, step: int, folder: Path) 
 
     Args:
         folder: as `unfinished` makes it: the digest, which names its place, is known at the end.
+        origin: the `import.json` that the weights of the run go back to, if there is one.
     """
     from aifx.registry.weight_file import write_weights
 
@@ -403,10 +417,22 @@ def write_version(run: RunDirectory, project: Project, step: int, folder: Path) 
     text = getattr(config.data, "text_field", None)
     levels = (source.level for source in sources)
     content = _content(config.task.kind, run, manifest, levels, modules, text)
-    notes = {"layout": _layout(sections), "files": files}
+    notes: dict[str, Any] = {"layout": _layout(sections), "files": files}
+    if origin:
+        pad = (origin.get("config") or {}).get("pad_token_id")
+        content = replace(content, imported={"architecture": origin.get("architecture"), "pad_token_id": pad})
+        notes["source"] = _source_name(origin.get("source"))
     artifact = Artifact(KIND, VERSION, plain(content), {WEIGHTS: weights, **rest}, notes=notes)
     seal(folder, artifact)
     return artifact
+
+
+def _source_name(source: Any) -> str | None:
+    """The name of a repository, or a folder's name alone: paths of a machine stay on it."""
+    if not isinstance(source, str):
+        return None
+    is_repository = source.count("/") == 1 and source[0] not in "./~"
+    return source if is_repository else f"./{Path(source).name}"
 
 
 def level_of(base: BaseRun) -> int:

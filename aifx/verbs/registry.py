@@ -318,6 +318,7 @@ def registry_push(
         'tiny@v1'
     """
     from aifx.checkpoint.manifest import read_manifest
+    from aifx.hub.importing import read_origin
     from aifx.kinds import read_config
     from aifx.loading.restore import choose_step
     from aifx.registry.acts import push
@@ -331,7 +332,8 @@ def registry_push(
     facts = {"run": directory.name, "step": at, "checkpoint": checkpoint, **_data_facts(directory, home)}
     caller = _caller(request, reason, dry_run)
     signer = None if key is None else Path(key)
-    return push(found, name, lambda folder: write_version(directory, home, at, folder), facts, caller, signer)
+    origin = read_origin(directory, home)
+    return push(found, name, lambda folder: write_version(directory, home, at, folder, origin), facts, caller, signer)
 
 
 def _data_facts(run: RunDirectory, project: Project) -> dict[str, list[str]]:

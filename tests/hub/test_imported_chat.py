@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 from safetensors.numpy import load_file, save_file
 
+import aifx
 from aifx.config.toml import to_toml
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
@@ -36,7 +37,7 @@ def imported(hub_models, tmp_path: Path, empty_project: Project, monkeypatch: py
     monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
     folder = shutil.copytree(hub_models("llama"), tmp_path / "chat")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 260, "eos_token_id": 0}))
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 260, "eos_token_id": 0, "pad_token_id": 5}))
     found = load_file(folder / "model.safetensors")
     wide = {key: peer_models.values_of(key, (260, 16)) for key in ("model.embed_tokens.weight", "lm_head.weight")}
     save_file({**found, **wide}, folder / "model.safetensors")
@@ -78,6 +79,22 @@ def test_from_import_to_export(imported: Project, tmp_path: Path) -> None:
     assert written["chat_template.jinja"] == TEMPLATE
     assert json.loads(written["generation_config.json"]) == {"eos_token_id": [3, 0], "top_k": 9}
     assert json.loads(written["config.json"])["eos_token_id"] == [0, 3]
+
+
+@pytest.mark.slow
+def test_a_version_is_exported_as_its_run(imported: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(imported.root)
+    aifx.registry_push("chat", "judge")
+    for model, folder in (("runs/chat", "ours"), ("judge@v1", "theirs")):
+        aifx.export_model(model, folder)
+    assert json.loads((imported.root / "theirs/config.json").read_text())["pad_token_id"] == 5
+    ours, theirs = (
+        {path.name: path.read_bytes() for path in (imported.root / folder).iterdir()} for folder in ("ours", "theirs")
+    )
+    assert ours.keys() == theirs.keys()
+    differing = {name for name, content in ours.items() if theirs[name] != content}
+    assert differing <= {"README.md", "manifest.json", ".aifx.json"}, differing
+    assert "| imported from | a folder, chat |" in theirs["README.md"].decode()
 
 
 def test_another_tokenizer_than_that_of_the_base(imported: Project) -> None:
