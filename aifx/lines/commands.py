@@ -34,8 +34,7 @@ _ACT = ("reference", "digest", "alias")
 COMMANDS: Mapping[str, Command] = {
     command.name: command
     for command in (
-        Command("train", ("run", "state_digest", "best_step", "best_value"), trains=True, reads_code=True,
-                takes_request=True),
+        Command("train", ("run", "state_digest", "best_step", "best_value"), trains=True, reads_code=True),
         Command("sweep", ("sweep", "best"), trains=True, reads_code=True),
         Command("eval", ("run", "step", "model", "metrics", "gates", "verdict", "data"), reads_code=True),
         Command("predict", ("run", "step", "output", "predictions"), reads_code=True),
@@ -45,14 +44,14 @@ COMMANDS: Mapping[str, Command] = {
         Command("plan", reads_code=True),
         Command("drill", ("passed",), reads_code=True),
         Command("doctor", ("status",), is_source=True),
-        Command("launch slurm", reads_code=True, takes_request=True),
-        Command("launch k8s", reads_code=True, takes_request=True),
-        Command("data add", _STEP, is_source=True, takes_request=True),
-        Command("data make", ("data_sets",), is_source=True, takes_request=True),
+        Command("launch slurm", reads_code=True),
+        Command("launch k8s", reads_code=True),
+        Command("data add", _STEP, is_source=True),
+        Command("data make", ("data_sets",), is_source=True),
         *(Command(f"data {step}", _STEP)
           for step in ("clean", "dedupe", "classify", "pii", "join", "mix", "split", "decontaminate", "expect")),
         Command("data label apply", _STEP),
-        Command("data push", ("reference", "table"), takes_request=True),
+        Command("data push", ("reference", "table")),
         Command("data index", ("reference",)),
         Command("data verify", is_source=True),
         Command("registry push", _ACT, takes_request=True),

@@ -5,10 +5,11 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aifx.core.errors import AifxError, ConfigError, UsageError
+from aifx.lines.commands import COMMANDS
 from aifx.lines.conditions import KINDS, Condition, Term, parse_condition
 from aifx.lines.file import Line, read_line
 from aifx.lines.schedule import is_due, next_start, parse_duration, period_start
@@ -144,6 +145,8 @@ def test_what_is_no_condition_is_refused(text):
 
 
 @given(st.text(max_size=20), st.sampled_from(["{key}", "--run={key}", "a{key}b", "'a {key}'", "x{key}{key}"]))
+@example("-x", "{key}")
+@example("a b", "{key}")
 def test_a_value_is_one_word_and_no_option(value, word):
     words = split_command(f"train {word} end")
     try:
@@ -213,3 +216,11 @@ def test_a_day_begins_at_midnight_in_summer_time_too():
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(ValueError, match="is no duration"):
         parse_duration(text)
+
+
+def test_only_commands_that_take_a_request_are_given_one():
+    assert {name for name, one in COMMANDS.items() if one.takes_request} == {
+        "registry push",
+        "registry promote",
+        "registry rollback",
+    }
