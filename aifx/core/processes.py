@@ -24,7 +24,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Literal
+from typing import IO, Any, BinaryIO, Literal, TypeAlias
 
 from aifx.core.lifecycle import follow, leave_on_sigterm, num_acted_on
 from aifx.core.parsing import parse_json
@@ -273,6 +273,31 @@ def aifx_command(*arguments: str, ends_with: int | None = None) -> list[str]:
     follow = "" if ends_with is None else f"from aifx.core.lifecycle import end_with; end_with({ends_with}); "
     # -P, since the working directory may hold a module of the same name.
     return [sys.executable, "-P", "-c", follow + PROGRAM, *arguments]
+
+
+Apart: TypeAlias = "subprocess.Popen[bytes]"
+"""A process in a group of its own, which outlives this one."""
+
+KILLED = 128 + signal.SIGKILL
+"""The exit code that a shell reports of a process that was killed."""
+
+
+def start_apart(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, holds: int) -> Apart:
+    """Start a process group that outlives this process. Its streams are /dev/null. Raises OSError.
+
+    Args:
+        holds: a descriptor that it inherits, such as one with a lock.
+    """
+    null = subprocess.DEVNULL
+    return subprocess.Popen(
+        argv, env=dict(env), cwd=cwd, pass_fds=(holds,), stdin=null, stdout=null, stderr=null, start_new_session=True
+    )
+
+
+def end_group(group: int, *, at_once: bool = False) -> None:
+    """Send SIGTERM, or SIGKILL with `at_once`, to a process group, which may have ended."""
+    with suppress(OSError):
+        os.killpg(group, signal.SIGKILL if at_once else signal.SIGTERM)
 
 
 def run(argv: Sequence[str], **options: Any) -> Ended:

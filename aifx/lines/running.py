@@ -17,18 +17,16 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from aifx.core.errors import AifxError, ConfigError
 from aifx.core.files import make_folders, open_file, read_file
 from aifx.core.json_files import write_text
+from aifx.core.processes import KILLED, Apart, end_group, start_apart
 from aifx.core.redaction import is_secret_variable
 
 AIFX = (sys.executable, "-P", "-m", "aifx.commands.main")
@@ -89,9 +87,7 @@ class Try:
     def errors(self, command: int) -> bytes:
         return _read_some(self.path / f"stderr-{command}", ERROR_BYTES)
 
-    def start(
-        self, commands: Sequence[Sequence[str]], environ: Mapping[str, str], cwd: Path
-    ) -> subprocess.Popen[bytes] | None:
+    def start(self, commands: Sequence[Sequence[str]], environ: Mapping[str, str], cwd: Path) -> Apart | None:
         """Begin the commands, one after the other until one fails. None if the try runs already.
 
         Raises OSError if no process can be started.
@@ -110,10 +106,7 @@ class Try:
                 lines.append(f"{shlex.join(words)} {files} || {{ code=$?; {end} $code; }}\n")
             lines.append(f'cd "$try"; end {len(commands)} 0\n')
             os.set_inheritable(handle, True)
-            return subprocess.Popen(
-                ["/bin/sh", "-c", "".join(lines)], cwd=self.path, env=dict(environ), pass_fds=(handle,),
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
+            return start_apart(["/bin/sh", "-c", "".join(lines)], env=environ, cwd=self.path, holds=handle)
         finally:
             os.close(handle)
 
@@ -128,7 +121,7 @@ class Try:
         if runs:
             return True
         if (self.path / "process").exists():
-            return Exit(1, 128 + signal.SIGKILL, stopped, was_lost=True)
+            return Exit(1, KILLED, stopped, was_lost=True)
         return False
 
     def age_s(self) -> float | None:
@@ -138,14 +131,13 @@ class Try:
             return None
         return time.clock_gettime(time.CLOCK_BOOTTIME) - began[1] / os.sysconf("SC_CLK_TCK")
 
-    def stop(self, why: str, num: int = signal.SIGTERM) -> None:
-        """Signal all processes of the try, if they are still those that it began. `look` then says why."""
+    def stop(self, why: str, *, at_once: bool = False) -> None:
+        """End all processes of the try, if they are still those that it began. `look` then says why."""
         if not (self.path / "stopped").exists():
             write_text(self.path / "stopped", why + "\n")
         began = self._began()
         if began is not None:
-            with suppress(OSError):
-                os.killpg(began[0], num)
+            end_group(began[0], at_once=at_once)
 
     def _began(self) -> tuple[int, int] | None:
         """The process id of the shell and its start in clock ticks, if it still runs."""

@@ -191,6 +191,7 @@ def add_shadow(
         shadow = Shadow(second, model, state.swaps.models, file, settings.shadow_share, reads_tokens=same)
         opened.pop_all()
     state.shadow = shadow
+    state.drains.append(shadow.drain)
     state.metrics.count_shadow(shadow.counts)
     logger.info(f"--shadow {directory.name} answers {settings.shadow_share:.0%} of the requests, too, into {path}")
     return shadow

@@ -365,7 +365,7 @@ def shadowed(operation: Operation) -> Any:
 
     async def endpoint(request: Request) -> Any:
         state: ServerState = request.app.state.server
-        if (shadow := state.shadow) is None or not shadow.chooses():
+        if not isinstance(shadow := state.shadow, Shadow) or not shadow.chooses():
             return await operation.endpoint(request)
         started, request.scope[BODY] = time.perf_counter(), b""
         response = await operation.endpoint(request)

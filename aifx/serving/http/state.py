@@ -6,9 +6,9 @@ import asyncio
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from starlette.requests import Request
 
@@ -24,9 +24,6 @@ from aifx.serving.http.protocol import ApiError, BodyT, parse
 from aifx.serving.http.tracing import AnswerRecord, Tracer
 from aifx.serving.requests import ServedEngine
 from aifx.serving.swap import SwapCounts
-
-if TYPE_CHECKING:
-    from aifx.serving.http.shadow import Shadow
 
 KEY_VARIABLE = "AIFX_SERVE__API_KEY"
 
@@ -106,7 +103,8 @@ class ServerState(Traffic, ABC):
         operations: the routes beside those of every server.
         key: what clients must send; "" if anyone may ask.
         tracer: makes a span of each request; None without a collector.
-        shadow: a second model that answers a share of the requests, too.
+        shadow: a `Shadow`, if a second model answers a share of the requests, too.
+        drains: called when the server takes no more requests.
     """
 
     engine: ServedEngine
@@ -118,7 +116,8 @@ class ServerState(Traffic, ABC):
     tracer: Tracer | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     swaps: SwapCounts = field(default_factory=SwapCounts)
-    shadow: Shadow | None = None
+    shadow: object = None
+    drains: list[Callable[[], None]] = field(default_factory=list)
     metrics: Metrics = field(init=False)
     _mailbox: Mailbox | None = None
 
@@ -136,8 +135,8 @@ class ServerState(Traffic, ABC):
     def drain(self) -> None:
         super().drain()
         self.engine.drain()
-        if self.shadow is not None:
-            self.shadow.drain()
+        for drain in self.drains:
+            drain()
 
     def stop(self) -> None:
         self.engine.stop()
