@@ -13,7 +13,6 @@ from aifx.verbs.arguments import StrPath
 from aifx.verbs.catalogs import project_around
 
 if TYPE_CHECKING:
-    from aifx.config.config import Config
     from aifx.registry.roots import Root
 
 log = logging.getLogger(__name__)
@@ -68,13 +67,14 @@ def open_model(model: StrPath, trust_code: str | None = None) -> tuple[RunDirect
     return open_stored(root, state, version, os.fspath(model), project, trust_code)
 
 
-def pin_base(config: Config, project: Project, run: RunDirectory) -> str | None:
-    """The version that `finetune.base` means, by its whole digest; None if it is no version.
+def pin_base(reference: str, project: Project, run: RunDirectory) -> str:
+    """The version that `finetune.base` means, by its whole digest.
 
     A run that exists goes on with the version that it began with, also after the alias has moved, or if the registry
     does not answer.
 
     Args:
+        project: with the registry that its configuration names.
         run: the one that is trained, or that it is forked from.
 
     Raises UsageError for a version that is not there, EnvironmentFault.
@@ -82,13 +82,10 @@ def pin_base(config: Config, project: Project, run: RunDirectory) -> str | None:
     from aifx.kinds import read_config
     from aifx.registry.roots import is_alias, open_root
 
-    reference = config.finetune.base_version
-    if reference is None:
-        return None
     name, _, word = reference.partition("@")
     began = read_config(run.config, project, environ={}).finetune.base_version if run.exists() else None
     try:
-        version = open_root(None, config.apply_to(project)).find(reference)[1]
+        version = open_root(None, project).find(reference)[1]
     except AifxError as error:
         if began is None or began.partition("@")[0] != name:
             raise

@@ -128,6 +128,7 @@ def serve(
         trust_code = trust_code if is_reference(run) or not is_reference(shadow) else None
     directory, project = open_model(run, trust_code)
     from aifx.serving.http.app import check_ending
+    from aifx.serving.http.shadow import shadow_of
 
     prepared = prepare(directory, project, at, given, second)
 
@@ -143,8 +144,8 @@ def serve(
         return VersionOfAlias(root, directory.name, directory.model_digest, around, given, **options)
 
     with ExitStack() as opened:
-        if prepared.service.state.shadow is not None:
-            opened.callback(prepared.service.state.shadow.close)
+        if (second := shadow_of(prepared.service.state)) is not None:
+            opened.callback(second.close)
         if watch:
             opened.callback(prepared.watch(source, None if canary is None else Path(canary)).close)
         held = opened.pop_all()
@@ -169,6 +170,7 @@ def prepare(
     from aifx.loading.restore import read_current, restore_run
     from aifx.serving.http.app import open_server
     from aifx.serving.http.services import add_shadow, open_service
+    from aifx.serving.http.shadow import shadow_of
     from aifx.serving.http.state import read_key
     from aifx.serving.http.tracing import open_tracer
 
@@ -190,6 +192,7 @@ def prepare(
         except AifxError:
             state.engine.stop()
             raise
+    second = shadow_of(state)
     listening = Listening(
         url=url_of(bound),
         run=directory.name,
@@ -199,9 +202,9 @@ def prepare(
         system_fingerprint=state.engine.fingerprint,
         is_reproducible=state.engine.is_reproducible,
         model_digest=directory.model_digest,
-        shadow=state.shadow.model.model if state.shadow else None,
-        shadow_step=state.shadow.model.step if state.shadow else None,
-        shadow_digest=state.shadow.model.digest if state.shadow else None,
+        shadow=second.model.model if second else None,
+        shadow_step=second.model.step if second else None,
+        shadow_digest=second.model.digest if second else None,
         **service.fits,
     )
     return PreparedServer(open_server(state, bound), listening, service)

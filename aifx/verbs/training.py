@@ -89,7 +89,8 @@ def train(
     file = None if config is None else Path(config)
     name = f"{run}-refit" if refit else run
     chosen = refitted.config if refitted else load_config(found, given, file=file)
-    if base := pin_base(chosen, found, found.run(fork_from or name)):
+    if (reference := chosen.finetune.base_version) is not None:
+        base = pin_base(reference, chosen.apply_to(found), found.run(fork_from or name))
         chosen = refitted.config if refitted else load_config(found, [*given, f"finetune.base={base}"], file=file)
     run_training = partial(
         train_run,

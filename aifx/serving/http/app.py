@@ -19,7 +19,7 @@ from aifx.serving.http import documents
 from aifx.serving.http.answers import json_response
 from aifx.serving.http.documents import Operation, document
 from aifx.serving.http.protocol import ApiError
-from aifx.serving.http.shadow import Shadow, shadowed
+from aifx.serving.http.shadow import shadow_of, shadowed
 from aifx.serving.http.state import ServerState, policy_of
 
 
@@ -90,8 +90,8 @@ async def ready(request: Request) -> Response:
         why = "stopping" if state.is_draining else f"the engine ended: {state.engine.failure}"
         raise ApiError(503, why, headers={"Retry-After": "5"})
     answer = documents.Readiness(status="ready", watch=state.swaps.problem or None)
-    if isinstance(state.shadow, Shadow):
-        model, counts = state.shadow.model, asdict(state.shadow.counts)
+    if (shadow := shadow_of(state)) is not None:
+        model, counts = shadow.model, asdict(shadow.counts)
         answer.shadow = documents.ShadowStatus(**{**asdict(model), **counts, "problem": counts["problem"] or None})
     return json_response(answer)
 

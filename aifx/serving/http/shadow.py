@@ -365,7 +365,7 @@ def shadowed(operation: Operation) -> Any:
 
     async def endpoint(request: Request) -> Any:
         state: ServerState = request.app.state.server
-        if not isinstance(shadow := state.shadow, Shadow) or not shadow.chooses():
+        if (shadow := shadow_of(state)) is None or not shadow.chooses():
             return await operation.endpoint(request)
         started, request.scope[BODY] = time.perf_counter(), b""
         response = await operation.endpoint(request)
@@ -374,6 +374,11 @@ def shadowed(operation: Operation) -> Any:
         return CopiedResponse(response, request, shadow, started) if is_own else response
 
     return endpoint
+
+
+def shadow_of(state: ServerState) -> Shadow | None:
+    """The second model beside the one that is served."""
+    return state.shadow if isinstance(state.shadow, Shadow) else None
 
 
 def check_routes(first: ServerState, second: ServerState, name: str) -> None:

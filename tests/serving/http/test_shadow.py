@@ -49,6 +49,7 @@ def shadowed(serve: Callable[..., Served], tmp_path: Path) -> Iterator[Shadowed]
         models = {"toy-weights": ModelIdentity("toy", 1, "d1")}
         found = Shadow(state, ModelIdentity("other", 2, "d2"), models, JsonLines(tmp_path / "shadow.jsonl"), share)
         served.state.shadow = found
+        served.state.drains.append(found.drain)
         served.state.metrics.count_shadow(found.counts)
         started.append(found)
         return served, found, engine
