@@ -17,7 +17,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,10 +25,10 @@ from pathlib import Path
 from aifx.core.errors import AifxError, ConfigError
 from aifx.core.files import make_folders, open_file, read_file
 from aifx.core.json_files import write_text
-from aifx.core.processes import KILLED, Apart, end_group, start_apart
+from aifx.core.processes import KILLED, Apart, aifx_command, end_group, start_apart
 from aifx.core.redaction import is_secret_variable
 
-AIFX = (sys.executable, "-P", "-m", "aifx.commands.main")
+AIFX = tuple(aifx_command())
 GRACE_S = 30.0
 """Between SIGTERM and SIGKILL of a try that exceeds its time limit: a training saves what it has."""
 ERROR_BYTES = 1 << 16

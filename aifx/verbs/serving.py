@@ -144,8 +144,8 @@ def serve(
         return VersionOfAlias(root, directory.name, directory.model_digest, around, given, **options)
 
     with ExitStack() as opened:
-        if (second := shadow_of(prepared.service.state)) is not None:
-            opened.callback(second.close)
+        if (beside := shadow_of(prepared.service.state)) is not None:
+            opened.callback(beside.close)
         if watch:
             opened.callback(prepared.watch(source, None if canary is None else Path(canary)).close)
         held = opened.pop_all()
@@ -192,7 +192,7 @@ def prepare(
         except AifxError:
             state.engine.stop()
             raise
-    second = shadow_of(state)
+    beside = shadow_of(state)
     listening = Listening(
         url=url_of(bound),
         run=directory.name,
@@ -202,9 +202,9 @@ def prepare(
         system_fingerprint=state.engine.fingerprint,
         is_reproducible=state.engine.is_reproducible,
         model_digest=directory.model_digest,
-        shadow=second.model.model if second else None,
-        shadow_step=second.model.step if second else None,
-        shadow_digest=second.model.digest if second else None,
+        shadow=beside.model.model if beside else None,
+        shadow_step=beside.model.step if beside else None,
+        shadow_digest=beside.model.digest if beside else None,
         **service.fits,
     )
     return PreparedServer(open_server(state, bound), listening, service)
