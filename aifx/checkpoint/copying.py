@@ -11,10 +11,9 @@ from aifx.checkpoint.faults import check_room
 from aifx.checkpoint.manifest import KIND, VERSION, Manifest, as_damaged, manifest_of
 from aifx.core.artifact import MANIFEST, Artifact, stray_files
 from aifx.core.artifact_copies import copy_artifact, stored_artifact
-from aifx.core.errors import CheckpointError
+from aifx.core.errors import CheckpointError, could_not
 from aifx.core.files import check_folder, check_tree
 from aifx.core.json_files import disk_full
-from aifx.core.os_errors import could_not
 from aifx.core.results import Result
 from aifx.core.stores import Store, open_store
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from aifx.checkpoint.manifest import Damaged, step_directories
-from aifx.core.errors import AifxError, ExitCode
+from aifx.core.errors import AifxError, ExitCode, could_not
 from aifx.core.json_files import disk_full, readable_bytes
-from aifx.core.os_errors import FULL, PASSING, UNREADABLE, causes, could_not, first_line, in_brief, refusal_in
+from aifx.core.os_errors import FULL, PASSING, UNREADABLE, causes, first_line, in_brief, refusal_in
 
 _FULL_TEXT = re.compile(r"RESOURCE_EXHAUSTED.*(?:space|quota)", re.IGNORECASE)
 _DENIED_TEXT = "PERMISSION_DENIED"

@@ -32,10 +32,9 @@ from aifx.core.artifact import (
     writable_folder,
 )
 from aifx.core.digests import Sha256
-from aifx.core.errors import EnvironmentFault
+from aifx.core.errors import EnvironmentFault, could_not
 from aifx.core.files import UnsafeFile, make_folders, remove_temporary, replacing
 from aifx.core.json_files import cannot_write
-from aifx.core.os_errors import could_not
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.stores import Store, open_store
 

@@ -5,9 +5,13 @@ Exit codes are part of the interface (docs/exit-codes.md): scripts branch on the
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any, TypedDict
+
+from aifx.core.os_errors import FULL, TRANSIENT, first_line, is_passing
 
 
 class ExitCode(IntEnum):
@@ -73,8 +77,6 @@ class AifxError(Exception):
         """Whether the same command may succeed later, with nothing changed."""
         if self._transient is not None:
             return self._transient
-        from aifx.core.os_errors import is_passing  # which imports this module
-
         return is_passing(self.__cause__ or self.__context__)
 
     def document(self) -> ErrorDocument:
@@ -119,6 +121,26 @@ class RunBusy(AifxError):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, to a command that it ends as Ctrl-C does."""
+
+
+def could_not(what: str, error: BaseException, number: int, place: str = "") -> EnvironmentFault:
+    """The error of a command that the machine refused with `number`, as `error` reports it.
+
+    Args:
+        what: what failed, naming the file: "could not write /data/runs/main/metrics.jsonl".
+        place: the file to look at, if there is one.
+    """
+    reason, detail = os.strerror(number), first_line(error)
+    why = detail if reason in detail else f"{reason}: {detail}"
+    if number in (errno.EMFILE, errno.ENFILE):
+        hint = "ulimit -n 4096, then run it again"
+    elif number == errno.EFBIG:
+        hint = "ulimit -f unlimited, then run it again"
+    elif number in TRANSIENT or not place:
+        hint = "aifx doctor    (checks disks and the kernel log); then run it again"
+    else:
+        hint = f"ls -ld {place}"
+    return EnvironmentFault(what, why, hint, transient=number in FULL | TRANSIENT)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

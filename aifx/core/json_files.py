@@ -12,10 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from aifx.core.errors import EnvironmentFault
+from aifx.core.errors import EnvironmentFault, could_not
 from aifx.core.files import RECORDS_LIMIT, open_file, read_file, replace_file
 from aifx.core.json_values import encode_json
-from aifx.core.os_errors import FULL, PASSING, could_not, errno_of, in_brief, naming, refusal_in
+from aifx.core.os_errors import FULL, PASSING, errno_of, in_brief, naming, refusal_in
 from aifx.core.parsing import parse_json
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aifx.core.errors import AifxError, EnvironmentFault
-
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EINTR, errno.EAGAIN})
@@ -106,26 +104,6 @@ def naming(path: Path, *, keeps_names: bool = False) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def could_not(what: str, error: BaseException, number: int, place: str = "") -> EnvironmentFault:
-    """The error of a command that the machine refused with `number`, as `error` reports it.
-
-    Args:
-        what: what failed, naming the file: "could not write /data/runs/main/metrics.jsonl".
-        place: the file to look at, if there is one.
-    """
-    reason, detail = os.strerror(number), first_line(error)
-    why = detail if reason in detail else f"{reason}: {detail}"
-    if number in (errno.EMFILE, errno.ENFILE):
-        hint = "ulimit -n 4096, then run it again"
-    elif number == errno.EFBIG:
-        hint = "ulimit -f unlimited, then run it again"
-    elif number in TRANSIENT or not place:
-        hint = "aifx doctor    (checks disks and the kernel log); then run it again"
-    else:
-        hint = f"ls -ld {place}"
-    return EnvironmentFault(what, why, hint, transient=number in FULL | TRANSIENT)
-
-
 def is_passing(error: BaseException | None) -> bool:
     """Whether an exception, or one that it was raised for, is of a kind that passes with nothing changed here.
 
@@ -135,8 +113,8 @@ def is_passing(error: BaseException | None) -> bool:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, AifxError):  # decides for its own causes
-            return error.transient
+        if (own := getattr(error, "transient", None)) is not None:  # an AifxError decides for its own causes
+            return bool(own)
         if _is_passing(error):
             return True
         error = error.__cause__ or error.__context__

@@ -12,8 +12,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from aifx.core.errors import AifxError, EnvironmentFault, ExitCode, Terminated
-from aifx.core.os_errors import FULL, causes, could_not, errno_of, first_line
+from aifx.core.errors import AifxError, EnvironmentFault, ExitCode, Terminated, could_not
+from aifx.core.os_errors import FULL, causes, errno_of, first_line
 from aifx.core.redaction import REMOVED, redact, redact_arguments
 from aifx.core.sanitize import escape_controls
 from aifx.core.version import __version__

@@ -10,9 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from aifx.core.errors import AifxError, EnvironmentFault, RunBusy, UsageError
+from aifx.core.errors import AifxError, EnvironmentFault, RunBusy, UsageError, could_not
 from aifx.core.files import FolderBusy
-from aifx.core.os_errors import could_not
 from aifx.core.stores import open_store
 from aifx.registry.ledger import LostRace
 
