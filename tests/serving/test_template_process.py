@@ -20,5 +20,6 @@ def test_what_the_machine_lacks_is_not_the_end_of_the_process() -> None:
                 templates.prompt_text([], place, ())
             assert raised.value.document() == {
                 "what": f"{place}: no room", "why": "the disk is full", "hint": "df", "exit_code": 2,
+                "transient": False,
             }  # fmt: skip
         assert templates.start().child.ended is None
