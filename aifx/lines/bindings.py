@@ -34,7 +34,7 @@ def read_settings(project: Project) -> Mapping[str, Any]:
 
 
 def locate(project: Project, environ: Mapping[str, str] | None = None) -> Project:
-    """The project with the places of its data sets and models, which is cheap and imports nothing of it.
+    """The project with the places of its data sets and models. None of its own modules is imported.
 
     Raises ConfigError.
     """

@@ -44,7 +44,7 @@ def _written(word: Word) -> str:
 
 
 def _code(commands: list[list[str]], project: Project) -> dict[str, Any]:
-    """What commands read of a project besides their words."""
+    """Digests and settings of a project that commands read besides their words."""
     found: dict[str, Any] = {}
     settings = read_settings(project)
     for words in commands:

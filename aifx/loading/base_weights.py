@@ -128,7 +128,10 @@ class BaseWeights:
         """The error for a model that differs from the base run's."""
         more = f"; {len(differences) - 3} more" if len(differences) > 3 else ""
         what = f"the model does not fit the weights of {self.run.title}, which finetune.base names"
-        hint = f"aifx config show --run {self.run.name}    ({allowed})"
+        show = (
+            f"config show --run {self.run.name}" if self.run.model_digest is None else f"registry show {self.run.name}"
+        )
+        hint = f"aifx {show}    ({allowed})"
         return ConfigError(what, "; ".join(differences[:3]) + more, hint)
 
     def _read(self, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:

@@ -61,7 +61,7 @@ FIXED_TEXT = "The quick brown fox jumps over the lazy dog. 0123456789"
 """The text on which parity is measured without a canary file."""
 
 LEAVE_S = 2.0
-"""Longest wait for a registry that is told of the end of a server."""
+"""Longest wait until the registry has written down that a server ended."""
 
 SHARE_OF_COPY = 1.5
 """Memory for a second set of weights, in units of its size: matrices are copied while they are joined."""

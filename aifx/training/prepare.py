@@ -476,8 +476,11 @@ def _check_tokenizer(run: RunDirectory, base: RunDirectory, theirs: str | None) 
     if theirs is None or not ours.exists():
         return
     if sha256_of(read_file(ours, below=run.path)) != theirs:
+        file = f"runs/{base.name}/assets/{TOKENIZER_FILE}"
+        if base.model_digest is not None:
+            file = str(base.assets / TOKENIZER_FILE)
         raise ConfigError(
             f"the tokenizer is not that of {base.title}, which finetune.base names",
             "its weights know other tokens",
-            f'tokenizer = "runs/{base.name}/assets/{TOKENIZER_FILE}"    (below [data])',
+            f'tokenizer = "{file}"    (below [data])',
         )

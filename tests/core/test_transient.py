@@ -1,4 +1,4 @@
-"""Errors that pass, told from those that stay."""
+"""Errors after which the same command may succeed, and those after which it cannot."""
 
 from __future__ import annotations
 

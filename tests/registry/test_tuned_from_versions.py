@@ -122,5 +122,12 @@ def test_bases_that_are_none(project: Project) -> None:
         aifx.config_check(settings={"finetune.base": "fox@v9"}, project=project.root)
     with pytest.raises(ConfigError, match=r"model\.rope_theta"):
         tune(project, "none", "fox@v1", model__rope_theta=7.0)
+    tokens = ("data.tokenizer=bpe", "data.vocab_size=270")
+    model_runs.make_run(project, *tokens, name="pairs")
+    push(project, "pairs")
+    with pytest.raises(ConfigError, match="the tokenizer is not that of model fox@") as refused:
+        tune(project, "other", "fox@v2", data__tokenizer="bpe", data__vocab_size=265)
+    named = refused.value.hint.split('"')[1]
+    tune(project, "same", "fox@v2", data__tokenizer=named, data__vocab_size=270)
     assert not project.run("none").exists()
     assert json.loads((project.root / "registry/models/fox/ledger/00000001.json").read_text())["action"] == "push"

@@ -59,7 +59,7 @@ def test_a_second_run_answers_too_and_the_first_keeps_its_bits(project: Project,
     with aifx.serve(run, step=1, settings=SETTINGS, shadow=run, shadow_step=3) as server:
         assert (server.listening.shadow, server.listening.shadow_step) == ("main", 3)
         assert answers(server.url) == alone
-        # It is drained: nothing of this is lost.
+        # The end of the server waits for all of it.
     found = records(file)
     assert len(found) == len(REQUESTS) + 1
     by_prompt = {json.dumps([one["request"]["prompt"], one["request"].get("stream", False)]): one for one in found}

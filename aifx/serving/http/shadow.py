@@ -334,7 +334,7 @@ def streamed_answer(events: bytes) -> dict[str, Any]:
 
 
 class CopiedResponse:
-    """An answer that is delivered as it is; then the shadow gets a copy, if it is whole."""
+    """An answer that the client gets unchanged. If it is whole, the shadow gets a copy afterwards."""
 
     def __init__(self, response: Response, request: Request, shadow: Shadow, started: float) -> None:
         self._response, self._request, self._shadow = response, request, shadow
