@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from aifx.config.gates import parse_gate
 from aifx.core.errors import AifxError, ConfigError, DataError, UsageError, did_you_mean
@@ -28,7 +29,15 @@ ADMIN = "admin"
 """The role that may change the policy."""
 
 Gate = Annotated[str, Field(max_length=200)]
-DataVersion = Annotated[str, Field(pattern=r"^(?:|[^@]+@[0-9a-f]{4,64})$")]
+
+
+def _named_version(text: str) -> str:
+    if text and not re.fullmatch(r"[^@]+@[0-9a-f]{4,64}", text):
+        raise ValueError(f"{text!r} names no version: NAME@DIGITS, with at least 4 digits")
+    return text
+
+
+DataVersion = Annotated[str, AfterValidator(_named_version)]
 """A version of a data set, "NAME@DIGITS", or any if empty. A name alone may mean other rows tomorrow."""
 
 

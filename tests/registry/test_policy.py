@@ -313,7 +313,7 @@ def test_only_an_admin_changes_the_policy(model: Model, keys: dict[str, Path]) -
         ('[aliases.production]\neval = { gate = ["a > 1"] }', "aliases.production.eval.gate: did you mean 'gates'?"),
         ('[aliases.production]\neval = { gates = ["a"] }', "aliases.production.eval.gates: 'a' is not a gate"),
         ("[aliases.production]\nbetter = { margin = -1 }", "aliases.production.better.margin: "),
-        ('[aliases.production]\neval = { data = "held-out" }', "aliases.production.eval.data: "),
+        ('[aliases.production]\neval = { data = "held-out" }', "aliases.production.eval.data: 'held-out' names no v"),
         ('[aliases.production]\nsignature = { role = "x" }', "aliases.production: no role 'x'"),
         ('[keys]\nann = "x"', "the key of ann is no public key"),
         ("[aliases.3]\neval = {}", "'3' cannot be an alias"),
