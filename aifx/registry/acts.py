@@ -5,28 +5,28 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from aifx.core.artifact import Artifact, publish, short, unfinished
-from aifx.core.artifact_copies import copy_artifact
+from aifx.core.artifact_copies import copy_artifact, damaged_in_store
 from aifx.core.digests import sha256_of
-from aifx.core.errors import AifxError, DataError, ExitCode, UsageError
+from aifx.core.errors import AifxError, DataError, EnvironmentFault, ExitCode, UsageError
 from aifx.core.json_files import cannot_write
 from aifx.core.json_values import number
+from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
 from aifx.core.results import Result
 from aifx.core.stores import open_store
 from aifx.registry.evidence import Kind, attest, attestations_of, read_attestation
 from aifx.registry.judge import Case, Finding, judge
-from aifx.registry.ledger import Entry, LostRace, new_request
-from aifx.registry.policy import FIRST, change_policy, check_policies, read_policy
-from aifx.registry.reports import PolicyPage, show_policy
+from aifx.registry.ledger import Entry, LostRace, find_request, new_request
+from aifx.registry.policy import FIRST, change_policy, check_policies, read_policy, read_policy_file
+from aifx.registry.reports import PolicyPage, policy_page, show_policy
 from aifx.registry.roots import Outcome, Root, check_alias, check_model_name, current_actor, find_version
-from aifx.registry.signing import public_pem, read_given, read_private_key, sign
+from aifx.registry.signing import public_pem, read_private_key, sign
 from aifx.registry.state import MOVES, ModelState, NumberedVersion
 from aifx.registry.swappable import swap_obstacles
 
@@ -43,13 +43,13 @@ class Caller:
     Attributes:
         request: an id: a call with one that has made an entry reports that entry.
         reason: for the ledger.
-        is_trial: judge and report, and change nothing.
+        dry_run: judge and report, and change nothing.
     """
 
     actor: str = ""
     request: str | None = None
     reason: str = ""
-    is_trial: bool = False
+    dry_run: bool = False
 
     @property
     def name(self) -> str:
@@ -68,7 +68,8 @@ class Act(Result):
         previous: what the alias meant before.
         findings: of the policy's rules.
         is_repeated: whether an earlier call with the same request id did it.
-        is_planned: whether this is what --dry-run found.
+        dry_run: whether nothing was changed, since --dry-run was given.
+        repaired: the damage that a push found in files of the version below the root, which it wrote again.
     """
 
     action: str
@@ -83,7 +84,8 @@ class Act(Result):
     evidence: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     is_repeated: bool = False
-    is_planned: bool = False
+    dry_run: bool = False
+    repaired: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> ExitCode:
@@ -110,9 +112,9 @@ def _act(outcome: Outcome) -> Act:
     )
 
 
-def _trial(state: ModelState, entry: Entry) -> Act:
+def _planned(state: ModelState, entry: Entry) -> Act:
     """The document of an entry that is not written."""
-    return replace(_act(Outcome(state, entry)), entry=None, head=None, request=None, is_planned=True)
+    return replace(_act(Outcome(state, entry)), entry=None, head=None, request=None, dry_run=True)
 
 
 def _done_before(root: Root, name: str, caller: Caller, *actions: str, alias: str = "") -> Act | None:
@@ -133,18 +135,19 @@ def push(root: Root, name: str, write: Write, facts: Mapping[str, Any], caller: 
         return done
     if key is not None:
         read_private_key(key)  # what cannot be signed is not stored
-    digest = _store(root, name, write, is_trial=caller.is_trial)
+    digest, repaired = _store(root, name, write, dry_run=caller.dry_run)
     state = ModelState(name, root.ledger(name).entries())
     entry = Entry("push", caller.name, version=digest, reason=caller.reason, facts=facts)
     if (known := state.versions.get(digest)) is not None and not known.is_withdrawn:
         if key is not None and not _has_author(root, state, digest, key):
-            return attest_version(root, f"{name}@{digest}", "author", {}, key, caller)
-        return Act("push", name, f"{name}@{known.label}", digest)
-    if caller.is_trial:
-        return _trial(ModelState(name, (*state.entries, entry)), entry)
+            signed = attest_version(root, f"{name}@{digest}", "author", {}, key, caller)
+            return replace(signed, repaired=repaired)
+        return Act("push", name, f"{name}@{known.label}", digest, dry_run=caller.dry_run, repaired=repaired)
+    if caller.dry_run:
+        return replace(_planned(ModelState(name, (*state.entries, entry)), entry), repaired=repaired)
     if key is not None:
         entry = replace(entry, evidence=(attest(root, "author", digest, caller.name, {}, key).digest,))
-    return _act(root.act(name, caller.request, lambda _: entry, again=True))
+    return replace(_act(root.act(name, caller.request, lambda _: entry, again=True)), repaired=repaired)
 
 
 def _has_author(root: Root, state: ModelState, digest: str, key: Path) -> bool:
@@ -154,30 +157,41 @@ def _has_author(root: Root, state: ModelState, digest: str, key: Path) -> bool:
     return any(one.kind == "author" and one.envelope.signers(keys) for one in attested)
 
 
-def _store(root: Root, name: str, write: Write, *, is_trial: bool) -> str:
-    """Write a version, and put it in its place below the root, unless it is a trial. Returns its digest."""
+def _store(root: Root, name: str, write: Write, *, dry_run: bool) -> tuple[str, tuple[str, ...]]:
+    """Write a version, and put it in its place below the root unless it is a dry run.
+
+    One that is there is read, and what is damaged is written again. Returns its digest, and the damage.
+    """
     local = root.versions(name).folder
-    folder = local if local and not is_trial else cache_path("pushes")
+    folder = local if local and not dry_run else cache_path("pushes")
     with unfinished(folder / "push") as written:
         try:
             artifact = write(written)
         except OSError as e:
             raise cannot_write(written, e) from e
         store = root.version_store(name, artifact.digest)
-        if is_trial or _is_stored(root, name, artifact):
-            return artifact.digest
+        damage = _damage(root, name, artifact)
+        if dry_run or damage == ():
+            return artifact.digest, damage or ()
         if store.folder is not None and not os.path.lexists(store.folder):
             publish(written, store.folder)
-        else:  # also in place of a damaged one
+        else:
             copy_artifact(open_store(str(written)), artifact, store)
-    return artifact.digest
+    return artifact.digest, damage or ()
 
 
-def _is_stored(root: Root, name: str, artifact: Artifact) -> bool:
-    with suppress(AifxError):  # a damaged one is written again
-        there = root.artifact(name, artifact.digest)
-        return there is not None and there.digest == artifact.digest
-    return False
+def _damage(root: Root, name: str, artifact: Artifact) -> tuple[str, ...] | None:
+    """The damage of a version in its place below the root, all of which is read; None if it is not there."""
+    try:
+        if root.artifact(name, artifact.digest) is None:
+            return None
+    except EnvironmentFault:
+        raise
+    except AifxError as e:
+        return (e.why,)
+    store = root.version_store(name, artifact.digest)
+    with report_progress(f"verifying {store.url}", artifact.size_bytes, "bytes") as progress:
+        return tuple(damaged_in_store(store, artifact.own_files, progress))
 
 
 def tag(root: Root, reference: str, given: Mapping[str, str], removed: tuple[str, ...], caller: Caller) -> Act:
@@ -202,8 +216,8 @@ def attest_version(
         facts = {"kind": kind, **(_look(state, content) if kind == "comparison" else {})}
         return Entry("attest", caller.name, "", version.digest, "", evidence, caller.reason, facts)
 
-    if caller.is_trial:
-        return _trial(state, entry(state))
+    if caller.dry_run:
+        return _planned(state, entry(state))
     entry(state)  # what is refused leaves no evidence behind
     _check_subject(f"{state.name}@{version.label}", version, content)
     made = attest(root, kind, version.digest, caller.name, content, key)
@@ -242,7 +256,7 @@ def _look(state: ModelState, comparison: Mapping[str, Any]) -> dict[str, Any]:
 def attest_file(root: Root, reference: str, name: str, data: bytes, key: Path | None, caller: Caller) -> Act:
     """Add a file as evidence, with its bytes."""
     content = {"name": name, "bytes": len(data), "sha256": sha256_of(data)}
-    if not caller.is_trial:
+    if not caller.dry_run:
         root.put(data)
     return attest_version(root, reference, "file", content, key, caller)
 
@@ -276,8 +290,8 @@ def approve(root: Root, reference: str, alias: str, key: Path | None, caller: Ca
         raise UsageError(what, why, f"aifx registry approve {reference} {alias} --key KEY.pem")
     facts = {"kind": "approval"}
     entry = Entry("approve", caller.name, version=version.digest, alias=alias, reason=caller.reason, facts=facts)
-    if caller.is_trial:
-        return _trial(state, entry)
+    if caller.dry_run:
+        return _planned(state, entry)
     known = case.policy.keys_of(rule.role) if rule is not None and rule.role else case.policy.keys
     people = set(sign({}, key).signers(known))
     if people and people <= case.authors:
@@ -318,9 +332,9 @@ def promote(root: Root, reference: str, alias: str, caller: Caller, *, serve_che
         facts = {"previous": previous, "policy": case.policy_digest, "findings": judged}
         return Entry(action, caller.name, "", version.digest, alias, evidence, caller.reason, facts)
 
-    if caller.is_trial:
+    if caller.dry_run:
         state = root.state(name)
-        return _trial(state, decide(state))
+        return _planned(state, decide(state))
     return _act(root.act(name, caller.request, decide, again=False))
 
 
@@ -367,9 +381,9 @@ def rollback(root: Root, name: str, alias: str, to: str | None, caller: Caller) 
         facts = {"previous": state.label(held.version)}
         return Entry("rollback", caller.name, "", version.digest, alias, (), caller.reason, facts)
 
-    if caller.is_trial:
+    if caller.dry_run:
         state = root.state(name)
-        return _trial(state, decide(state))
+        return _planned(state, decide(state))
     root.state(name)
     try:
         return _act(root.act(name, caller.request, decide, again=False))
@@ -393,12 +407,12 @@ def remove(
             raise UsageError(what, f"{', '.join(named)} refers to it", f"aifx registry show {state.name}")
         return Entry("withdraw", caller.name, version=found.digest, reason=caller.reason)
 
-    if caller.is_trial:
-        return _trial(state, decide(state))
     done = _done_before(root, state.name, caller, "withdraw")
     if done is None and version.is_withdrawn:
-        done = Act("withdraw", state.name, f"{state.name}@{version.label}", version.digest)
-    elif done is None:
+        done = Act("withdraw", state.name, f"{state.name}@{version.label}", version.digest, dry_run=caller.dry_run)
+    if caller.dry_run:
+        return done or _planned(state, decide(state))
+    if done is None:
         done = _act(root.act(state.name, caller.request, decide, again=True))
     if root.state(state.name).versions[version.digest].is_withdrawn:  # and nobody pushed it again since
         root.versions(state.name).remove(short(version.digest))  # also what a killed call left
@@ -407,8 +421,8 @@ def remove(
 
 def _add(root: Root, state: ModelState, entry: Entry, caller: Caller) -> Act:
     """Add an entry that rests on nothing which another could change."""
-    if caller.is_trial:
-        return _trial(state, entry)
+    if caller.dry_run:
+        return _planned(state, entry)
     return _act(root.act(state.name, caller.request, lambda _: entry, again=True))
 
 
@@ -430,11 +444,20 @@ def _warn_if_open(case: Case, root: Root) -> None:
 
 def set_policy(root: Root, file: Path | None, key: Path | None, caller: Caller) -> PolicyPage:
     """Let a file be the policy of a root. Without one, a root that has no policy gets `FIRST`."""
-    if file is None and not read_policy(root).digest:
-        change_policy(root, FIRST, "the first policy", caller.name, None, caller.request)
-    elif file is not None:
-        change_policy(root, read_given(file).decode(), str(file), caller.name, key, caller.request)
-    return show_policy(root)
+    if file is None and key is not None:
+        what, why = "--key requires --policy", "it signs the change to another policy"
+        raise UsageError(what, why, f"aifx registry init --policy policy.toml --key {key}")
+    entries = root.policy.entries()
+    made = find_request(entries, caller.request or "")
+    if made is None and file is None and entries:
+        return replace(show_policy(root), dry_run=caller.dry_run)
+    if made is not None:
+        return replace(policy_page(root, root.get(str(made.facts.get("policy"))).decode(), made), is_repeated=True)
+    text, place = (FIRST, "the first policy") if file is None else (read_policy_file(file), str(file))
+    entry = change_policy(
+        root, text, place, caller.name, key, caller.request, reason=caller.reason, dry_run=caller.dry_run
+    )
+    return replace(policy_page(root, text, entry if entry.number else None), dry_run=caller.dry_run)
 
 
 def copy_version(source: Root, reference: str, target: Root, caller: Caller) -> Act:
@@ -443,15 +466,15 @@ def copy_version(source: Root, reference: str, target: Root, caller: Caller) -> 
     The target's ledger gets an entry of its own for the push and for each piece of evidence. Aliases are not copied.
     """
     state, version = source.find(reference)
-    _done_before(target, state.name, caller, "push")  # the id may be that of another act
+    before = _done_before(target, state.name, caller, "push")  # perhaps by a call that was killed: its evidence follows
     artifact = source.artifact(state.name, version.digest)
     if artifact is None:
         raise UsageError(f"{state.name}@{version.label} was withdrawn", "its files are gone", "aifx registry ls")
     pushed, request = version.pushed, caller.request or new_request()
     facts = {**pushed.facts, "copied_from": {"root": source.store.url, "entry": pushed.digest, "actor": pushed.actor}}
     entry = Entry("push", caller.name, "", version.digest, "", pushed.evidence, caller.reason, facts)
-    if caller.is_trial:
-        return _trial(ModelState(state.name, (entry,)), entry)
+    if caller.dry_run:
+        return before or _planned(ModelState(state.name, (*target.ledger(state.name).entries(), entry)), entry)
     for evidence in pushed.evidence:
         target.put(source.get(evidence))
     copy_artifact(
@@ -469,4 +492,4 @@ def copy_version(source: Root, reference: str, target: Root, caller: Caller) -> 
         again = replace(attested, alias="", number=0, previous="", time="", request=f"copy of {attested.digest}")
         target.act(state.name, again.request, lambda _, again=again: again, again=True)  # type: ignore[misc]
     assert done is not None
-    return done
+    return before or done

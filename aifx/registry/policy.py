@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from aifx.config.gates import parse_gate
+from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, ConfigError, DataError, UsageError, did_you_mean
 from aifx.core.json_files import encode
 from aifx.core.parsing import fault_in, parse_toml
 from aifx.registry.ledger import Entry, find_request, new_request
 from aifx.registry.roots import Root, check_alias
-from aifx.registry.signing import parse_envelope, read_public_key, sign
+from aifx.registry.signing import parse_envelope, read_given, read_public_key, sign
 from aifx.registry.state import ModelState
 
 logger = logging.getLogger(__name__)
@@ -290,8 +291,31 @@ def read_policy(root: Root) -> CurrentPolicy:
     return current
 
 
-def change_policy(root: Root, text: str, place: str, actor: str, key: Path | None, request: str | None) -> Entry:
+def read_policy_file(file: Path) -> str:
+    """The text of a file that the user named. Raises UsageError if it cannot be read, ConfigError if it is no text."""
+    try:
+        return read_given(file).decode()
+    except UnicodeDecodeError as e:
+        raise ConfigError(
+            f"{file} is no policy", f"it is no text in UTF-8: {e}", "docs/registry.md has the rules"
+        ) from e
+
+
+def change_policy(
+    root: Root,
+    text: str,
+    place: str,
+    actor: str,
+    key: Path | None,
+    request: str | None,
+    *,
+    reason: str = "",
+    dry_run: bool = False,
+) -> Entry:
     """Let a text be the policy of a root. Returns the entry, or that of the same text or request.
+
+    Args:
+        dry_run: check, and write nothing: the entry that is returned has the number 0.
 
     Raises ConfigError for a text that is no policy, UsageError unless the key is one of the role ADMIN of the policy
     that holds, LostRace.
@@ -299,7 +323,7 @@ def change_policy(root: Root, text: str, place: str, actor: str, key: Path | Non
     new, current = parse_policy(text, place), read_policy(root)
     if (made := find_request(current.entries, request or "")) is not None:
         return made
-    digest = root.put(encode(text))
+    digest = sha256_of(encode(text))
     if digest == current.digest:
         return current.entries[-1]
     previous = current.entries[-1].digest if current.entries else ""
@@ -311,8 +335,13 @@ def change_policy(root: Root, text: str, place: str, actor: str, key: Path | Non
         raise UsageError(what, why, f"aifx registry init --policy {place} --key KEY.pem")
     if new.keys and new.is_open:
         logger.warning(f"nobody has the role {ADMIN!r} with a key, so everyone may change the policy")
-    evidence = (digest, root.put(signed.encode())) if key else (digest,)
-    entry = Entry("policy", actor, request or new_request(), evidence=evidence, facts={"policy": digest})
+    facts = {"policy": digest}
+    entry = Entry("policy", actor, request or new_request(), evidence=(digest,), reason=reason, facts=facts)
+    if dry_run:
+        return entry
+    root.put(encode(text))
+    if key:
+        entry = replace(entry, evidence=(digest, root.put(signed.encode())))
     return root.policy.append(current.entries, entry)
 
 

@@ -11,13 +11,15 @@ from typing import Any
 
 from aifx.core.artifact import MANIFEST
 from aifx.core.artifact_copies import copy_artifact, damaged_in_store
+from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, ExitCode, UsageError, did_you_mean
+from aifx.core.json_files import encode
 from aifx.core.parsing import parse_toml
 from aifx.core.results import Result
 from aifx.core.stores import open_store
 from aifx.registry.evidence import attestation_about, attestations_of
 from aifx.registry.ledger import Entry, Ledger
-from aifx.registry.policy import CurrentPolicy, check_policies, read_policy
+from aifx.registry.policy import CurrentPolicy, check_policies, parse_policy, read_policy
 from aifx.registry.roots import Root, check_alias
 from aifx.registry.state import ModelState, NumberedVersion
 
@@ -260,6 +262,8 @@ class PolicyPage(Result):
         text: of policy.toml; empty without a policy.
         is_open: whether everyone may change it.
         entry: that made it the policy.
+        is_repeated: whether an earlier call with the same request id made it the policy.
+        dry_run: whether nothing was changed, since --dry-run was given.
     """
 
     root: str
@@ -267,6 +271,8 @@ class PolicyPage(Result):
     digest: str
     is_open: bool
     entry: ShownEntry | None
+    is_repeated: bool = False
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -465,8 +471,14 @@ def heads_of(root: Root, names: tuple[str, ...]) -> Heads:
 
 def show_policy(root: Root) -> PolicyPage:
     current = read_policy(root)
-    entry = show_entry(ModelState("", ()), current.entries[-1]) if current.entries else None
-    return PolicyPage(root.store.url, current.text, current.digest, current.policy.is_open, entry)
+    return policy_page(root, current.text, current.entries[-1] if current.entries else None)
+
+
+def policy_page(root: Root, text: str, entry: Entry | None) -> PolicyPage:
+    """The page of a policy, and of the entry of the root's ledger that names it if there is one."""
+    digest = sha256_of(encode(text)) if text else ""
+    shown = show_entry(ModelState("", ()), entry) if entry else None
+    return PolicyPage(root.store.url, text, digest, parse_policy(text, "the policy").is_open, shown)
 
 
 def verify_root(root: Root, names: tuple[str, ...], heads: tuple[str, ...]) -> VerifiedRegistry:

@@ -62,7 +62,7 @@ def find_root(root: str | None, project: StrPath = ".") -> tuple[Root, Project |
     return open_root(root, found), found
 
 
-def _caller(request: str | None, reason: str, dry_run: bool = False) -> Caller:
+def _caller(request: str | None, reason: str, dry_run: bool) -> Caller:
     from aifx.registry.acts import Caller
 
     return Caller("", request, reason, dry_run)
@@ -599,7 +599,9 @@ def registry_init(
     policy: StrPath | None = None,
     *,
     key: StrPath | None = None,
+    reason: str = "",
     request: str | None = None,
+    dry_run: bool = False,
     root: str | None = None,
     project: StrPath = ".",
 ) -> PolicyPage:
@@ -608,7 +610,9 @@ def registry_init(
     Args:
         policy: policy.toml; by default one without keys, with which everyone may do everything.
         key: PEM file of the private key of an admin, if the policy that holds has one.
+        reason: for the ledger.
         request: an id: a second call with it reports what the first one did.
+        dry_run: check the policy and the key, and change nothing.
         root: folder or URL with the models; by default `registry.root` of the project.
         project: a folder in the project whose models are meant.
 
@@ -620,7 +624,7 @@ def registry_init(
 
     found, _ = find_root(root, project)
     file, signer = (None if path is None else Path(path) for path in (policy, key))
-    return set_policy(found, file, signer, _caller(request, ""))
+    return set_policy(found, file, signer, _caller(request, reason, dry_run))
 
 
 def registry_policy(*, root: str | None = None, project: StrPath = ".") -> PolicyPage:

@@ -17,6 +17,7 @@ from aifx.commands.registry.options import (
     KeyOption,
     RootOption,
     VersionArgument,
+    ending,
     print_act,
 )
 from aifx.core.errors import UsageError
@@ -570,32 +571,32 @@ def rm(version: VersionArgument, yes: YesOption = False, json: JsonOption = Fals
 
 
 @app.command()
+@option_group
 def init(
     policy: Annotated[
         Path | None, typer.Option("--policy", metavar="FILE", help="Policy to begin with, or to change to.")
     ] = None,
     key: KeyOption = None,
-    request: Annotated[
-        str | None, typer.Option("--request", metavar="ID", help="Do this once: a second call with ID changes nothing.")
-    ] = None,
-    root: RootOption = None,
     json: JsonOption = False,
+    *,
+    options: ActOptions,
 ) -> None:
     """Give a registry its policy: which evidence a version needs, and who may approve it.
 
     Examples:
         aifx registry init
-        aifx registry init --policy policy.toml --key admin.pem
+        aifx registry init --policy policy.toml --key admin.pem --dry-run
+        aifx registry init --policy policy.toml --key admin.pem --reason "two reviewers"
 
     If the policy that holds has admins with keys, one of these must sign the change.
     """
     with terminal(json) as out:
         from aifx.verbs.registry import registry_init
 
-        page = registry_init(policy, key=key, request=request, root=root)
+        page = registry_init(policy, key=key, **vars(options))
         out.result(page)
-        number = "" if page.entry is None else f" (entry {page.entry.number})"
-        out.print(f"the policy of {page.root} is {page.digest[:12]}{number}")
+        number = page.entry.number if page.entry else None
+        out.print(f"the policy of {page.root} is {page.digest[:12]}{ending(page, number, f' (entry {number})')}")
         if page.is_open:
             out.log("no admin has a key, so everyone may do everything, and change the policy")
 

@@ -12,7 +12,7 @@ from aifx.commands.console.options import DryRunOption
 from aifx.commands.console.output import Output
 
 if TYPE_CHECKING:
-    from aifx.verbs.registry import Act
+    from aifx.verbs.registry import Act, PolicyPage
 
 VersionArgument = Annotated[
     str, typer.Argument(metavar="NAME@VERSION", help="Version: NAME@v3, NAME@ALIAS or NAME@DIGITS.")
@@ -47,11 +47,16 @@ def print_act(out: Output, done: Act, sentence: str) -> None:
         out.print(f"{'passed' if finding.passed else 'FAILED'}  {finding.rule}: {finding.found}")
         if finding.hint:
             out.print(f"        hint: {finding.hint}")
-    ending = ""
-    if done.is_planned:
-        ending = " (not done: --dry-run)"
-    elif done.is_repeated:
-        ending = f" (entry {done.entry}, which an earlier call with this request id made)"
-    elif done.entry is None:
-        ending = " (nothing to do)"
-    out.print(f"{sentence}{ending}")
+    for why in done.repaired:
+        out.print(f"damaged: {why}")
+    repaired = " (its damaged files were written again)" if done.repaired else ""
+    out.print(f"{sentence}{ending(done, done.entry, repaired)}")
+
+
+def ending(done: Act | PolicyPage, entry: int | None, otherwise: str = "") -> str:
+    """What follows the sentence about an act that was only tried, was done before, or had nothing to do."""
+    if done.dry_run:
+        return " (not done: --dry-run)"
+    if done.is_repeated:
+        return f" (entry {entry}, which an earlier call with this request id made)"
+    return otherwise or (" (nothing to do)" if entry is None else "")

@@ -93,8 +93,8 @@ def test_the_same_content_is_one_version(root: Root) -> None:
 
 
 def test_a_trial_changes_nothing(root: Root) -> None:
-    trial = Caller("ann", is_trial=True)
-    assert push_text(root, "a", trial).is_planned
+    trial = Caller("ann", dry_run=True)
+    assert push_text(root, "a", trial).dry_run
     assert root.names() == []
     promoted(root, "a", "b")
     before = root.state("fraud").entries
@@ -105,10 +105,10 @@ def test_a_trial_changes_nothing(root: Root) -> None:
         tag(root, "fraud@v1", {"a": "b"}, (), trial),
         attest_version(root, "fraud@v1", "eval", PASSED, None, trial),
         attest_file(root, "fraud@v1", "CARD.md", b"x", None, trial),
-        approve(root, "fraud@v1", "production", None, Caller("bob", is_trial=True)),
+        approve(root, "fraud@v1", "production", None, Caller("bob", dry_run=True)),
         remove(root, "fraud@v1", lambda state, version: [], trial),
     ):
-        assert done.is_planned
+        assert done.dry_run
         assert done.entry is None
     assert root.state("fraud").entries == before
     assert root.store.files("objects") == []

@@ -1,0 +1,149 @@
+"""The commands of `aifx registry` that change a registry: what --dry-run leaves alone, and what --request does once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import model_runs
+import pytest
+from registry_program import answer, content, run
+from s3_server import s3_server
+
+from aifx.commands.registry.group import app
+from aifx.core.stores import open_store
+from aifx.registry.acts import Caller, push
+from aifx.registry.reports import verify_root
+from aifx.registry.roots import Root
+from aifx.registry.versions import write_version
+
+ACTS = {
+    "push": ("main", "spare"),
+    "tag": ("fraud@v1", "team=risk"),
+    "attest": ("fraud@v1", "aifx.toml"),
+    "approve": ("fraud@v1", "production"),
+    "promote": ("fraud@v1", "canary"),
+    "rollback": ("fraud", "production"),
+    "copy": ("fraud@v1", "other"),
+    "rm": ("fraud@v1", "--yes"),
+    "init": ("--policy", "policy.toml"),
+}
+ROOTS = ("registry", "other")
+READS = {"ls", "show", "search", "diff", "pull", "history", "at", "head", "verify", "policy", "keygen"}
+"""The commands that change no registry."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose fraud@production means v2, and meant v1 before."""
+    folder = tmp_path_factory.mktemp("made") / "project"
+    project = model_runs.make_project(folder, model_runs.TABLE)
+    for name, width in (("main", 8), ("wide", 16)):
+        model_runs.make_run(project, f"model.embed_dim={width}", name=name)
+    (folder / "policy.toml").write_text("[aliases.production]\neval = {}\n")
+    for name, version in (("main", "v1"), ("wide", "v2")):
+        answer(folder, "push", name, "fraud")
+        answer(folder, "promote", f"fraud@{version}", "production")
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Iterator[Path]:
+    shutil.copytree(made, tmp_path / "project")
+    return tmp_path / "project"
+
+
+def test_each_command_that_changes_a_registry_is_tried_and_done_once(folder: Path) -> None:
+    assert {command.callback.__name__ for command in app.registered_commands if command.callback} == {*ACTS} | READS
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_an_act_is_tried_and_done_once(folder: Path, name: str) -> None:
+    act, actor = (name, *ACTS[name]), {"AIFX_ACTOR": "bob"}
+    before = content(folder, *ROOTS)
+    tried = answer(folder, *act, "--dry-run", "--reason", "a test", **actor)
+    assert (tried["dry_run"], tried["entry"]) == (True, None)
+    assert "(not done: --dry-run)" in run(folder, *act, "--dry-run", **actor).stdout
+    assert content(folder, *ROOTS) == before
+    done = answer(folder, *act, "--request", "job-1", "--reason", "a test", **actor)
+    assert (done["dry_run"], done["is_repeated"]) == (False, False)
+    after = content(folder, *ROOTS)
+    assert after != before
+    again = answer(folder, *act, "--request", "job-1", "--dry-run", **actor)
+    assert again["entry"] == done["entry"]
+    again = answer(folder, *act, "--request", "job-1", **actor)
+    assert again == {**done, "is_repeated": True}
+    assert content(folder, *ROOTS) == after
+    if name == "init":
+        assert done["entry"]["reason"] == "a test"
+        answer(folder, "init", "--policy", "aifx.toml", code=2)
+        (folder / "policy.toml").write_text("")
+        answer(folder, *act, "--request", "job-2")
+        assert answer(folder, *act, "--request", "job-1") == again
+    else:
+        assert b'"reason": "a test"' in b"".join(after.values()).replace(b'":"', b'": "')
+
+
+def test_a_first_policy_is_tried(folder: Path) -> None:
+    before = content(folder, *ROOTS)
+    tried = answer(folder, "init", "--dry-run")
+    assert (tried["dry_run"], tried["entry"], tried["is_open"]) == (True, None, True)
+    assert content(folder, *ROOTS) == before
+    assert answer(folder, "init")["text"] == tried["text"]
+    assert answer(folder, "init", "--dry-run")["dry_run"]
+    error = run(folder, "init", "--key", "ann.pem")
+    assert (error.returncode, "--key requires --policy" in error.stderr) == (2, True)
+
+
+def flip(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def test_a_push_writes_damaged_files_again(folder: Path) -> None:
+    before = content(folder, *ROOTS)
+    (weights,) = (folder / "registry/models/fraud/versions").glob(f"{version(folder)[:12]}/weights.safetensors")
+    for damage in (lambda: weights.write_bytes(flip(weights.read_bytes())), weights.unlink):
+        damage()
+        assert len(answer(folder, "verify", code=1)["problems"]) == 1
+        tried = run(folder, "push", "main", "fraud", "--dry-run")
+        assert "damaged: weights.safetensors" in tried.stdout
+        assert content(folder, *ROOTS) != before
+        done = answer(folder, "push", "main", "fraud")
+        assert (done["reference"], done["entry"], len(done["repaired"])) == ("fraud@v1", None, 1)
+        assert content(folder, *ROOTS) == before
+        assert answer(folder, "verify")["problems"] == []
+    assert answer(folder, "push", "main", "fraud")["repaired"] == []
+
+
+def version(folder: Path) -> str:
+    digest: str = answer(folder, "show", "fraud@v1")["version"]["digest"]
+    return digest
+
+
+@pytest.mark.slow
+def test_a_push_writes_damaged_files_of_a_store_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = model_runs.Project(folder)
+    main = project.run("main")
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
+
+    with s3_server(monkeypatch) as files:
+        root = Root(open_store("s3://bucket/models"))
+
+        def push_main() -> tuple[str, ...]:
+            write = lambda place: write_version(main, project, 1, place)  # noqa: E731
+            return push(root, "fraud", write, {}, Caller("ann")).repaired
+
+        assert push_main() == ()
+        path = f"{root.version_store('fraud', root.find('fraud@v1')[1].digest).path}/weights.safetensors"
+        whole = files.cat_file(path)
+        for damage in (lambda: files.pipe_file(path, flip(whole)), lambda: files.rm(path)):
+            damage()
+            files.invalidate_cache()
+            assert len(verify_root(root, (), ()).problems) == 1
+            assert len(push_main()) == 1
+            assert files.cat_file(path) == whole
+            assert verify_root(root, (), ()).problems == ()
+        assert push_main() == ()
