@@ -117,6 +117,17 @@ def _file_of(module: str) -> Path:
     return Path(found).absolute()
 
 
+def digest_of_file(path: Path) -> str:
+    """The digest of a Python file, without comments, docstrings, and blank lines between statements.
+
+    Of a file that cannot be parsed, all bytes count. Raises OSError.
+    """
+    try:
+        return _parse(path, "").sha256
+    except (SyntaxError, ValueError):
+        return sha256_of_file(path)
+
+
 def modules_below(module: str, root: Path) -> list[Path]:
     """The files of a module in the folder `root`, and of all modules in there that it imports, transitively.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -16,6 +16,7 @@ from aifx.core.project import Project
 from aifx.data.versions.catalog import open_catalog
 from aifx.lines.commands import value_at
 from aifx.lines.file import Line, Station
+from aifx.lines.names import used_names
 from aifx.lines.schedule import period_start, time_text
 from aifx.lines.words import Binding, Word
 from aifx.registry.roots import open_root
@@ -46,19 +47,6 @@ def locate(project: Project, environ: Mapping[str, str] | None = None) -> Projec
     return replace(project, datasets=roots["datasets"], registry=roots["registry"])
 
 
-def named(line: Line) -> Iterator[str]:
-    """The names of data sets and aliases that a line uses, as "data.corpus" and "models.lm.production"."""
-    for station in line.stations.values():
-        yield from (one.name for one in station.bindings if one.name.startswith(("data.", "models.")))
-        yield from (subject_name(term.subject) for term in station.condition.terms() if term.kind == "changed")
-
-
-def subject_name(subject: str) -> str:
-    """ "data.corpus" for the subject "corpus" of a condition, "models.lm.production" for "lm@production"."""
-    name, at, alias = subject.partition("@")
-    return f"models.{name}.{alias}" if at else f"data.{name}"
-
-
 def resolve(name: str, project: Project) -> str:
     """The version that a name means now, as NAME@DIGEST. Raises AifxError if there is none.
 
@@ -82,7 +70,7 @@ def fix_bindings(line: Line, project: Project, now: float) -> dict[str, str]:
     wall = datetime.fromtimestamp(begin, ZoneInfo(line.timezone))
     fixed = {TICK: time_text(begin), "date": wall.strftime("%Y-%m-%d"), "time": wall.strftime("%H-%M-%S")}
     found = locate(project)
-    for name in sorted(set(named(line))):
+    for name in sorted(set(used_names(line, project, read_settings(project)))):
         try:
             fixed[name] = resolve(name, found)
         except UsageError:  # a station of this line may make it

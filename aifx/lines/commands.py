@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class Command:
     Attributes:
         name: its words, such as "data add".
         identity: keys of its JSON document whose values the keys of later stations depend on. Never a time.
+        makes: artefacts that its document names and that can be removed later.
         is_source: its answer depends on what no key can name.
         trains: it costs accelerators' time, and asks for cooldown and budget_per_day.
         reads_code: it runs the project's own modules.
@@ -22,6 +23,7 @@ class Command:
 
     name: str
     identity: tuple[str, ...] = ()
+    makes: Literal["", "run", "data", "model"] = ""
     is_source: bool = False
     trains: bool = False
     reads_code: bool = False
@@ -34,7 +36,7 @@ _ACT = ("reference", "digest", "alias")
 COMMANDS: Mapping[str, Command] = {
     command.name: command
     for command in (
-        Command("train", ("run", "state_digest", "best_step", "best_value"), trains=True, reads_code=True),
+        Command("train", ("run", "state_digest", "best_step", "best_value"), "run", trains=True, reads_code=True),
         Command("sweep", ("sweep", "best"), trains=True, reads_code=True),
         Command("eval", ("run", "step", "model", "metrics", "gates", "verdict", "data"), reads_code=True),
         Command("predict", ("run", "step", "output", "predictions"), reads_code=True),
@@ -46,15 +48,15 @@ COMMANDS: Mapping[str, Command] = {
         Command("doctor", ("status",), is_source=True),
         Command("launch slurm", reads_code=True),
         Command("launch k8s", reads_code=True),
-        Command("data add", _STEP, is_source=True),
-        Command("data make", ("data_sets",), is_source=True),
-        *(Command(f"data {step}", _STEP)
+        Command("data add", _STEP, "data", is_source=True),
+        Command("data make", ("data_sets",), "data", is_source=True),
+        *(Command(f"data {step}", _STEP, "data")
           for step in ("clean", "dedupe", "classify", "pii", "join", "mix", "split", "decontaminate", "expect")),
-        Command("data label apply", _STEP),
+        Command("data label apply", _STEP, "data"),
         Command("data push", ("reference", "table")),
         Command("data index", ("reference",)),
         Command("data verify", is_source=True),
-        Command("registry push", _ACT, takes_request=True),
+        Command("registry push", _ACT, "model", takes_request=True),
         Command("registry promote", _ACT, takes_request=True),
         Command("registry rollback", _ACT, is_source=True, takes_request=True),
         Command("registry verify", is_source=True),

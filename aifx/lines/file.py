@@ -129,6 +129,11 @@ class Station:
         return tuple(dict.fromkeys(found))
 
     @cached_property
+    def written(self) -> list[list[str]]:
+        """The words of its commands as the file has them, without `aifx` in front."""
+        return [[word.written for word in words] for words in self.words]
+
+    @cached_property
     def parents(self) -> tuple[str, ...]:
         """The stations before it: those of `after`, and those whose outputs its commands name."""
         named = (binding.station for binding in self.bindings if binding.station)

@@ -2,79 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from aifx.core.errors import UsageError
 from aifx.core.project import Project
 from aifx.data.versions.catalog import open_catalog
-from aifx.lines.bindings import TICK, bind, locate, subject_name
+from aifx.lines.bindings import TICK, bind, locate
 from aifx.lines.commands import find_command
 from aifx.lines.conditions import Term
 from aifx.lines.file import Line, Station
-from aifx.lines.keys import station_key
+from aifx.lines.keys import ProjectCode, station_key
+from aifx.lines.names import subject_name
 from aifx.lines.schedule import is_due, parse_duration
-
-if TYPE_CHECKING:
-    from aifx.lines.state import Ended, LineState, StationState
+from aifx.registry.roots import open_root
 
 
-@dataclass(frozen=True)
 class LineMeaning:
-    """The meaning of a line's texts in a tick.
+    """The meaning of a line's texts in a tick. The project's code is read once, so that it is the same for all.
 
     Attributes:
         bindings: that the tick fixed (`fix_bindings`).
         now: Unix time that the tick is for.
     """
 
-    line: Line
-    project: Project
-    bindings: Mapping[str, str]
-    now: float
+    def __init__(self, line: Line, project: Project, bindings: Mapping[str, str], now: float) -> None:
+        self.line, self.project, self.bindings, self.now = line, project, bindings, now
+        self.code = ProjectCode(project)
 
-    def holds(self, station: Station, state: LineState) -> str:
+    def holds(
+        self, station: Station, seen: Mapping[str, str], began: float | None, outcome_of: Callable[[str], str]
+    ) -> str:
         """Return why a station's condition does not hold; empty if it does.
 
-        A station that ended in this tick is not judged again.
-        """
-        own = state.of(station.name)
-        if own.seen.get(TICK) == self.bindings[TICK] or not station.when:
-            return ""
-        if station.condition.judge(lambda term: self._is_true(term, own, state)):
-            return ""
-        return f"not: {station.when}"
+        A station that was started in this tick is not judged again, so that one tick has one answer.
 
-    def _is_true(self, term: Term, own: StationState, state: LineState) -> bool:
-        match term.kind:
-            case "changed":
+        Args:
+            seen: what names meant when the attempt of its last usable end began; empty if there is none.
+            began: Unix time of that.
+            outcome_of: returns the outcome of the last end of a station, "" if it has none.
+        """
+        if not station.when or seen.get(TICK) == self.bindings[TICK]:
+            return ""
+
+        def is_true(term: Term) -> bool:
+            if term.kind == "changed":
                 name = subject_name(term.subject)
-                return name in self.bindings and self.bindings[name] != own.seen.get(name)
-            case "every":
-                return is_due(own.began, self.now, parse_duration(term.subject), self.line.timezone)
-        last = state.of(term.subject).last
-        return last is not None and last.outcome == term.kind
+                return name in self.bindings and self.bindings[name] != seen.get(name)
+            if term.kind == "every":
+                return is_due(began, self.now, parse_duration(term.subject), self.line.timezone)
+            return outcome_of(term.subject) == term.kind
+
+        return "" if station.condition.judge(is_true) else f"not: {station.when}"
 
     def key(self, station: Station, identities: Mapping[str, Any]) -> str:
-        """Return the digest of what a station works on."""
-        return station_key(station, self.bindings, identities, self.project)
+        """Return the digest of what a station works on, given the identities of what the stations before it made."""
+        return station_key(self.line, station, self.bindings, identities, self.code)
 
     def commands(self, station: Station, key: str, outputs: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         """Return the words of a station's commands. Raises UsageError for a name that means nothing."""
         return bind(station, self.bindings, outputs, key)
 
-    def is_present(self, station: Station, end: Ended) -> bool:
-        """Return whether the run or the version that a station made is still there."""
-        command, outputs = find_command([word.text(lambda one: "x") for word in station.words[-1]]), end.outputs
+    def is_present(self, station: Station, outputs: Mapping[str, Any]) -> bool:
+        """Return whether what a station made last is still there: its run, or its versions of data or of a model.
+
+        Args:
+            outputs: the document of its last command.
+        """
         if station.shell:
             return True
-        if command.name == "train" and isinstance(run := outputs.get("run"), str):
-            return (self.project.runs_path / run).is_dir()
-        if command.name.startswith("data ") and isinstance(reference := outputs.get("reference"), str):
-            return open_catalog(self._located.datasets, self._located).holds(reference)
+        match find_command(station.written[-1]).makes:
+            case "run":
+                return not isinstance(run := outputs.get("run"), str) or (self.project.runs_path / run).is_dir()
+            case "data":
+                catalog = open_catalog(self._located.datasets, self._located)
+                return all(catalog.holds(reference) for reference in _references(outputs))
+            case "model":
+                return self._has_model(outputs)
         return True
+
+    def _has_model(self, outputs: Mapping[str, Any]) -> bool:
+        try:
+            return not open_root(None, self._located).find(f"{outputs['name']}@{outputs['digest']}")[1].is_withdrawn
+        except (KeyError, UsageError):
+            return False
 
     @cached_property
     def _located(self) -> Project:
         return locate(self.project)
+
+
+def _references(outputs: Mapping[str, Any]) -> Iterator[str]:
+    """The versions of data sets that a document of `aifx data` names as those that were made."""
+    made = outputs.get("data_sets")
+    for one in made if isinstance(made, list) else (outputs,):
+        if isinstance(one, Mapping) and isinstance(reference := one.get("reference"), str):
+            yield reference

@@ -44,6 +44,11 @@ class Word:
     def bindings(self) -> Iterator[Binding]:
         return (part for part in self.parts if isinstance(part, Binding))
 
+    @property
+    def written(self) -> str:
+        """The word as the file has it, with names in braces."""
+        return "".join(f"{{{part.name}}}" if isinstance(part, Binding) else part for part in self.parts)
+
     def text(self, value_of: Callable[[Binding], str]) -> str:
         """The word with its values. Raises UsageError for a value that would become another argument."""
         made: list[str] = []

@@ -8,7 +8,7 @@ from aifx.core.errors import UsageError
 from aifx.core.project import Project
 from aifx.lines.bindings import bind, fix_bindings, locate
 from aifx.lines.file import Line, read_line
-from aifx.lines.keys import station_key
+from aifx.lines.keys import ProjectCode, station_key
 
 LINE = """
 [line]
@@ -73,11 +73,14 @@ def test_the_key_changes_with_all_that_the_outputs_depend_on_and_nothing_else(li
     train = line.stations["train"]
 
     def key(**given: object) -> str:
-        return station_key(train, given.get("bindings", BINDINGS), given.get("parents", IDENTITIES), project)  # type: ignore[arg-type]
+        code = ProjectCode(project)
+        return station_key(line, train, given.get("bindings", BINDINGS), given.get("parents", IDENTITIES), code)  # type: ignore[arg-type]
 
     first = key()
     assert first == key(bindings={**BINDINGS, "tick": "2"})
     found = {first, key(bindings={**BINDINGS, "data.corpus": "corpus@2"}), key(parents={"make": {"code": 1}})}
+    (project.root / "task.py").write_text('"""Words."""\n\nopen(\'ran\', \'w\')  # a comment\n')
+    assert key() == first, "comments and docstrings count"
     (project.root / "task.py").write_text("pass\n")
     found.add(key())
     (project.root / "aifx.toml").write_text("[train]\nnum_steps = 4\n")
@@ -86,9 +89,11 @@ def test_the_key_changes_with_all_that_the_outputs_depend_on_and_nothing_else(li
 
 
 def test_a_source_has_the_tick_in_its_key_and_a_program_its_script(line, project):
-    make, tidy = line.stations["make"], line.stations["tidy"]
-    assert station_key(make, {"tick": "1"}, {}, project) != station_key(make, {"tick": "2"}, {}, project)
-    before = station_key(tidy, {"tick": "1"}, {}, project)
-    assert before == station_key(tidy, {"tick": "2"}, {}, project)
+    def key(name: str, tick: str) -> str:
+        return station_key(line, line.stations[name], {"tick": tick}, {}, ProjectCode(project))
+
+    assert key("make", "1") != key("make", "2")
+    before = key("tidy", "1")
+    assert before == key("tidy", "2")
     (project.root / "tidy.sh").write_text("true\n")
-    assert before != station_key(tidy, {"tick": "1"}, {}, project)
+    assert before != key("tidy", "1")
