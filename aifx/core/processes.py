@@ -74,11 +74,19 @@ class Ended:
     @property
     def how(self) -> str:
         """`exit 1` or `signal 9 (Killed)`."""
-        return f"signal {self.signal} ({signal.strsignal(self.signal)})" if self.signal else f"exit {self.code}"
+        return signal_text(self.signal) if self.signal else f"exit {self.code}"
 
     @property
     def why(self) -> str:
         return f"{self.how}: {self.last_line}" if self.last_line else self.how
+
+
+def signal_text(number: int) -> str:
+    """ "signal 9 (Killed)"."""
+    try:
+        return f"signal {number} ({signal.strsignal(number)})"
+    except ValueError:  # a number that no signal has
+        return f"signal {number}"
 
 
 class Child:

@@ -19,6 +19,7 @@ class Command:
         trains: it costs accelerators' time, and asks for cooldown and budget_per_day.
         reads_code: it runs the project's own modules.
         takes_request: it keeps the id of a request beside its effect.
+        has_document: it takes --json.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Command:
     trains: bool = False
     reads_code: bool = False
     takes_request: bool = False
+    has_document: bool = True
 
 
 _STEP = ("reference", "is_accepted")
@@ -46,8 +48,8 @@ COMMANDS: Mapping[str, Command] = {
         Command("plan", reads_code=True),
         Command("drill", ("passed",), reads_code=True),
         Command("doctor", ("status",), is_source=True),
-        Command("launch slurm", reads_code=True),
-        Command("launch k8s", reads_code=True),
+        Command("launch slurm", reads_code=True, has_document=False),
+        Command("launch k8s", reads_code=True, has_document=False),
         Command("data add", _STEP, "data", is_source=True),
         Command("data make", ("data_sets",), "data", is_source=True),
         *(Command(f"data {step}", _STEP, "data")
@@ -78,7 +80,7 @@ def find_command(words: Sequence[str]) -> Command:
     for count in (3, 2, 1):
         if (found := COMMANDS.get(" ".join(words[:count]))) is not None:
             return found
-    return Command(" ".join(words[:1]))
+    return Command(" ".join(words[:1]), has_document=False)
 
 
 def identity_of(

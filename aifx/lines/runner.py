@@ -1,0 +1,395 @@
+"""One tick of a line: stations are started, adopted, repeated and ended, each act after its record.
+
+A tick that was killed is continued by the next call with what its names meant. So a station that reads from outside
+does not run twice, and an attempt that goes on is waited for and not started again.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aifx.core.errors import AifxError, ExitCode
+from aifx.core.files import FolderBusy, holding, make_folders
+from aifx.core.json_files import write_json
+from aifx.core.parsing import parse_json
+from aifx.core.processes import Apart, signal_text
+from aifx.core.project import Project
+from aifx.core.redaction import REMOVED, redact, redact_arguments, redact_values
+from aifx.core.version import __version__
+from aifx.lines.bindings import TICK, fix_bindings
+from aifx.lines.commands import find_command
+from aifx.lines.file import Line, Station
+from aifx.lines.journal import Journal
+from aifx.lines.meaning import LineMeaning
+from aifx.lines.running import AIFX, GRACE_S, Exit, Try, environment_of
+from aifx.lines.state import LineState, Open, fold
+from aifx.lines.tick import Decision, Meaning, Rules, decide
+
+ATTEMPTS = "attempts"
+COMMANDS = "commands.json"
+MAX_BUSY = 5
+"""Times that an attempt is repeated that was preempted, or killed with its shell."""
+MAX_PAUSE_S = 3600.0
+OUTPUTS_BYTES = 32 << 10
+"""Size of a document that the journal keeps whole. Of a larger one it keeps the values that are no lists."""
+FIRST_LOOK_S, LAST_LOOK_S = 0.01, 0.5
+"""Between two looks at attempts that run, at first and after a while in which nothing happened."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a tick runs.
+
+    Attributes:
+        environ: of the line.
+        now: Unix time that the tick is for.
+        is_past: the tick is made up for; pauses and budgets count from `now`.
+        pause_s: first pause before an attempt is repeated; each further one is twice as long.
+        should_stop: asked between two acts; attempts that run are left to the next tick.
+        report: called with a line for people.
+        while_waiting: called between two looks.
+    """
+
+    environ: Mapping[str, str]
+    now: float
+    selected: frozenset[str] | None = None
+    allows_shell: bool = False
+    is_past: bool = False
+    pause_s: float = 10.0
+    should_stop: Callable[[], bool] = lambda: False
+    report: Callable[[str], None] = lambda text: None
+    while_waiting: Callable[[], None] = lambda: None
+
+
+def folder_of(line: Line) -> Path:
+    """The folder beside a line's file that remembers what it did: `line/` of `line.toml`."""
+    return line.path.with_suffix("")
+
+
+@contextmanager
+def held(line: Line) -> Iterator[None]:
+    """Hold a line for a tick. Raises FolderBusy, which exits 75 and names the other process."""
+    folder = folder_of(line)
+    make_folders(folder, below=folder.parent)
+    try:
+        with holding(folder, f"the line {line.path}", "runs a tick"):
+            yield
+    except FolderBusy as e:
+        raise FolderBusy(e.what, e.why, e.hint, exit_code=ExitCode.PREEMPTED) from None
+
+
+@dataclass
+class TickRun:
+    """A tick of a line, which its caller holds."""
+
+    line: Line
+    project: Project
+    settings: Settings
+    journal: Journal = field(init=False)
+    state: LineState = field(init=False)
+    _meaning: Meaning | None = None
+    _bindings: Mapping[str, str] = field(default_factory=dict)
+    _is_written: bool = False
+    _children: dict[str, Apart] = field(default_factory=dict)
+    _secrets: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _stopped_at: dict[str, float] = field(default_factory=dict)
+    _unstartable: dict[str, AifxError] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.journal = Journal(folder_of(self.line))
+        self.state = fold(self.journal.records())
+
+    def run(self) -> dict[str, Decision]:
+        """Run the tick to its end, and return the last decision on each station.
+
+        Raises AifxError if the journal cannot be read or written, or names cannot be fixed; attempts that run go on.
+        """
+        self._begin()
+        seen, made, look_s = -1, dict[str, Decision](), FIRST_LOOK_S
+        while True:
+            records = self.journal.records()
+            if len(records) != seen:
+                self.state, seen, look_s = fold(records), len(records), FIRST_LOOK_S
+                made = self._decide()
+                if self._report(made):
+                    continue
+            if self._look_after_attempts():
+                continue
+            open_now = [name for name, own in self.state.stations.items() if own.open is not None]
+            running = [name for name in open_now if name not in self._unstartable]
+            ready = [one for one in made.values() if one.state == "ready"][: max(0, self.line.jobs - len(running))]
+            if self.settings.should_stop():
+                return made
+            for decision in ready:
+                self._start(decision)
+            if not ready and not running:
+                break
+            if not ready:
+                self.settings.while_waiting()
+                time.sleep(look_s)
+                look_s = min(look_s * 1.3, LAST_LOOK_S)
+        made |= {name: _failed(name, error) for name, error in self._unstartable.items() if name in made}
+        if self._is_written:
+            self.journal.append("tick", is_over=True, id=self._bindings[TICK])
+        return made
+
+    def plan(self) -> dict[str, Decision]:
+        """Decide what the tick would start first, without doing it. Raises AifxError if names cannot be fixed."""
+        self._fix()
+        return self._decide()
+
+    def _decide(self) -> dict[str, Decision]:
+        assert self._meaning is not None
+        now = self.settings.now if self.settings.is_past else time.time()
+        rules = Rules(now, self.settings.selected, self.settings.allows_shell, self._environment)
+        return decide(self.line.stations, self.state, self._meaning, rules)
+
+    def _begin(self) -> None:
+        """Go on with a tick that was interrupted, if it is one of the same line."""
+        tick = self.state.tick
+        if tick is not None and tick.facts["line"] != self.line.digest:
+            self.journal.append("tick", is_over=True, id=tick.facts["bindings"][TICK])
+            self.state.tick = None
+        self._fix()
+
+    def _fix(self) -> None:
+        tick = self.state.tick
+        self._is_written = tick is not None and tick.facts["line"] == self.line.digest
+        if tick is not None and self._is_written:
+            self._bindings = tick.facts["bindings"]
+        else:
+            self._bindings = fix_bindings(self.line, self.project, self.settings.now)
+        self._meaning = LineMeaning(self.line, self.project, self._bindings, self.settings.now)
+
+    def _write_tick(self) -> None:
+        """Write down what names mean before the first act that rests on it. A tick without an act writes nothing."""
+        if not self._is_written:
+            self.journal.append("tick", bindings=self._bindings, line=self.line.digest, aifx=__version__)
+            self._is_written = True
+
+    def _report(self, made: Mapping[str, Decision]) -> bool:
+        """Write down why stations do not go on, once as long as it stays the same. Returns whether it wrote."""
+        has_written = False
+        for name, one in made.items():
+            own = self.state.of(name)
+            is_new = one.key not in own.ends and (own.report is None or own.report.facts["report"] != one.report)
+            if is_new and (one.asks or one.state == "failed"):
+                self._write_report(one)
+                has_written = True
+        return has_written
+
+    def _write_report(self, one: Decision) -> None:
+        self._write_tick()
+        error = {"what": redact(one.what), "why": redact(one.why), "hint": one.hint}
+        facts: dict[str, Any] = {"state": one.state, "asks": one.asks, "report": one.report, "error": error}
+        self.journal.append("reported", one.station, one.key, **facts)
+        text = f"{error['what']}: {error['why']}" if one.what else error["why"]
+        self.settings.report(f"{one.station}: {one.state}: {text}")
+
+    def _start(self, decision: Decision) -> None:
+        """Record an attempt and begin it."""
+        name, again = decision.station, self.state.of(decision.station).again.get(decision.key)
+        attempt = again.attempt if again is not None else f"{name}-{decision.key[:8]}-{secrets.token_hex(4)}"
+        number = again.tries + 1 if again is not None else 1
+        self._write_tick()
+        one = self._try(attempt, number)
+        make_folders(one.path.parent, below=self.journal.folder.parent)
+        write_json(one.path.parent / COMMANDS, {"commands": decision.commands})
+        words = [redact_arguments(command) for command in decision.commands]
+        self.journal.append("started", name, decision.key, attempt, number=number, words=words)
+        self.settings.report(f"{name}: started ({decision.why}), attempt {attempt}")
+        self._begin_try(self.line.stations[name], one)
+
+    def _try(self, attempt: str, number: int) -> Try:
+        return Try(self.journal.folder / ATTEMPTS, attempt, number)
+
+    def _environment(self, station: Station, attempt: str = "") -> dict[str, str]:
+        """The environment of a station's commands. Raises ConfigError if a variable is missing."""
+        environ, hidden = environment_of(
+            station.environment, self.project.root, self.settings.environ,
+            AIFX_REQUEST=attempt, AIFX_LINE_STATION=station.name, AIFX_LINE_TICK=self._bindings.get(TICK, ""),
+        )  # fmt: skip
+        self._secrets[station.name] = hidden
+        return environ
+
+    def _begin_try(self, station: Station, one: Try) -> None:
+        """Begin a try. One whose environment is missing is reported, and begins in a tick in which it is there."""
+        try:
+            environ = self._environment(station, one.attempt)
+        except AifxError as e:
+            self._unstartable[station.name] = e
+            failed = _failed(station.name, e)
+            report = self.state.of(station.name).report
+            if report is None or report.facts["report"] != failed.report:
+                self._write_report(failed)
+            return
+        commands = [
+            _program(words, station, f"{one.attempt}-{number}") for number, words in enumerate(_commands(one), 1)
+        ]
+        child = one.start(commands, environ, self.project.root)
+        if child is not None:
+            self._children[one.attempt] = child
+
+    def _look_after_attempts(self) -> bool:
+        """Look at each open attempt, and begin, stop, repeat or end it. Returns whether a record was written."""
+        has_written = False
+        for name, own in self.state.stations.items():
+            if own.open is None or name in self._unstartable:
+                continue
+            station, opened = self.line.stations.get(name), own.open
+            one = self._try(opened.attempt, opened.number)
+            if (child := self._children.get(opened.attempt)) is not None:
+                child.poll()
+            found = one.look()
+            if isinstance(found, Exit):
+                self._settle(name, station, opened, one, found)
+                has_written = True
+            elif found:
+                self._limit(station, one)
+            elif station is None:
+                error = {"what": f"{name} is not in the line any more", "why": "its attempt had not begun", "hint": ""}
+                self.journal.append("ended", name, opened.key, opened.attempt, outcome="failed", error=error)
+                has_written = True
+            elif not opened.since <= time.time() < opened.not_before:  # a clock that ran back does not make it wait
+                self._begin_try(station, one)
+        return has_written
+
+    def _limit(self, station: Station | None, one: Try) -> None:
+        """End a try that exceeds its time limit: SIGTERM first, SIGKILL after a grace."""
+        limit, age = None if station is None else station.time_limit_s, one.age_s()
+        if limit is None or age is None or age <= limit:
+            return
+        name = f"{one.attempt}/{one.number}"
+        if name not in self._stopped_at:
+            self._stopped_at[name] = time.monotonic()
+            one.stop(f"it ran for more than its time_limit of {limit:g} s")
+        elif time.monotonic() > self._stopped_at[name] + GRACE_S:
+            one.stop("", at_once=True)
+
+    def _settle(self, name: str, station: Station | None, opened: Open, one: Try, found: Exit) -> None:
+        """Write down what a try came to: the end of the attempt, or that it is tried again."""
+        words = _commands(one)[found.command - 1]
+        document = _document(one.output(found.command))
+        hidden = self._hidden(name, station)
+        error = _without(_error(name, found, document, one), hidden) if found.code else {}
+        if self._is_repeatable(station, opened, found, document):
+            pause_s = min(self.settings.pause_s * 2.0**opened.failures, MAX_PAUSE_S)
+            why = f"{error['what']}: {error['why']}"
+            next_try = {"number": opened.number + 1, "not_before": time.time() + pause_s}
+            self.journal.append("repeated", name, opened.key, opened.attempt, code=found.code, why=why, **next_try)
+            self.settings.report(f"{name}: tried again in {pause_s:g} s: {why}")
+            return
+        is_shell = station is not None and station.shell
+        # A program that crashes exits 1 as well: its verdict is one if it printed a document.
+        is_verdict = found.code == ExitCode.VERDICT and (document or not is_shell)
+        outcome = "done" if found.code == ExitCode.OK else "verdict" if is_verdict else "failed"
+        facts: dict[str, Any] = {"outcome": outcome, "code": found.code, "tries": opened.number}
+        facts["command"] = words[0] if is_shell else find_command(words).name
+        facts["duration_s"] = round(max(0.0, time.time() - opened.began), 3)
+        if outcome == "failed":
+            facts["error"] = error
+        else:
+            facts["outputs"] = _without(_kept(document), hidden)
+            facts["identity"] = _without(self.line.identity(words, document, found.code), hidden)
+        self.journal.append("ended", name, opened.key, opened.attempt, **facts)
+        self._children.pop(opened.attempt, None)
+        self.settings.report(
+            f"{name}: {outcome}" + (f": {error['what']}: {error['why']}" if outcome == "failed" else "")
+        )
+
+    def _is_repeatable(self, station: Station | None, opened: Open, found: Exit, document: Mapping[str, Any]) -> bool:
+        if station is None or found.stopped:
+            return False
+        if found.was_lost or found.code == ExitCode.PREEMPTED:
+            return opened.failures < MAX_BUSY
+        error = document.get("error")
+        is_transient = isinstance(error, Mapping) and error.get("transient") is True
+        return is_transient and found.code == ExitCode.UNABLE and opened.failures < station.retries
+
+    def _hidden(self, name: str, station: Station | None) -> tuple[str, ...]:
+        """The secrets that a station's commands know, also if another process began them."""
+        if name not in self._secrets and station is not None:
+            try:
+                self._environment(station)
+            except AifxError:
+                return ()
+        return self._secrets.get(name, ())
+
+
+def _failed(name: str, error: AifxError) -> Decision:
+    return Decision(name, "failed", error.why, what=error.what, hint=error.hint)
+
+
+def _program(words: Sequence[str], station: Station, request: str) -> list[str]:
+    """The argv of a command. aifx is asked for a document, and given the id of its effect if it keeps one."""
+    if station.shell:
+        return list(words)
+    command = find_command(words)
+    count = len(command.name.split())
+    options = ["--json"] if command.has_document and "--json" not in words else []
+    options += ["--request", request] if command.takes_request else []
+    return [*AIFX, *words[:count], *options, *words[count:]]
+
+
+def _commands(one: Try) -> list[list[str]]:
+    doc = parse_json((one.path.parent / COMMANDS).read_bytes())
+    return [[str(word) for word in command] for command in doc["commands"]]
+
+
+def _document(output: bytes) -> dict[str, Any]:
+    """The JSON document of a command; of a program that prints other text, its last line if it is one."""
+    for text in (output, *output.splitlines()[-1:]):
+        try:
+            doc = parse_json(text)
+        except ValueError:
+            continue
+        if isinstance(doc, dict):
+            return doc
+    return {}
+
+
+def _kept(document: Mapping[str, Any]) -> Any:
+    doc = redact_values(document)
+    if len(json.dumps(doc, default=str)) <= OUTPUTS_BYTES:
+        return doc
+    return {key: value for key, value in doc.items() if not isinstance(value, list | dict)}
+
+
+def _error(name: str, found: Exit, document: Mapping[str, Any], one: Try) -> dict[str, str]:
+    """What, why and hint of a try that did not exit 0: the command's own error, or the end of what it wrote."""
+    given = document.get("error")
+    given = given if isinstance(given, Mapping) else {}
+    what = f"command {found.command} of {name} {_how(found)}"
+    lines = one.errors(found.command).decode(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    why = ": ".join(str(given[part]) for part in ("what", "why") if given.get(part)) or last[:300]
+    hint = given.get("hint") or f"aifx line logs {name}; then: aifx line retry {name}"
+    return {"what": what, "why": redact(found.stopped or why or "it wrote nothing"), "hint": str(hint)}
+
+
+def _how(found: Exit) -> str:
+    if found.stopped:
+        return "was stopped"
+    if found.was_lost:
+        return "was killed together with its shell"
+    if found.code > 128:
+        return f"was ended by {signal_text(found.code - 128)}"
+    return f"exited {found.code}"
+
+
+def _without(value: Any, hidden: Sequence[str]) -> Any:
+    """A JSON value without the secrets of a station's environment."""
+    if isinstance(value, str):
+        for secret in hidden:
+            value = value.replace(secret, REMOVED)
+        return value
+    if isinstance(value, Mapping):
+        return {key: _without(item, hidden) for key, item in value.items()}
+    return [_without(item, hidden) for item in value] if isinstance(value, list | tuple) else value
