@@ -59,6 +59,8 @@ TEST_GROUPS = [
     "--extra",
     "signing",
     "--extra",
+    "notify",
+    "--extra",
     "sweep",
     "--extra",
     "s3",

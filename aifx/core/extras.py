@@ -15,6 +15,7 @@ EXTRAS = {
     "ray": ("ray[data]>=2.50",),
     "pii-names": ("presidio-analyzer>=2.2.360",),
     "signing": ("cryptography>=44",),
+    "notify": ("standardwebhooks>=1.1",),
     "serve-otel": ("opentelemetry-sdk>=1.27", "opentelemetry-exporter-otlp-proto-http>=1.27"),
     "plan-tpu": ("libtpu>=0.0.40",),
 }

@@ -1,14 +1,15 @@
-"""line.toml: the stations of a line, as they are read and checked."""
+"""line.toml: the stations of a line and the targets of its events, as they are read and checked."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from zoneinfo import ZoneInfo
 
 import tomli
@@ -27,6 +28,10 @@ LINE = "line.toml"
 REFERENCE = "docs/line.md has the keys and an example"
 
 Place = Literal["local", "slurm", "k8s"]
+EventType = Literal[
+    "gate.failed", "drift", "promoted", "rolled_back", "station.failed", "run.diverged", "node.unhealthy"
+]
+EVENT_TYPES: tuple[EventType, ...] = get_args(EventType)
 
 
 def _duration(value: Any) -> Any:
@@ -40,6 +45,7 @@ def _list(value: Any) -> Any:
 
 
 Duration = Annotated[float, BeforeValidator(_duration)]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
 StationName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,49}$")]
 
 
@@ -90,6 +96,42 @@ class _StationTable(_Table):
         for text in run:
             _checked(_command, text)
         return run
+
+
+class _NotifyTable(_Table):
+    url_from: VariableName
+    on: Annotated[list[EventType], Field(min_length=1)] = list(EVENT_TYPES)
+    name: StationName | None = None
+    secret_from: VariableName | None = None
+    allow: list[str] = []
+
+    @field_validator("allow")
+    @classmethod
+    def _are_networks(cls, allow: list[str]) -> list[str]:
+        for network in allow:
+            ipaddress.ip_network(network)  # a ValueError says which it is
+        return allow
+
+
+@dataclass(frozen=True)
+class Target:
+    """A receiver of events.
+
+    Attributes:
+        name: by default `url_from`.
+        on: types of events that it gets.
+        url_from: name of the environment variable with its URL, which is a secret.
+        secret_from: name of the environment variable with the secret of its signatures.
+        allow: private networks that its address may lie in, such as "10.0.0.0/8".
+        line_number: of the file.
+    """
+
+    name: str
+    on: tuple[EventType, ...]
+    url_from: str
+    secret_from: str
+    allow: tuple[str, ...] = ()
+    line_number: int = 0
 
 
 @dataclass(frozen=True)
@@ -170,6 +212,15 @@ class Line:
 
 def read_line(path: Path) -> Line:
     """The line of a file. Raises ConfigError with all mistakes, each with its place."""
+    return _open(path).read()
+
+
+def read_targets(path: Path) -> tuple[Target, ...]:
+    """The targets of events in a file, whatever its stations are. Raises ConfigError as `read_line`."""
+    return _open(path).read_targets()
+
+
+def _open(path: Path) -> _Reader:
     try:
         text = read_input(path).decode("utf-8-sig")
         document = parse_toml(text)
@@ -180,7 +231,7 @@ def read_line(path: Path) -> Line:
         raise ConfigError(f"{path}:{e.lineno}:{e.colno}: not TOML", str(e), REFERENCE) from None
     except ValueError as e:
         raise ConfigError(f"{path}: no line", str(e).splitlines()[0], REFERENCE) from None
-    return _Reader(path, text, document).read()
+    return _Reader(path, text, document)
 
 
 class _Reader:
@@ -189,7 +240,6 @@ class _Reader:
     def __init__(self, path: Path, text: str, document: Mapping[str, Any]) -> None:
         self.path, self.document = path, document
         self.rows = text.splitlines()
-        self.begins = [n for n, row in enumerate(self.rows, 1) if re.match(r"\s*\[\[\s*station\s*\]\]", row)]
         self.mistakes: list[tuple[int, str]] = []
 
     def read(self) -> Line:
@@ -213,13 +263,21 @@ class _Reader:
         for station in stations.values():
             self.check_names(station, known)
         ordered = self.ordered(stations)
-        if self.mistakes:
-            self.fail()
+        self.targets()
+        self.fail()
         assert isinstance(table, _LineTable)
         digest = sha256_of_json({key: self.document.get(key) for key in ("line", "station")})
         return Line(self.path, ordered, digest, table.every, table.timezone, table.jobs)
 
+    def read_targets(self) -> tuple[Target, ...]:
+        targets = self.targets()
+        self.fail()
+        return targets
+
     def fail(self) -> None:
+        """Raise ConfigError if there are mistakes."""
+        if not self.mistakes:
+            return
         places = [f"{self.path}:{row}: {text}" for row, text in sorted(self.mistakes)]
         if len(places) == 1:
             raise ConfigError(places[0], "", REFERENCE)
@@ -234,9 +292,36 @@ class _Reader:
         rows = enumerate(self.rows[begin - 1 : end], begin)
         return next((number for number, row in rows if pattern.match(row)), begin)
 
+    def rows_of(self, table: str, number: int) -> tuple[int, int]:
+        """The first and the last row of the table with a number among those of its name, such as "station"."""
+        begins = [n for n, row in enumerate(self.rows, 1) if re.match(rf"\s*\[\[\s*{table}\s*\]\]", row)]
+        if number >= len(begins):
+            return 1, len(self.rows)
+        nexts = (n for n, row in enumerate(self.rows[begins[number] :], begins[number]) if re.match(r"\s*\[", row))
+        return begins[number], next(nexts, len(self.rows))
+
+    def targets(self) -> tuple[Target, ...]:
+        tables = self.document.get("notify", [])
+        if not isinstance(tables, list):
+            self.note(self.row_of("notify"), "[notify] is one of several: write [[notify]]")
+            return ()
+        targets: dict[str, Target] = {}
+        for number, one in enumerate(tables):
+            begin, end = self.rows_of("notify", number)
+            table = self.parse(_NotifyTable, one, f"notify {number + 1}", begin, end)
+            if table is None:
+                continue
+            assert isinstance(table, _NotifyTable)
+            name = table.name or table.url_from
+            if name in targets:
+                first = targets[name].line_number
+                self.note(begin, f"two targets {name!r}: the first is in line {first}; give each a name = ...")
+            secret = table.secret_from or f"{table.url_from}_SECRET"
+            targets[name] = Target(name, tuple(table.on), table.url_from, secret, tuple(table.allow), begin)
+        return tuple(targets.values())
+
     def station(self, number: int, given: Any) -> Station | None:
-        begin = self.begins[number] if number < len(self.begins) else 1
-        end = self.begins[number + 1] - 1 if number + 1 < len(self.begins) else len(self.rows)
+        begin, end = self.rows_of("station", number)
         name = given.get("name") if isinstance(given, dict) else None
         where = f"station {name!r}" if isinstance(name, str) else f"station {number + 1}"
         table = self.parse(_StationTable, given, where, begin, end)

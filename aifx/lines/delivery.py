@@ -1,0 +1,376 @@
+"""Delivery of events to the targets of a line file: each at least once, in order per subject.
+
+Nothing needs to run for events to be kept: they are derived from records that stay. A sender reads what is new for a
+target, keeps it in the outbox, and sends what is due. An event that fails waits, and those of the same subject wait
+behind it. After the last attempt it is a dead letter, and the next one of its subject is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aifx.core.errors import AifxError, ErrorDocument, ExitCode, UsageError, did_you_mean
+from aifx.core.project import Project
+from aifx.core.results import Result
+from aifx.lines.events import TEST, Event, read_events
+from aifx.lines.file import Target
+from aifx.lines.outbox import Letter, Outbox
+from aifx.lines.webhook import Receiver, Refused, open_client, open_receiver, post
+from aifx.registry.roots import Root, open_root
+
+if TYPE_CHECKING:
+    import httpx
+
+PAUSES_S = (5.0, 300.0, 1800.0, 2 * 3600.0, 5 * 3600.0, 10 * 3600.0, 14 * 3600.0, 20 * 3600.0, 24 * 3600.0)
+"""Seconds between attempts: the schedule in the specification of Standard Webhooks, three days and 3.6 hours in all."""
+
+FIRST_S = 3 * 86400.0
+"""A new target gets the events of so many seconds before it is first seen."""
+
+LIMIT_S = 60.0
+MOST_DOWN = 3
+"""Attempts without an answer after which a target is left alone until the next call."""
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class EventState:
+    """An event of a target.
+
+    Attributes:
+        time: Unix time at which it happened.
+        attempts: that failed.
+        next_at: Unix time of the next attempt; null if it is due, or if there is none.
+        reason: why the last attempt failed.
+    """
+
+    id: str
+    type: str
+    subject: str
+    time: float
+    attempts: int = 0
+    next_at: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class TargetState:
+    """A target, and what waits for it.
+
+    Attributes:
+        on: types of events that it gets.
+        url_from: the environment variable with its URL.
+        positions: sources that were read for it.
+        waiting: events that were not sent yet, in order per subject.
+        dead: events that are not sent any more: `aifx notify replay` sends them.
+        problem: why nothing can be sent to it now.
+    """
+
+    name: str
+    on: tuple[str, ...]
+    url_from: str
+    positions: int
+    waiting: tuple[EventState, ...]
+    dead: tuple[EventState, ...]
+    problem: ErrorDocument | None
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Attempts of one call for a target.
+
+    Attributes:
+        sent: events that the receiver accepted; with --dry-run, those that would be tried.
+        failed: events whose attempt failed, and that wait for another one.
+        dead: events whose last attempt failed.
+        waiting: events that were not accepted yet.
+        problem: why nothing was tried.
+    """
+
+    target: str
+    sent: tuple[EventState, ...]
+    failed: tuple[EventState, ...]
+    dead: tuple[EventState, ...]
+    waiting: int
+    problem: ErrorDocument | None
+
+
+@dataclass(frozen=True)
+class Deliveries(Result):
+    """The document of `aifx notify run` and `replay`.
+
+    Attributes:
+        problems: sources that could not be read. Their events come with a later call.
+        is_planned: whether this is what --dry-run found.
+    """
+
+    targets: tuple[Delivery, ...]
+    problems: tuple[ErrorDocument, ...] = ()
+    is_planned: bool = False
+
+    @property
+    def exit_code(self) -> ExitCode:
+        if self.problems or any(one.problem for one in self.targets):
+            return ExitCode.UNABLE
+        return ExitCode.VERDICT if any(one.failed or one.dead for one in self.targets) else ExitCode.OK
+
+
+@dataclass(frozen=True)
+class TargetList(Result):
+    """The document of `aifx notify ls`."""
+
+    targets: tuple[TargetState, ...]
+    problems: tuple[ErrorDocument, ...] = ()
+
+
+@dataclass(frozen=True)
+class TargetTest(Result):
+    """The document of `aifx notify test`.
+
+    Attributes:
+        status: of HTTP; null if the event was not accepted.
+        reason: why it was not accepted.
+    """
+
+    target: str
+    place: str
+    id: str
+    status: int | None
+    reason: str
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.OK if self.status is not None else ExitCode.VERDICT
+
+
+@dataclass
+class _Turn:
+    """The work of one call for a target."""
+
+    target: Target
+    outbox: Outbox
+    sent: list[EventState] = field(default_factory=list)
+    failed: list[EventState] = field(default_factory=list)
+    dead: list[EventState] = field(default_factory=list)
+    problem: AifxError | None = None
+
+    def result(self) -> Delivery:
+        problem = self.problem.document() if self.problem else None
+        waiting = len(self.outbox.waiting)
+        return Delivery(self.target.name, tuple(self.sent), tuple(self.failed), tuple(self.dead), waiting, problem)
+
+
+def outbox_of(project: Project, target: Target) -> Outbox:
+    return Outbox(project.root / "line" / "notify" / target.name)
+
+
+def deliver(
+    project: Project,
+    targets: Sequence[Target],
+    environ: Mapping[str, str],
+    *,
+    limit_s: float = LIMIT_S,
+    clock: Clock = time.time,
+    again: Mapping[str, Sequence[Event]] | None = None,
+) -> Deliveries:
+    """Send what is due, once. Receivers that refuse, targets that cannot be used and sources that fail are reported.
+
+    Args:
+        project: with the root of its registry (`Config.apply_to`).
+        environ: has the URLs and secrets.
+        limit_s: seconds after which no further attempt begins.
+        clock: Unix time, by which attempts are due.
+        again: events that are sent whether they were sent before or not, by target.
+    """
+    root, problems = open_root(None, project), list[AifxError]()
+
+    async def serve_all() -> list[Delivery]:
+        until = time.monotonic() + limit_s
+        works = (_serve(project, root, one, environ, until, clock, (again or {}).get(one.name, ()), problems)
+                 for one in targets)  # fmt: skip
+        return list(await asyncio.gather(*works))
+
+    done = asyncio.run(serve_all()) if targets else []
+    return Deliveries(tuple(done), _documents(problems))
+
+
+def _documents(problems: Sequence[AifxError]) -> tuple[ErrorDocument, ...]:
+    """Each problem once: every target reads the same sources."""
+    return tuple({str(one): one.document() for one in problems}.values())
+
+
+async def _serve(
+    project: Project, root: Root, target: Target, environ: Mapping[str, str], until: float, clock: Clock,
+    again: Sequence[Event], problems: list[AifxError],
+) -> Delivery:  # fmt: skip
+    turn = _Turn(target, outbox_of(project, target))
+    try:
+        with turn.outbox.writing():
+            problems += _take_in(project, root, turn.outbox, target, clock())
+            for event in again:
+                turn.outbox.again(event)
+            if turn.outbox.waiting:
+                await _send_due(turn, open_receiver(target, environ), until, clock)
+    except AifxError as e:
+        turn.problem = e
+    except OSError as e:
+        turn.problem = AifxError(f"the outbox of {target.name} cannot be used", str(e), f"ls -la {turn.outbox.folder}")
+    return turn.result()
+
+
+def _take_in(project: Project, root: Root, outbox: Outbox, target: Target, now: float) -> tuple[AifxError, ...]:
+    """Let new events of a target wait. Returns the sources that could not be read."""
+    if outbox.since is None:
+        outbox.begin(now - FIRST_S)
+    reading = read_events(project, root, outbox.positions)
+    outbox.add(_wanted(reading.events, target, outbox.since), reading.positions)
+    return reading.problems
+
+
+def _wanted(events: Sequence[Event], target: Target, since: float | None) -> list[Event]:
+    return [event for event in events if event.type in target.on and event.time >= (since or 0.0)]
+
+
+async def _send_due(turn: _Turn, receiver: Receiver, until: float, clock: Clock) -> None:
+    down = 0
+    async with open_client() as client:
+        for queue in turn.outbox.queues():
+            for letter in queue:
+                if not is_due(letter, clock()):
+                    break
+                if time.monotonic() >= until or down >= MOST_DOWN:
+                    return
+                if (refused := await _attempt(client, turn, receiver, letter, clock)) is None:
+                    down = 0
+                    continue
+                down = down + 1 if refused.is_down else 0
+                if letter.event.id in turn.outbox.waiting:
+                    break
+
+
+def is_due(letter: Letter, now: float) -> bool:
+    """Whether an attempt can be made. A pause longer than any is that of a clock that was set back meanwhile."""
+    return letter.next_at <= now or letter.next_at > now + PAUSES_S[-1]
+
+
+async def _attempt(
+    client: httpx.AsyncClient, turn: _Turn, receiver: Receiver, letter: Letter, clock: Clock
+) -> Refused | None:
+    """Send an event, and write down what became of it."""
+    now = clock()
+    try:
+        await post(client, receiver, letter.event)
+    except Refused as e:
+        is_last = letter.attempts >= len(PAUSES_S)
+        next_at = 0.0 if is_last else now + PAUSES_S[letter.attempts]
+        letter = replace(letter, attempts=letter.attempts + 1, next_at=next_at, last_at=now, reason=str(e))
+        turn.outbox.failed(letter, dead=is_last)
+        (turn.dead if is_last else turn.failed).append(_state(letter, now))
+        return e
+    turn.outbox.sent(letter)
+    turn.sent.append(_state(letter, now))
+    return None
+
+
+def _state(letter: Letter, now: float) -> EventState:
+    event, next_at = letter.event, letter.next_at if letter.next_at > now else None
+    return EventState(event.id, event.type, event.subject, event.time, letter.attempts, next_at, letter.reason)
+
+
+def list_targets(
+    project: Project, targets: Sequence[Target], environ: Mapping[str, str], clock: Clock = time.time
+) -> TargetList:
+    """The targets with what waits for them, also what no sender has read yet. Writes nothing."""
+    root, now, states, problems = open_root(None, project), clock(), list[TargetState](), list[AifxError]()
+    for target in targets:
+        outbox, problem = outbox_of(project, target).read(), None
+        waiting, found = _with_new(project, root, target, outbox, now)
+        problems += found
+        try:
+            open_receiver(target, environ)
+        except AifxError as e:
+            problem = e.document()
+        dead = tuple(_state(letter, now) for letter in outbox.dead.values())
+        queued = tuple(_state(letter, now) for letter in waiting)
+        states.append(TargetState(
+            target.name, target.on, target.url_from, len(outbox.positions), queued, dead, problem
+        ))  # fmt: skip
+    return TargetList(tuple(states), _documents(problems))
+
+
+def _with_new(
+    project: Project, root: Root, target: Target, outbox: Outbox, now: float
+) -> tuple[list[Letter], tuple[AifxError, ...]]:
+    """What waits in an outbox, and what a sender would take in."""
+    reading = read_events(project, root, outbox.positions)
+    since = now - FIRST_S if outbox.since is None else outbox.since
+    new = [Letter(event) for event in _wanted(reading.events, target, since) if event.id not in outbox.waiting]
+    return [*outbox.waiting.values(), *new], reading.problems
+
+
+def plan_delivery(
+    project: Project, targets: Sequence[Target], environ: Mapping[str, str], clock: Clock = time.time
+) -> Deliveries:
+    """Find what `deliver` would try. Writes and sends nothing."""
+    found = list_targets(project, targets, environ, clock)
+    done = []
+    for one in found.targets:
+        due = tuple(event for event in one.waiting if event.next_at is None)
+        done.append(Delivery(one.name, due, (), (), len(one.waiting), one.problem))
+    return Deliveries(tuple(done), found.problems, is_planned=True)
+
+
+def find_again(project: Project, targets: Sequence[Target], ids: Sequence[str]) -> dict[str, list[Event]]:
+    """The events to send again, by target: the dead ones, or those of some ids or beginnings of ids.
+
+    An event that was sent long ago is derived from its record. Raises UsageError for an id that no record has.
+    """
+    boxes = {target.name: outbox_of(project, target).read() for target in targets}
+    if not ids:
+        return {name: [letter.event for letter in box.dead.values()] for name, box in boxes.items()}
+    known = {event.id: event for event in read_events(project, open_root(None, project), {}).events}
+    known |= {letter.event.id: letter.event for box in boxes.values() for letter in box.dead.values()}
+    events = []
+    for id in ids:
+        matching = [event for event in known.values() if event.id.startswith(id)]
+        if len(matching) != 1 or len(id) < 4:
+            why = f"{len(matching)} events begin with it" if matching else "no record gives an event of this id"
+            raise UsageError(f"{id!r} names no event", why, "aifx notify ls")
+        events += matching
+    return {target.name: [event for event in events if event.type in target.on] for target in targets}
+
+
+def send_test(target: Target, environ: Mapping[str, str]) -> TargetTest:
+    """Send an event of the type "aifx.test" once. Raises ConfigError for a target that cannot be used."""
+    receiver = open_receiver(target, environ)
+    event = Event(secrets.token_hex(32), TEST, "notify", target.name, time.time(), {"target": target.name})
+
+    async def send() -> int:
+        async with open_client() as client:
+            return await post(client, receiver, event)
+
+    try:
+        status, reason = asyncio.run(send()), ""
+    except Refused as e:
+        status, reason = None, str(e)
+    return TargetTest(target.name, receiver.place, event.id, status, reason)
+
+
+def choose_targets(path: Path, targets: Sequence[Target], names: Sequence[str]) -> tuple[Target, ...]:
+    """The targets of some names, or all. Raises UsageError for an unknown name, and if there is no target."""
+    if not targets:
+        raise UsageError(
+            f"{path} has no target of events", "it has no table [[notify]]", "docs/notify.md has an example"
+        )
+    known = {target.name: target for target in targets}
+    for name in names:
+        if name not in known:
+            raise UsageError(f"no target {name!r} in {path}", did_you_mean(name, known), "aifx notify ls")
+    return tuple(known[name] for name in names) if names else tuple(targets)

@@ -1,0 +1,277 @@
+"""Events: what business systems should know, derived from what is written anyway.
+
+| source | events |
+| --- | --- |
+| the journal of the line | station.failed, gate.failed, node.unhealthy |
+| the ledgers of the registry | promoted, rolled_back, gate.failed |
+| `events.jsonl` of each run | run.diverged |
+
+Nothing else is written when something happens. A reader keeps a position per source, and derives the same events from
+the same records whenever and wherever it reads them: the id of an event is a digest of its record.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from aifx.core.digests import sha256_of, sha256_of_json
+from aifx.core.errors import AifxError
+from aifx.core.files import open_file
+from aifx.core.json_files import parse_line
+from aifx.core.project import RUN_NAME, Project, RunDirectory
+from aifx.core.redaction import redact_values
+from aifx.lines.journal import JOURNAL, Record
+from aifx.registry.ledger import file_name
+from aifx.registry.roots import MODELS, Root
+from aifx.registry.state import ModelState
+
+TEST = "test"
+"""Type of the event that `aifx notify test` sends."""
+
+TYPE_PREFIX = "aifx."
+
+MOST_TEXT = 2000
+"""Characters of a reason that an event has at most."""
+
+_OWN_EVENTS = ("train", "registry promote")
+"""Commands whose bad verdict another source tells of: events.jsonl, and the ledger."""
+
+_ACTIONS = {"promote": "promoted", "rollback": "rolled_back", "refuse": "gate.failed"}
+
+Position = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened.
+
+    Attributes:
+        id: digest of the record that it was derived from.
+        type: such as "promoted".
+        source: where it happened, a reference such as "registry/models/fraud".
+        subject: model, station, run or node. Events of a subject are sent in their order.
+        time: Unix time.
+        data: what else is known of it.
+    """
+
+    id: str
+    type: str
+    source: str
+    subject: str
+    time: float
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def cloud_event(self) -> dict[str, Any]:
+        """The event in the JSON format of CloudEvents 1.0."""
+        time = datetime.fromtimestamp(self.time, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        return {
+            "specversion": "1.0",
+            "id": self.id,
+            "source": self.source,
+            "type": f"{TYPE_PREFIX}{self.type}",
+            "subject": self.subject,
+            "time": time,
+            "datacontenttype": "application/json",
+            "data": dict(self.data),
+        }
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reader finds after its positions.
+
+    Attributes:
+        events: in order per source.
+        positions: those that moved, by source.
+        problems: sources that cannot be read now. Their positions stay.
+    """
+
+    events: tuple[Event, ...]
+    positions: Mapping[str, Position]
+    problems: tuple[AifxError, ...]
+
+
+def read_events(project: Project, root: Root, positions: Mapping[str, Position]) -> Reading:
+    """The events after some positions; all of them without positions."""
+    events, moved, problems = list[Event](), dict[str, Position](), list[AifxError]()
+    name = project.root.name
+    sources = [("journal", project.root / "line" / JOURNAL, f"{name}/line", _of_journal)]
+    sources += [(f"run:{run}", path, f"{name}/runs/{run}", _of_run) for run, path in _run_files(project)]
+    for key, path, source, derive in sources:
+        try:
+            records, position = _read_lines(path, positions.get(key))
+        except (AifxError, OSError) as e:
+            problems.append(_unreadable(str(path), e))
+            continue
+        if position != positions.get(key):
+            moved[key] = position
+        events += derive(project, source, records)
+    try:
+        names = [one for one in root.store.folders(MODELS) if RUN_NAME.fullmatch(one)]
+    except AifxError as e:
+        problems.append(e)
+        names = []
+    for model in sorted(names):
+        key = f"model:{model}"
+        try:
+            found, position = _read_ledger(root, model, positions.get(key))
+        except AifxError as e:
+            problems.append(e)
+            continue
+        if position != positions.get(key):
+            moved[key] = position
+        events += found
+    return Reading(tuple(events), moved, tuple(problems))
+
+
+def _unreadable(what: str, error: AifxError | OSError) -> AifxError:
+    if isinstance(error, AifxError):
+        return error
+    return AifxError(f"{what} cannot be read", error.strerror or str(error), f"ls -l {what}")
+
+
+def _event(record: Any, type: str, source: str, subject: str, time: float, data: Mapping[str, Any]) -> Event:
+    """The event of a record, which is JSON or a digest.
+
+    The id says nothing of folders and machines, so that each reader of a registry gives the same one.
+    """
+    data = {key: value for key, value in redact_values(dict(data)).items() if value not in (None, "", [], {})}
+    return Event(sha256_of_json([type, subject, record]), type, source, subject, time, data)
+
+
+# Files of JSON lines. A position is the end of the last whole line, with a digest of the first: another file of the
+# same name, such as that of a run that was deleted and trained again, is read from its beginning.
+
+
+def _read_lines(path: Path, position: Position | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The records after a position, and the new position. Only what is new is read."""
+    at, first = int((position or {}).get("bytes", 0)), str((position or {}).get("first", ""))
+    try:
+        handle = open_file(path)
+    except FileNotFoundError:
+        return [], dict(position or {})
+    with open(handle, "rb") as file:
+        size = os.fstat(handle).st_size
+        if size == at and position:
+            return [], dict(position)
+        head = sha256_of(file.readline())
+        if size < at or head != first:
+            at = 0
+        file.seek(at)
+        data = file.read()
+    data = data[: data.rfind(b"\n") + 1]
+    if not data:
+        return [], dict(position or {})
+    records = [record for line in data.splitlines() if (record := parse_line(line)) is not None]
+    return records, {"bytes": at + len(data), "first": head}
+
+
+def _run_files(project: Project) -> Iterator[tuple[str, Path]]:
+    try:
+        names = sorted(entry.name for entry in os.scandir(project.runs_path) if entry.is_dir(follow_symlinks=False))
+    except OSError:
+        return
+    yield from ((name, RunDirectory(project.runs_path / name).events) for name in names if RUN_NAME.fullmatch(name))
+
+
+def _of_run(project: Project, source: str, records: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
+    run = source.rpartition("/")[2]
+    for record in records:
+        if record.get("event") == "stop" and record.get("status") == "diverged":
+            data = {"run": run, "step": record.get("step"), "loss": record.get("loss"), "project": project.root.name}
+            yield _event(record, "run.diverged", source, run, _time(record.get("time")), data)
+
+
+def _of_journal(project: Project, source: str, records: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
+    for doc in records:
+        digest = str(doc.get("digest"))
+        try:
+            record = Record(**{key: value for key, value in doc.items() if key != "digest"})
+        except TypeError:  # the line itself reports a damaged journal
+            continue
+        yield from _of_record(project, f"{source}/stations/{record.station}", record, digest)
+
+
+def _of_record(project: Project, source: str, record: Record, digest: str) -> Iterator[Event]:
+    facts, time = record.facts, _time(record.time)
+    if not record.station or record.kind not in ("ended", "reported"):
+        return
+    command = str(facts.get("command") or "")
+    error: Any = facts.get("error")
+    data = {
+        "project": project.root.name, "station": record.station, "attempt": record.attempt, "command": command,
+        "exit_code": facts.get("code"), **_reason(error if isinstance(error, Mapping) else facts),
+    }  # fmt: skip
+    if facts.get("outcome" if record.kind == "ended" else "state") == "failed":
+        yield _event(digest, "station.failed", source, record.station, time, data)
+    elif facts.get("outcome") == "verdict":
+        outputs = facts.get("outputs")
+        outputs = outputs if isinstance(outputs, Mapping) else {}
+        if command.startswith("doctor"):
+            for host, found in _unhealthy(outputs):
+                yield _event(digest, "node.unhealthy", f"nodes/{host}", host, time, {**data, **found})
+        elif command not in _OWN_EVENTS:
+            gates = [gate for gate in outputs.get("gates") or () if not _passed(gate)]
+            found = {key: outputs.get(key) for key in ("run", "model", "reference", "metrics")}
+            yield _event(digest, "gate.failed", source, record.station, time, {**data, **found, "gates": gates})
+
+
+def _reason(facts: Mapping[str, Any]) -> dict[str, str]:
+    return {key: str(facts[key])[:MOST_TEXT] for key in ("what", "why", "hint") if facts.get(key)}
+
+
+def _passed(gate: Any) -> bool:
+    return isinstance(gate, Mapping) and gate.get("passed") is True
+
+
+def _unhealthy(report: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The unhealthy nodes of a report of `aifx doctor` or `aifx doctor fleet`, each with what is wrong with it."""
+    nodes = report.get("nodes")
+    for node in nodes if isinstance(nodes, list) else [report]:
+        if isinstance(node, Mapping) and node.get("status") == "unhealthy":
+            found = [one for one in node.get("findings") or () if isinstance(one, Mapping)]
+            critical = [str(one.get("summary"))[:MOST_TEXT] for one in found if one.get("severity") == "critical"]
+            yield str(node.get("node") or node.get("host") or "node"), {"findings": critical}
+
+
+def _time(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+# Ledgers. A position is the number of the last entry, with its digest. A ledger without a new entry costs one request.
+
+
+def _read_ledger(root: Root, model: str, position: Position | None) -> tuple[list[Event], dict[str, Any]]:
+    """The events of the entries after a position, and the new position. Raises DamagedLedger, EnvironmentFault."""
+    number, digest = int((position or {}).get("entry", 0)), (position or {}).get("digest")
+    ledger = root.ledger(model)
+    if position and ledger.store.read(file_name(number + 1)) is None:
+        return [], dict(position)
+    entries = ledger.entries()
+    if not entries:
+        return [], dict(position or {})
+    if number > len(entries) or (number and entries[number - 1].digest != digest):
+        number = 0  # another registry is at its place
+    return list(_of_entries(ModelState(model, entries), number)), {"entry": len(entries), "digest": entries[-1].digest}
+
+
+def _of_entries(state: ModelState, number: int) -> Iterator[Event]:
+    for entry in state.entries[number:]:
+        if (type := _ACTIONS.get(entry.action)) is None:
+            continue
+        findings: Sequence[Mapping[str, Any]] = entry.facts.get("findings", ())
+        previous = entry.facts.get("previous")
+        data = {
+            "model": state.name, "alias": entry.alias, "version": f"{state.name}@{state.label(entry.version)}",
+            "digest": entry.version, "previous": previous, "actor": entry.actor, "reason": entry.reason,
+            "entry": entry.number,
+            "failed_rules": [{key: one.get(key) for key in ("rule", "found", "hint")}
+                             for one in findings if not _passed(one)],
+        }  # fmt: skip
+        time = datetime.fromisoformat(entry.time).timestamp()
+        yield _event(entry.digest, type, f"registry/models/{state.name}", state.name, time, data)
