@@ -22,10 +22,11 @@ from aifx.core.json_files import readable_bytes
 from aifx.core.parsing import check_utf8
 from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
+from aifx.core.requests import Request
 from aifx.core.results import Result
 from aifx.curation.adding import Add, decided_encoding, options_of, reading_of
 from aifx.curation.erased import ErasedRows, holds_erased, read_erased
-from aifx.curation.execution import Made, NotMade, Runner, check_meaning, execute, work_folder
+from aifx.curation.execution import Asked, Made, NotMade, Runner, execute, name_version, work_folder
 from aifx.curation.step import Limits
 from aifx.curation.work_folders import holding_dataset
 from aifx.data.chat.lines import has_messages
@@ -126,24 +127,25 @@ def run_add(
     *,
     set_name: bool = True,
     dry_run: bool = False,
+    asked: Asked | None = None,
 ) -> Made:
     """Do what is planned, and let `name` mean the version with the files. The rest goes to `execute`."""
     if plan.step is None:
         assert plan.parent is not None
-        is_accepted = accepts(plan.parent.manifest)
-        if is_accepted and set_name and not dry_run:
+        made = Made(plan.parent, is_new=False, is_accepted=accepts(plan.parent.manifest))
+        if set_name and not dry_run:
             with holding_dataset(name, catalog, "lets its name mean another version"):
-                check_meaning(catalog, name, plan.meant, plan.parent)
-                catalog.set_latest(name, plan.parent.manifest.version)
-        return Made(plan.parent, is_new=False, is_accepted=is_accepted)
+                name_version(catalog, name, made, plan.meant, asked)
+        return made
     if any(file.format == "csv" for file in plan.step.files):
         if limits.memory_bytes < CSV_MEMORY:
             what, why = f"--memory {readable_bytes(limits.memory_bytes)} is too little", "reading CSV takes 400 MiB"
             raise UsageError(what, why, "--memory 400MiB")
         limits = replace(limits, workers=max(1, min(limits.workers, limits.memory_bytes // CSV_MEMORY - 1)))
     run = partial(execute, name=name, catalog=catalog, limits=limits, run_tasks=run_tasks, accepts=accepts)
+    run = partial(run, set_name=set_name, meant=plan.meant, asked=asked)
     try:
-        return run(plan.step, set_name=set_name, dry_run=dry_run, meant=plan.meant)
+        return run(plan.step, dry_run=dry_run)
     except NotMade as missing:
         changed = f"new or changed source files: {len(plan.step.files):,}"
         if not plan.step.files:
@@ -153,7 +155,7 @@ def run_add(
     except ColumnsChanged:
         # A row further on has a column, or a wider number, that the beginning of its file does not have.
         shutil.rmtree(work_folder(plan.step, name, catalog), ignore_errors=True)
-        return run(replace(plan.step, scanned=True), set_name=set_name, meant=plan.meant)
+        return run(replace(plan.step, scanned=True))
 
 
 def added_version(catalog: Catalog, name: str, *, may_be_deleted: bool = False) -> Version | None:
@@ -350,6 +352,8 @@ class AddedFiles(Result):
         is_accepted: whether the name alone means this version.
         left_out: files of folders that have no reader.
         links: that lead out of their folder, and were not followed.
+        request: the id of the request.
+        is_repeated: whether an earlier call with the same id did it, and this is what that call reported.
     """
 
     reference: str
@@ -367,13 +371,15 @@ class AddedFiles(Result):
     is_accepted: bool
     left_out: tuple[str, ...]
     links: tuple[str, ...]
+    request: str | None = None
+    is_repeated: bool = False
 
     @property
     def exit_code(self) -> ExitCode:
         return ExitCode.OK if self.is_accepted else ExitCode.VERDICT
 
 
-def added_files(plan: AddPlan, made: Made, listing: Listing) -> AddedFiles:
+def added_files(plan: AddPlan, made: Made, listing: Listing, asked: Request | None = None) -> AddedFiles:
     """The document of `aifx data add`."""
     manifest = made.version.manifest
     bad = first_quarantined(made.version)
@@ -393,6 +399,7 @@ def added_files(plan: AddPlan, made: Made, listing: Listing) -> AddedFiles:
         is_accepted=made.is_accepted,
         left_out=listing.left_out,
         links=listing.links,
+        request=None if asked is None else asked.id,
     )
 
 

@@ -19,12 +19,14 @@ it, together with the others, so that nobody deletes it meanwhile.
 #   2. done/<task>.json says that the shards of a task are whole. A task without it runs again, and writes the same
 #      bytes under the same names, since `Step.run` is a pure function. So it may even run twice at a time.
 #   3. The version's folder gets its name, which is a digest of its content. The same version again changes nothing.
-#   4. `latest` is replaced, and the run is recorded in the lineage under its key, once.
+#   4. The run is recorded in the lineage under its key, once, and the folder of the work is deleted.
+#   5. `latest` is replaced, together with the request that asked for it.
 #
 # A task whose outcome is in a version already does not run (`task_results`), and the version refers to those files.
 # Which versions are there to refer to is no part of a version's digest, so it may change between two calls.
 #
-# Only then is the folder of the work deleted. A call that finds the version there does what is left of 4.
+# A call that finds the version there does what is left of 4 and 5. Nothing is left after 5: a request that is asked for
+# again only reports what it did.
 
 from __future__ import annotations
 
@@ -48,6 +50,7 @@ from aifx.core.json_values import plain
 from aifx.core.os_errors import naming
 from aifx.core.parsing import parse_json
 from aifx.core.progress import Reporter, report_progress
+from aifx.core.requests import Request
 from aifx.core.results import Result
 from aifx.core.version import __version__
 from aifx.curation.continuing import continued
@@ -65,6 +68,7 @@ from aifx.data.versions.catalog import (
 )
 from aifx.data.versions.lineage import is_recorded, record_run
 from aifx.data.versions.manifest import DROPPED, QUARANTINE, SHARDS, Manifest, Origin, Source, StepRecord, Version
+from aifx.data.versions.requests import finish_request
 from aifx.data.versions.sealing import seal_version
 from aifx.data.versions.shards import ShardWriter, columns_of, return_memory
 
@@ -154,6 +158,9 @@ class NotMade(AifxError):
 Runner: TypeAlias = Callable[[Step, list[int], Path, Limits], Iterator[tuple[int, TaskResult]]]
 """Runs the given tasks of a step, which works in a folder, and gives the result of each."""
 
+Asked: TypeAlias = tuple[Request, Callable[[Made], Result]]
+"""A request, and the document that it is answered with."""
+
 
 def execute(
     step: Step,
@@ -166,6 +173,7 @@ def execute(
     set_name: bool = True,
     dry_run: bool = False,
     meant: str | None = None,
+    asked: Asked | None = None,
 ) -> Made:
     """Make the version of the data set `name` that `step` describes, and let `name` mean it.
 
@@ -176,8 +184,10 @@ def execute(
         dry_run: raise NotMade instead of making the version.
         meant: the version that `name` meant when the step was chosen, "" for none. If it means another one since,
             FolderBusy is raised. None if the step does not depend on it.
+        asked: the request for it, which is kept with its outcome, also if the version is not accepted.
 
-    Raises what the step raises, FolderBusy, OSError. What is done stays for the next call with the same step.
+    Raises what the step raises, FolderBusy, RequestDone, OSError. What is done stays for the next call with the
+    same step.
     """
     check_dataset_name(name)
     return_memory()
@@ -205,17 +215,36 @@ def execute(
                     check_shards(parent)
                 with holding_work(work):
                     found = _make_version(step, name, catalog, origins, work, limits, run_tasks)
-            is_accepted = accepts(found.manifest)
-            if is_accepted and set_name:
-                check_meaning(catalog, name, meant, found)  # a process of another machine may have changed it
-                catalog.set_latest(name, found.manifest.version)
             if found not in step.parents:
-                made = replace(found.manifest, code=code_of(step), aifx=__version__)  # by this code, too
+                recorded = replace(found.manifest, code=code_of(step), aifx=__version__)  # by this code, too
                 read = [parent.manifest for parent in step.parents]
                 more = parents[len(read) :]  # that the version continues; it may be deleted
-                record_run(catalog, made, [*read, *map(catalog.manifest, filter(catalog.holds, more))], key)
+                record_run(catalog, recorded, [*read, *map(catalog.manifest, filter(catalog.holds, more))], key)
             shutil.rmtree(work, ignore_errors=True)
-    return Made(found, is_new, is_accepted)
+            made = Made(found, is_new, accepts(found.manifest))
+            if set_name:
+                name_version(catalog, name, made, meant, asked)
+    return made
+
+
+def name_version(catalog: Catalog, name: str, made: Made, meant: str | None, asked: Asked | None = None) -> None:
+    """Let a name mean a version that is accepted, and keep the request in the same commit.
+
+    The caller holds the data set.
+
+    Args:
+        meant: see `execute`.
+
+    Raises FolderBusy as `check_meaning`, RequestDone if another call did the request meanwhile.
+    """
+    version = made.version.manifest.version if made.is_accepted else None
+    if version is not None:
+        check_meaning(catalog, name, meant, made.version)  # a process of another machine may have changed it
+    if asked is not None:
+        request, outcome = asked
+        finish_request(catalog.store.below(name), version, request, plain(outcome(made)))
+    elif version is not None:
+        catalog.set_latest(name, version)
 
 
 def check_meaning(catalog: Catalog, name: str, meant: str | None, made: Version | None) -> None:

@@ -50,8 +50,8 @@ COMMANDS: Mapping[str, Command] = {
         Command("doctor", ("status",), is_source=True),
         Command("launch slurm", reads_code=True, has_document=False),
         Command("launch k8s", reads_code=True, has_document=False),
-        Command("data add", _STEP, "data", is_source=True),
-        Command("data make", ("data_sets",), "data", is_source=True),
+        Command("data add", _STEP, "data", is_source=True, takes_request=True),
+        Command("data make", ("data_sets",), "data", is_source=True, takes_request=True),
         *(Command(f"data {step}", _STEP, "data")
           for step in ("clean", "dedupe", "classify", "pii", "join", "mix", "split", "decontaminate", "expect")),
         Command("data label apply", _STEP, "data"),

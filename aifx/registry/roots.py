@@ -26,6 +26,7 @@ from aifx.core.artifact_copies import fetch_artifact, stored_artifact
 from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError, UsageError, did_you_mean
 from aifx.core.project import RUN_NAME, Project, cache_path
+from aifx.core.requests import check_act
 from aifx.core.stores import Store, open_store
 from aifx.registry.ledger import Entry, Ledger, LostRace, find_request, new_request
 from aifx.registry.state import ModelState, NumberedVersion
@@ -206,9 +207,8 @@ def open_root(root: str | None, project: Project | None = None) -> Root:
 
 def check_repeated(made: Entry, request: str, actions: Sequence[str], alias: str) -> None:
     """Raise UsageError for a request id that made an entry of another kind, or for another alias."""
-    if made.action not in actions or (alias and made.alias != alias):
-        why = f"entry {made.number} has it: {made.action} {made.alias}".rstrip()
-        raise UsageError(f"--request {request} belongs to another act", why, "give each act an id of its own")
+    is_same = made.action in actions and (not alias or made.alias == alias)
+    check_act(request, is_same, f"entry {made.number} has it: {made.action} {made.alias}".rstrip())
 
 
 def find_version(state: ModelState, reference: str) -> NumberedVersion:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
@@ -104,9 +105,8 @@ class StepPlace:
 
         if self.chain is not None:
             return self.chain.take(self, step, accepts)
-        how = {"set_name": self.set_name, "dry_run": self.dry_run}
-        meant = self.meant.get(name)
-        return execute(step, name, self.catalog, self.limits, self.runner, accepts, **how, meant=meant)
+        run = partial(execute, step, name, self.catalog, self.limits, self.runner, accepts, meant=self.meant.get(name))
+        return run(set_name=self.set_name, dry_run=self.dry_run)
 
 
 def open_place(**options: Unpack[StepOptions]) -> StepPlace:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Unpack
 
 from aifx.core.errors import UsageError
 from aifx.core.plurals import counted
+from aifx.core.redaction import redact
+from aifx.core.requests import Request, RequestDone, find_request
 from aifx.curation import add_plan
 from aifx.curation.add_plan import (
     SHOWN,
@@ -33,12 +35,14 @@ from aifx.data.readers.base import ReadOptions
 from aifx.data.readers.sources import Listing, list_sources
 from aifx.data.versions.catalog import check_dataset_name
 from aifx.data.versions.manifest import check_license
+from aifx.data.versions.requests import check_request
 from aifx.verbs.arguments import StrPath, check_number
 from aifx.verbs.catalogs import StepOptions, StepPlace, licensing_project, open_place
 
 if TYPE_CHECKING:
     from aifx.core.project import Project
     from aifx.curation.databases.sources import Fetched
+    from aifx.curation.execution import Made
     from aifx.data.readers.base import OwnReader
     from aifx.data.versions.manifest import Manifest
 
@@ -60,6 +64,7 @@ def data_add(
     max_expansion: float = 100.0,
     follow_links: bool = False,
     only: bool = False,
+    request: str | None = None,
     **options: Unpack[StepOptions],
 ) -> AddedFiles:
     """Collect the rows of files, or of a query, into a data set.
@@ -82,6 +87,7 @@ def data_add(
         max_expansion: refuse files that expand to more than 1 GiB and so many times their size.
         follow_links: follow links that lead out of a folder.
         only: leave out the rows of files that are not among these.
+        request: an id: a second call with it reports what the first one did, whatever the name means since.
 
     Example:
         >>> added = aifx.data_add("corpus", "texts", license="CC-BY-4.0")
@@ -92,30 +98,57 @@ def data_add(
     check_number("--max-bad", max_bad)
     check_number("--max-expansion", max_expansion)
     expression = check_license(license)
+    act = " ".join(["data add", name, *map(str, sources), *([f"--query {query!r}"] if query is not None else [])])
+    asked = find_request(request, redact(act))
     place = open_place(**options)
     _check_allowed(expression, name, place, options.get("project", "."))
-    asked = ReadOptions(kind or "text", text_field, encoding, max_expansion, split_at)
+    reading = ReadOptions(kind or "text", text_field, encoding, max_expansion, split_at)
+    try:
+        if asked is not None:
+            check_request(place.catalog.store.below(name), asked)
+        with _opened(place, name, sources, query, key, reading, kind, follow_links) as opened:
+            return _add(place, name, expression, opened, max_bad, asked, allow_damaged=allow_damaged, only=only)
+    except RequestDone as done:
+        return done.repeated(AddedFiles)
+
+
+def _add(
+    place: StepPlace,
+    name: str,
+    license: str,
+    opened: tuple[Listing, ReadOptions, QueryFetch | None],
+    max_bad: float,
+    asked: Request | None,
+    *,
+    allow_damaged: bool,
+    only: bool,
+) -> AddedFiles:
+    """Add files that were opened. Raises RequestDone if another call did the request meanwhile."""
+    listing, reading, fetch = opened
 
     def refusal(manifest: Manifest) -> str:
         return add_plan.refusal(manifest, max_bad, allows_damaged=allow_damaged)
 
-    with _opened(place, name, sources, query, key, asked, kind, follow_links) as (listing, reading, fetch):
-        plan = plan_add(place.catalog, name, listing, reading, expression, only=only)
-        made = run_add(
-            plan,
-            name,
-            place.catalog,
-            place.limits,
-            place.runner,
-            lambda manifest: not refusal(manifest),
-            set_name=place.set_name,
-            dry_run=place.dry_run,
-        )
-        if fetch is not None:
-            fetch.remove()
-        added = added_files(plan, made, listing)
-        for folder, source in interrupted_reads(place.catalog, name).items():
-            log.info("an interrupted read of %s left rows in %s: run it again, or aifx data gc", source, folder)
+    def outcome(made: Made) -> AddedFiles:
+        return added_files(plan, made, listing, asked)
+
+    plan = plan_add(place.catalog, name, listing, reading, license, only=only)
+    made = run_add(
+        plan,
+        name,
+        place.catalog,
+        place.limits,
+        place.runner,
+        lambda manifest: not refusal(manifest),
+        set_name=place.set_name,
+        dry_run=place.dry_run,
+        asked=None if asked is None else (asked, outcome),
+    )
+    if fetch is not None:
+        fetch.remove()
+    added = outcome(made)
+    for folder, source in interrupted_reads(place.catalog, name).items():
+        log.info("an interrupted read of %s left rows in %s: run it again, or aifx data gc", source, folder)
     if made.is_new and (erased := made.version.manifest.dropped_by.get(ERASED)):
         log.info("left out, because aifx data erase erased them: %s", counted(erased, "row"))
     if not added.is_accepted:

@@ -61,7 +61,7 @@ KEEP = "keep"
 NONE = "none"
 """The text of a setting that is None."""
 
-NO_SETTINGS = {"pii": ("spans", "output"), "dedupe": ("rebuild_sketches",), "add": ("only",)}
+NO_SETTINGS = {"pii": ("spans", "output"), "dedupe": ("rebuild_sketches",), "add": ("only", "request")}
 """Arguments of verbs that change no row, which a recipe cannot set."""
 
 

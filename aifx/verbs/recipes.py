@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Unpack
 from aifx.core.calls import call_each
 from aifx.core.errors import AifxError, ConfigError, DataError, ExitCode, UsageError, did_you_mean
 from aifx.core.files import holding
+from aifx.core.json_values import plain
 from aifx.core.licensing import LicenseConflict
 from aifx.core.logs import at_level
 from aifx.core.plurals import counted
+from aifx.core.requests import Request, RequestDone, find_request
 from aifx.core.results import Result
 from aifx.curation.execution import MadeVersion, NotMade
-from aifx.curation.work_folders import steps_folder
+from aifx.curation.work_folders import holding_dataset, steps_folder
+from aifx.data.versions.requests import check_request, finish_request
 from aifx.verbs.arguments import StrPath
 from aifx.verbs.catalogs import (
     DEFAULT_MEMORY,
@@ -79,12 +82,14 @@ class RecipeMade:
     Attributes:
         reference: the version that the name means now; None if there is none.
         is_new: False if the name meant this version before.
+        is_repeated: whether an earlier call with the same request id made it, and this is what that call reported.
     """
 
     name: str
     reference: str | None
     is_new: bool
     steps: tuple[RecipeStepMade, ...]
+    is_repeated: bool = False
 
     @property
     def is_accepted(self) -> bool:
@@ -93,9 +98,17 @@ class RecipeMade:
 
 @dataclass(frozen=True)
 class MadeRecipes(Result):
-    """The document of `aifx data make --json`: the data sets, in the order in which they were made."""
+    """The document of `aifx data make --json`.
+
+    Attributes:
+        data_sets: in the order in which they were made.
+        request: the id of the request.
+        is_repeated: whether earlier calls with the same id made all of them.
+    """
 
     data_sets: tuple[RecipeMade, ...]
+    request: str | None = None
+    is_repeated: bool = False
 
     @property
     def exit_code(self) -> ExitCode:
@@ -131,7 +144,9 @@ class PlannedRecipes(Result):
     data_sets: tuple[PlannedRecipe, ...]
 
 
-def data_make(*names: str, recipe: StrPath | None = None, **options: Unpack[StepOptions]) -> MadeRecipes:
+def data_make(
+    *names: str, recipe: StrPath | None = None, request: str | None = None, **options: Unpack[StepOptions]
+) -> MadeRecipes:
     """Make data sets as a recipe says: do the steps that are missing, and nothing else.
 
     A name gets its new meaning once, after the last step. A run after a kill goes on where the other one ended. If the
@@ -140,6 +155,8 @@ def data_make(*names: str, recipe: StrPath | None = None, **options: Unpack[Step
     Args:
         names: data sets of the recipe; by default all. Those that they read are made before them.
         recipe: file; by default recipe.toml in the project.
+        request: an id: a second call with it reports what the first one did, whatever the names mean since. Data sets
+            that the first did not reach are made.
 
     Example:
         >>> made = aifx.data_make("notes")
@@ -147,19 +164,21 @@ def data_make(*names: str, recipe: StrPath | None = None, **options: Unpack[Step
         [('add', 0), ('dedupe', 1)]
     """
     path = _path(recipe, options)
+    asked = find_request(request, "data make")
     catalog, project = find_catalog(options.get("root"), options.get("project", "."))
     done: list[RecipeMade] = []
-    for group in _in_order(read_recipes(path), names, path, options):
-        for made in _make_group(group, path.parent, options):
-            done.append(made)
-            if not made.is_accepted:
-                renew(catalog, project)
-                return MadeRecipes(tuple(done))
+    groups = _in_order(read_recipes(path), names, path, options)
+    for made in (made for group in groups for made in _make_group(group, path.parent, options, asked)):
+        done.append(made)
+        if not made.is_accepted:
+            break
     renew(catalog, project)
-    return MadeRecipes(tuple(done))
+    return MadeRecipes(tuple(done), request, all(made.is_repeated for made in done))
 
 
-def _make_group(group: Sequence[Recipe], folder: Path, options: StepOptions) -> Iterator[RecipeMade]:
+def _make_group(
+    group: Sequence[Recipe], folder: Path, options: StepOptions, asked: Request | None
+) -> Iterator[RecipeMade]:
     """Make data sets that do not read each other; those with much work side by side, which share the memory."""
     limits = limits_of(options.get("memory", DEFAULT_MEMORY), options.get("workers"))
     large: list[Recipe] = []
@@ -174,14 +193,14 @@ def _make_group(group: Sequence[Recipe], folder: Path, options: StepOptions) -> 
             "memory": f"{limits.memory_bytes // most}B",
             "workers": max(1, limits.workers // most),
         }
-        for index, made in call_each(partial(_make_one, folder=folder, options=share), large, most):
+        for index, made in call_each(partial(_make_one, folder=folder, options=share, asked=asked), large, most):
             found[large[index].name] = made
             _report(made)
     for each in group:
         if each.name in found:
             yield found[each.name]
         else:
-            made = _make_one(each, folder, options)
+            made = _make_one(each, folder, options, asked)
             _report(made)
             yield made
 
@@ -200,11 +219,16 @@ def _missing_bytes(recipe: Recipe, folder: Path, options: StepOptions) -> int:
     return 0
 
 
-def _make_one(recipe: Recipe, folder: Path, options: StepOptions) -> RecipeMade:
+def _make_one(recipe: Recipe, folder: Path, options: StepOptions, asked: Request | None) -> RecipeMade:
     """Make a data set, and let its name mean the version of its last step. Raises FolderBusy."""
     catalog, _ = find_catalog(options.get("root"), options.get("project", "."))
     name = recipe.name
     with holding(steps_folder(name, catalog) / MAKING, f"the recipe of {name}", "makes it"):
+        try:
+            if asked is not None:
+                check_request(catalog.store.below(name), asked)
+        except RequestDone as before:
+            return before.repeated(RecipeMade)
         _check_meaning(catalog, name)
         steps: list[RecipeStepMade] = []
         for step, made in RecipeCalls(recipe, folder, catalog).make(options):
@@ -214,13 +238,17 @@ def _make_one(recipe: Recipe, folder: Path, options: StepOptions) -> RecipeMade:
             warned = tuple(rule.id for rule in rules if rule.outcome == "warned")
             outcome = made.is_new, made.is_accepted, conflicts, warned
             steps.append(RecipeStepMade(step, made.reference, made.rows, dropped, *outcome))
-        before = catalog.latest(name)
-        if steps[-1].is_accepted:
-            _, version = catalog.find(steps[-1].reference)
-            if before != version:
-                catalog.set_latest(name, version)
         meaning = catalog.latest(name)
-    return RecipeMade(name, meaning and f"{name}@{meaning}", meaning != before, tuple(steps))
+        version = catalog.find(steps[-1].reference)[1] if steps[-1].is_accepted else meaning
+        done = RecipeMade(name, version and f"{name}@{version}", version != meaning, tuple(steps))
+        if asked is not None or version != meaning:
+            with holding_dataset(name, catalog, "lets its name mean another version"):
+                if asked is not None:
+                    finish_request(catalog.store.below(name), version, asked, plain(done))
+                else:
+                    assert version is not None
+                    catalog.set_latest(name, version)
+    return done
 
 
 def _report(made: RecipeMade) -> None:

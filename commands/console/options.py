@@ -45,6 +45,11 @@ StepOption = Annotated[
     str | None, typer.Option("--step", metavar="N|best|last", help="Checkpoint to use. By default eval.checkpoint.")
 ]
 
+RequestOption = Annotated[
+    str | None,
+    typer.Option("--request", metavar="ID", help="Do this once: a second call with ID reports the first one's."),
+]
+
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; use the defaults.")]
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what the command would do, without doing it.")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from aifx.commands.console.options import option_group
+from aifx.commands.console.options import RequestOption, option_group
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.options import StepOptions
@@ -93,6 +93,7 @@ def add(
         typer.Option("--follow-links", help="Follow links that lead out of a folder. By default they are left out."),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and read nothing.")] = False,
+    request: RequestOption = None,
 ) -> None:
     """Collect the rows of files into a data set.
 
@@ -144,6 +145,7 @@ def add(
             allow_damaged=allow_damaged,
             max_expansion=max_expansion,
             follow_links=follow_links,
+            request=request,
             **given.of_step(),
         )
         out.result(added)
@@ -158,6 +160,8 @@ def _print_listed(out: Output, found: ListedFiles) -> None:
 
 def _print(out: Output, found: AddedFiles) -> None:
     there = "" if found.is_new else ", which was there already"
+    if found.is_repeated:
+        there = ", as an earlier call with this request id reported"
     out.print(f"{found.reference}: {counted(found.rows, 'row')}, {readable_bytes(found.size_bytes)}{there}")
     out.print(f"{counted(found.files_read, 'file')} read, {found.files_unchanged:,} unchanged")
     if found.quarantined or found.damaged_files:

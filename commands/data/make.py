@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from aifx.commands.console.options import option_group
+from aifx.commands.console.options import RequestOption, option_group
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.options import StepOptions
 
@@ -24,6 +24,7 @@ def make(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print which steps would run, and why; write nothing.")
     ] = False,
+    request: RequestOption = None,
 ) -> None:
     """Make data sets as a recipe says: do the steps that are missing, and nothing else.
 
@@ -46,11 +47,13 @@ def make(
                 out.print(f"{planned.name}:")
                 out.table(["step", "version", "why"], rows)
             return
-        made = data_make(*(names or ()), recipe=recipe, **given.of_step())
+        made = data_make(*(names or ()), recipe=recipe, request=request, **given.of_step())
         out.result(made)
         for data_set in made.data_sets:
             done = sum(step.is_new for step in data_set.steps)
             what = f"{done} of {len(data_set.steps)} steps done" if done else "was there already"
+            if data_set.is_repeated:
+                what = "as an earlier call with this request id reported"
             if not data_set.is_accepted:
                 what = f"as before: {data_set.steps[-1].reference} is not accepted"
             out.print(f"{data_set.name}: {data_set.reference or 'no version'}, {what}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.console.options import DryRunOption
+from aifx.commands.console.options import DryRunOption, RequestOption
 from aifx.commands.console.output import Output
 
 if TYPE_CHECKING:
@@ -32,10 +32,7 @@ class ActOptions:
     """Options of the commands that change a registry."""
 
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Say why, in the ledger.")] = ""
-    request: Annotated[
-        str | None,
-        typer.Option("--request", metavar="ID", help="Do this once: a second call with ID reports the first one's."),
-    ] = None
+    request: RequestOption = None
     dry_run: DryRunOption = False
     root: RootOption = None
 

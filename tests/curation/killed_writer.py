@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import sqlite3
 import sys
@@ -24,7 +25,9 @@ from toy_steps import Rows, WithoutLetter
 
 from aifx.commands.main import run
 from aifx.core.files import is_temporary
+from aifx.core.json_values import encode_json
 from aifx.core.project import Project
+from aifx.core.results import Result
 from aifx.core.stores import open_store
 from aifx.curation.add_plan import added_version
 from aifx.curation.duplicates import Dedupe, Split
@@ -39,9 +42,11 @@ from aifx.data.text import TextFormat
 from aifx.data.versions.catalog import Catalog, check_files, open_catalog
 from aifx.data.versions.leases import Use
 from aifx.data.versions.manifest import CONTINUES, LINEAGE
+from aifx.data.versions.requests import REQUESTS
 from aifx.search.building import build_index
 from aifx.search.embedders import HashedNgrams
 from aifx.search.indexes import IndexSettings
+from aifx.verbs.data_add import data_add
 from aifx.verbs.recipes import data_make
 
 LIMITS = Limits(1 << 30, 1)
@@ -133,7 +138,32 @@ def collect_unused(root: Path) -> None:
     with_unused(found, catalog, [Use(newest.whole_reference, "run main")], days=0)
 
 
-WRITERS: dict[str, Callable[[Path], None]] = {
+REQUEST = "tick-7.station-1"
+TWICE = f"""
+[corpus]
+steps = [{ADD}, {{ dedupe = {{ near = 0.8 }} }}]
+
+[both]
+steps = [{{ mix = {{ sets = ["corpus:1", "pets:1"] }} }}]
+"""
+
+
+def ask(root: Path, *sources: str, max_bad: float = 1.0) -> Result:
+    """Ask for an addition to "corpus", once."""
+    files = [root.parent / "given" / source for source in sources]  # which all copies of a root have
+    return data_add("corpus", *files, license="MIT", max_bad=max_bad, workers=1, project=root, request=REQUEST)
+
+
+ASKED: dict[str, Callable[[Path], Result]] = {
+    "add_once": lambda root: ask(root, "a.jsonl", "c.txt"),
+    "add_nothing_once": lambda root: ask(root, "a.jsonl"),
+    "refuse_once": lambda root: ask(root, "a.jsonl", "c.txt", max_bad=0),
+    "make_once": lambda root: data_make(recipe=root / "twice.toml", workers=1, project=root, request=REQUEST),
+}
+"""Requests, which change what a name means once."""
+
+
+WRITERS: dict[str, Callable[[Path], object]] = ASKED | {
     writer.__name__: writer
     for writer in (
         collect_files,
@@ -166,6 +196,11 @@ def prepare(root: Path) -> None:
     (root / "aifx.toml").write_text('[datasets]\nroot = "datasets"\n')
     if sys.argv[1] == "make_recipe":
         make_recipe(root, "{ dedupe = {} }")
+    if sys.argv[1] in ASKED:  # the name means what a step made of the rows that were added
+        shutil.copytree(root / "raw", root.parent / "given")
+        add(root, "corpus", "../given/a.jsonl", kind="text")
+        execute(WithoutLetter((catalog_of(root).open("corpus"),), "q"), "corpus", catalog_of(root), LIMITS)
+        (root / "twice.toml").write_text(TWICE)
     if sys.argv[1] == "split_again":
         for count in (20, 40):
             rows = [json.dumps({"text": prose(60, number)}) + "\n" for number in range(count)]
@@ -205,12 +240,15 @@ def grow(root: Path) -> None:
 
 
 def content(root: Path) -> dict[str, str]:
-    """A digest of each file of the data sets but locks, and the history, which has times."""
+    """A digest of each file of the data sets but locks, the history, which has times, and the outcomes of requests.
+
+    These say whether a version was there already, which a kill changes.
+    """
     files = [path for path in (root / "datasets").rglob("*") if path.is_file()]
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files
-        if path.name != ".lock" and (LINEAGE not in path.parts or is_temporary(path.name))
+        if path.name != ".lock" and (not {LINEAGE, REQUESTS}.intersection(path.parts) or is_temporary(path.name))
     }
 
 
@@ -227,7 +265,24 @@ def check_versions(catalog: Catalog) -> list[str]:
     return found
 
 
-def check(root: Path, write: Callable[[Path], None], expected: dict[str, str], *, collects: bool) -> None:
+def check_repeated(root: Path, calm: Path, ask: Callable[[Path], Result]) -> None:
+    """Ask again for what was done, when others have moved the name on: it stays, and the outcome is the first one."""
+    catalog = catalog_of(root)
+    for name in ("corpus", "both"):
+        if catalog.latest(name) is not None:
+            execute(WithoutLetter((catalog.open("pets"),), "z"), name, catalog, LIMITS)
+    before, outcomes = content(root), [outcome(ask(folder)) for folder in (root, calm)]
+    assert outcomes[0] == outcomes[1], outcomes
+    assert '"is_repeated": true}' in outcomes[0]
+    assert content(root) == before
+
+
+def outcome(result: Result) -> str:
+    """An outcome without what a kill changes: whether the version was there already."""
+    return re.sub(r'"is_new": (true|false)', "", encode_json(result.document()))
+
+
+def check(root: Path, write: Callable[[Path], object], expected: dict[str, str], *, collects: bool) -> None:
     """Ask again after a kill."""
     catalog = catalog_of(root)
     before = check_versions(catalog)
@@ -256,8 +311,14 @@ def main(name: str, folder: Path, first: int, every: int) -> None:
         check(root, write, expected, collects=True)
         check(other, write, expected, collects=False)
         shutil.rmtree(other)
+        if name in ASKED:
+            check_repeated(root, calm, ASKED[name])
 
-    kills = kill_at_each_change(folder, prepare, write, check_both, below="datasets", first=first, every=every)
+    def write_once(root: Path) -> None:
+        write(root)
+
+    how = {"first": first, "every": every}
+    kills = kill_at_each_change(folder, prepare, write_once, check_both, below="datasets", **how)
     sys.stdout.write(str(kills))
 
 

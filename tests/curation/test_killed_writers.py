@@ -12,12 +12,21 @@ import pytest
 from effort import IS_LONG, seed_of_commit
 
 HERE = Path(__file__).parent
-EVERY = {"make_recipe": 8, "dedupe": 3, "split_again": 3, "purge_shared": 4, "collect_unused": 12}
+EVERY = {
+    "make_recipe": 8,
+    "dedupe": 3,
+    "split_again": 3,
+    "purge_shared": 4,
+    "collect_unused": 12,
+    "make_once": 6,
+    "add_once": 3,
+    "refuse_once": 3,
+}
 """Number of its changes of which one is tried, unless LONG=1."""
 
 WRITERS = (
     "collect_files", "dedupe", "split_again", "make_recipe", "read_database", "index", "tokenize", "purge",
-    "clean_more", "purge_shared",
+    "clean_more", "purge_shared", "add_once", "refuse_once", "make_once",
 )  # fmt: skip
 
 
@@ -26,6 +35,7 @@ WRITERS = (
     "writer",
     [
         pytest.param("clean", marks=pytest.mark.representative("what a killed step left")),
+        pytest.param("add_nothing_once", marks=pytest.mark.representative("a killed request to a data set")),
         pytest.param("collect_unused", marks=pytest.mark.representative("what a killed step left")),
         *(pytest.param(writer, marks=pytest.mark.slow) for writer in WRITERS),
     ],
@@ -34,7 +44,7 @@ def test_a_kill_at_each_change(tmp_path: Path, writer: str, record_property: Cal
     every = 1 if IS_LONG else EVERY.get(writer, 1)
     kills = kill_each(tmp_path, ["killed_writer.py", writer], every)
     record_property("kills", kills)
-    assert kills > 15
+    assert kills > (5 if writer == "add_nothing_once" else 15)
 
 
 @pytest.mark.representative("what a killed step left")

@@ -5,9 +5,11 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+import typer
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from aifx.commands.app import app
 from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.lines.commands import COMMANDS
 from aifx.lines.conditions import KINDS, Condition, Term, parse_condition
@@ -219,8 +221,13 @@ def test_what_is_no_duration_is_refused(text):
 
 
 def test_only_commands_that_take_a_request_are_given_one():
-    assert {name for name, one in COMMANDS.items() if one.takes_request} == {
-        "registry push",
-        "registry promote",
-        "registry rollback",
-    }
+    for name, one in COMMANDS.items():
+        assert one.takes_request == ("--request" in options_of(name.split())), name
+
+
+def options_of(words: list[str]) -> set[str]:
+    """The options of a command of aifx, by its words."""
+    command = typer.main.get_command(app)
+    for word in words:
+        command = command.get_command(None, word)
+    return {option for parameter in command.params for option in parameter.opts}

@@ -62,6 +62,7 @@ from aifx.data.versions.manifest import (
     sums_of,
     sums_text,
 )
+from aifx.data.versions.requests import read_meaning, write_meaning
 
 logger = logging.getLogger(__name__)
 
@@ -138,12 +139,12 @@ class Catalog:
 
     def latest(self, name: str) -> str | None:
         """The version that was made last; None if there is none."""
-        data = self.store.read(f"{check_dataset_name(name)}/{LATEST}")
-        return data.decode(errors="replace").strip() if data is not None else None
+        return read_meaning(self.store.below(check_dataset_name(name))).version or None
 
     def set_latest(self, name: str, version: str) -> None:
         """Let the name alone mean a version."""
-        self.store.write(f"{name}/{LATEST}", iter([f"{version}\n".encode()]))
+        folder = self.store.below(name)
+        write_meaning(folder, version, read_meaning(folder).last)
 
     def find(self, reference: str) -> tuple[str, str]:
         """The name and the folder that "name" or "name@3f2a" means, with 4 to 64 digits. Raises UsageError.
@@ -165,7 +166,8 @@ class Catalog:
                 raise self._unknown(name)
             if not _VERSION.fullmatch(version) or not self._has_version(name, version):
                 what, why = f"{self.store.url}/{name}/{LATEST} is damaged", f"there is no version {version[:20]!r}"
-                raise DataError(what, why, f"aifx data ls {name}, and write the version that you want into that file")
+                hint = f"aifx data ls {name}, and write the version that you want into its first line"
+                raise DataError(what, why, hint)
             return name, version, ""
         digits = short(beginning)
         if len(digits) == SHORT_DIGITS and _VERSION.fullmatch(digits) and self._has_version(name, digits):
