@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from aifx.config.best_by import BestBy, Direction, best_by_of
 from aifx.config.project_errors import project_errors
+from aifx.core.digests import sha256_of_json
 from aifx.core.errors import DataError, ExitCode, UsageError, did_you_mean
 from aifx.core.plurals import counted
 from aifx.core.project import Project, RunDirectory
@@ -19,10 +20,17 @@ from aifx.core.results import Result
 from aifx.core.steps import StepChoice
 from aifx.data.base import Dataset, undefined
 from aifx.data.splits import Split
-from aifx.evaluation.dataset import DATASET_READING, digest_of, display_name
-from aifx.evaluation.held_out import SAFE_OVERRIDES, check_overrides, data_reference, opener, reports_of_step
+from aifx.evaluation.dataset import digest_of, display_name
+from aifx.evaluation.held_out import data_reference, opener, reports_of_step
 from aifx.evaluation.resampling import Interval, difference_interval
 from aifx.evaluation.scores import Groups, Sums, check_groups, groups_of, score_rows
+from aifx.evaluation.settings import (
+    DATASET_READING,
+    SAFE_OVERRIDES,
+    changed_settings,
+    check_overrides,
+    measuring_settings,
+)
 from aifx.loading.references import with_references
 from aifx.loading.restore import RestoredRun, restore_run
 from aifx.programs.build import Programs
@@ -51,11 +59,17 @@ def alpha_of_look(look: int) -> float:
 
 @dataclass(frozen=True)
 class Side:
-    """A model of a comparison. `digest` is that of its checkpoint's arrays, or of the model version."""
+    """A model of a comparison, and how it was measured.
+
+    Attributes:
+        digest: of its checkpoint's arrays, or of the model version.
+        settings: that its figures depend on (`measuring_settings`); empty for recorded answers.
+    """
 
     run: str
     step: int
     digest: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,8 @@ class Comparison(Result):
         more_groups: how many more would decide if the estimates stay; null if decided, or if none would.
         look: which look at this evaluation version it is, from 1.
         alpha: what this look may spend.
+        settings_digest: SHA-256 of the settings of the first.
+        different_settings: those that the two were measured with differently: both values.
     """
 
     subject: Side
@@ -98,6 +114,8 @@ class Comparison(Result):
     explanation: str
     look: int
     alpha: float
+    settings_digest: str
+    different_settings: Mapping[str, tuple[Any, Any]]
 
     @property
     def passed(self) -> bool:
@@ -212,6 +230,8 @@ def compare_sums(
         explanation=_explained(verdict, more, margin),
         look=look,
         alpha=alpha,
+        settings_digest=sha256_of_json(sides[0].settings),
+        different_settings=changed_settings(sides[0].settings, sides[1].settings),
     )
 
 
@@ -262,7 +282,8 @@ class Answers:
             programs = with_references(programs, frozen, run)
             groups = groups_of(programs, chosen, trained.config.eval.group)
             ratios = score_rows(programs, params, frozen, chosen)
-        side = Side(run.name, trained.step, run.model_digest or trained.manifest.state_digest)
+        settings = measuring_settings(trained)
+        side = Side(run.name, trained.step, run.model_digest or trained.manifest.state_digest, settings)
         return cls(trained, side, name, digest, groups, {key: groups.sums(ratio) for key, ratio in ratios.items()})
 
     def sums(self, metric: str) -> Sums:

@@ -24,6 +24,7 @@ import numpy as np
 
 from aifx.config.gates import check_names, evaluate_gates, parse_gate
 from aifx.config.project_errors import project_errors
+from aifx.core.digests import sha256_of_json
 from aifx.core.errors import CheckpointError, DataError, UsageError
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
@@ -34,8 +35,9 @@ from aifx.data.readers.rows import Row, read_rows
 from aifx.data.readers.sources import check_regular, local_file
 from aifx.data.text import TokenFormat
 from aifx.data.tokenizer import Tokenizer
-from aifx.evaluation.dataset import DATASET_READING, DatasetReport, DatasetReports, digest_of, display_name, keep_report
-from aifx.evaluation.held_out import Part, check_overrides
+from aifx.evaluation.dataset import DatasetReport, DatasetReports, digest_of, display_name, keep_report
+from aifx.evaluation.held_out import Part
+from aifx.evaluation.settings import DATASET_READING, check_overrides, measuring_settings
 from aifx.loading.prediction import in_batches
 from aifx.loading.restore import restore_run
 from aifx.objectives.next_token import NextToken
@@ -190,6 +192,8 @@ def measure_benchmarks(
         check_names(asked, _names(found))
     trained = restore_run(run, project, step=step, overrides=overrides)
     quantize = trained.config.eval.quantize
+    asking = {"benchmark.chat": chat, "benchmark.max_tokens": MOST_TOKENS}
+    settings = {**measuring_settings(trained), **asking}
     reports, parts = [], []
     with project_errors(trained.config.parts, project):
         programs, params, frozen = trained.programs(quantize)
@@ -203,7 +207,9 @@ def measure_benchmarks(
             name = f"{name} (chat)" if chat else name
             metrics, chance = _measure(found, path, encode, programs, params, frozen)
             results = evaluate_gates(asked, metrics)
-            report = DatasetReport(name, digest, metrics, results, {"chance": chance} if chance else {})
+            baselines = {"chance": chance} if chance else {}
+            digest_of_settings = sha256_of_json(settings)
+            report = DatasetReport(name, digest, metrics, results, baselines, {}, settings, digest_of_settings)
             keep_report(run, trained.step, quantize, report)
             reports.append(report)
             data = f"{name} ({digest[:12]})"

@@ -12,7 +12,7 @@ from typing import Any
 from aifx.config.gates import GateResult, parse_gate
 from aifx.config.project_errors import project_errors
 from aifx.config.sections import Quantization
-from aifx.core.digests import sha256_of_file
+from aifx.core.digests import sha256_of_file, sha256_of_json
 from aifx.core.errors import DataError, ExitCode
 from aifx.core.json_values import plain
 from aifx.core.project import Project, RunDirectory
@@ -20,15 +20,13 @@ from aifx.core.results import Result
 from aifx.core.steps import StepChoice
 from aifx.data.base import undefined
 from aifx.data.readers.sources import check_regular
-from aifx.evaluation.held_out import SAFE_OVERRIDES, Part, check_overrides, measure_part, reports_of_step
+from aifx.evaluation.held_out import Part, measure_part, reports_of_step
+from aifx.evaluation.settings import DATASET_READING, check_overrides, measuring_settings
 from aifx.evaluation.slices import Slices
 from aifx.loading.references import with_references
 from aifx.loading.restore import restore_run
 from aifx.parallel.joining import current_group
 from aifx.runs.agreement import agree, facts_of_data
-
-DATASET_READING = (*SAFE_OVERRIDES, "data.text_field", "data.errors")
-"""Settings of how a file is read. The model was not trained on it, so none moves text from one split to another."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,8 @@ class DatasetReport:
     gates: tuple[GateResult, ...]
     baselines: Mapping[str, Mapping[str, float]]  # metrics by the baseline's name
     slices: Slices = field(default_factory=dict)  # by column of eval.slices
+    settings: Mapping[str, Any] = field(default_factory=dict)  # that the figures depend on
+    settings_digest: str = ""  # SHA-256 of them
 
     @property
     def passed(self) -> bool:
@@ -108,6 +108,8 @@ def measure_files(
     trained = restore_run(run, project, step=step, overrides=overrides)
     all_gates = [*map(parse_gate, trained.config.eval.gates), *asked]
     quantize = trained.config.eval.quantize
+    settings = measuring_settings(trained)
+    how = (settings, sha256_of_json(settings))
     form = trained.task.format
     if form is None:
         raise undefined(type(trained.task), "format", "measure other data")
@@ -123,7 +125,7 @@ def measure_files(
             of_file = with_references(of_file, frozen, run)
             name, digest = display_name(path, project), digest or dataset.digest
             part = measure_part(f"{name} ({digest[:12]})", "test", all_gates, of_file, params, frozen)
-            report = DatasetReport(name, digest, part.metrics, part.gates, part.baselines, part.slices)
+            report = DatasetReport(name, digest, part.metrics, part.gates, part.baselines, part.slices, *how)
             if current_group().is_first:
                 keep_report(run, trained.step, quantize, report)
             reports.append(report)

@@ -17,12 +17,13 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from aifx.checkpoint.manifest import list_checkpoints
-from aifx.config import Config, compare
+from aifx.config import Config
 from aifx.config.best_by import first_of
 from aifx.config.gates import Gate, GateResult, check_names, evaluate_gates, parse_gate, scalars
 from aifx.config.project_errors import project_errors
 from aifx.config.sections import DataSection, Quantization
-from aifx.core.errors import DataError, ExitCode, UsageError
+from aifx.core.digests import sha256_of_json
+from aifx.core.errors import DataError, ExitCode
 from aifx.core.files import exclusive, make_folders, read_file, remove_temporary
 from aifx.core.json_files import read_jsonl, write_json
 from aifx.core.parsing import parse_json
@@ -33,6 +34,7 @@ from aifx.core.steps import StepChoice
 from aifx.data.base import TEXT_BYTES, Batch, BatchSource, Dataset
 from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import Split
+from aifx.evaluation.settings import check_overrides, measuring_settings
 from aifx.evaluation.slices import Slices, check_slice_gates, measure_slices
 from aifx.kinds import read_config
 from aifx.loading.references import with_references
@@ -51,9 +53,6 @@ from aifx.tasks.base import Task, data_digest, data_settings, dataset_of, evalua
 from aifx.tasks.registry import load_task, open_task
 
 logger = logging.getLogger(__name__)
-
-SAFE_OVERRIDES = ("data.eval_stride", "data.seq_len", "data.packing")
-"""Settings of how a split is read; nothing moves from one split to another by these."""
 
 
 def evaluate_split(
@@ -167,6 +166,8 @@ class Report(Result):
     data: str = ""  # the versions of data sets that the split is of
     data_digest: str = ""  # of all rows with their splits, also of files
     model: str | None = None  # digest of the model version, with --model
+    settings: Mapping[str, Any] = field(default_factory=dict)  # `measuring_settings`
+    settings_digest: str = ""  # SHA-256 of them
 
     @property
     def passed(self) -> bool:
@@ -263,6 +264,7 @@ def measure(
         part = measure_part(f"{chosen} split", chosen, all_gates, programs, params, frozen)
     better = better_last(run, all_gates)
     digest = data_digest(trained.task, trained.config)
+    settings = measuring_settings(trained)
     report = Report(
         run=run.name,
         step=trained.step,
@@ -276,6 +278,8 @@ def measure(
         data=data_reference(trained.config.data, project),
         data_digest=digest,
         model=run.model_digest,
+        settings=settings,
+        settings_digest=sha256_of_json(settings),
     )
     if current_group().is_first:
         write_report(run, report, data_digest=digest)
@@ -327,22 +331,6 @@ def better_last(run: RunDirectory, gates: Iterable[Gate]) -> BetterLast | None:
     return BetterLast(str(best_by), last, values[last], best, values[best])
 
 
-def check_overrides(
-    run: RunDirectory, project: Project, overrides: Sequence[str], safe: Sequence[str] = SAFE_OVERRIDES
-) -> None:
-    """Raise UsageError if overrides could put into the chosen split what the run was trained on."""
-    if not overrides:
-        return
-    changed = compare(read_config(run.config, project), read_config(run.config, project, overrides))
-    for d in changed:
-        if d.key.startswith(("task.", "data.")) and d.key not in safe:
-            raise UsageError(
-                f"{d.key} is not to be changed for an evaluation",
-                f"{run.title} was trained with {d.old!r}: with {d.new!r} it may be measured on what it learnt from",
-                f"aifx eval {run.option}    (--set takes eval.*, {', '.join(safe)} and the like)",
-            )
-
-
 def _with_split_alone(split: Split, config: Config, project: Project, assets: Path, error: DataError) -> Task:
     """The task with the files of the split alone. Raises `error`, about the training data, if the split has none."""
     task = load_task(config, project, assets)
@@ -376,7 +364,8 @@ def write_report(run: RunDirectory, report: Report, *, data_digest: str) -> None
     name = report.split if report.quantize == "none" else f"{report.split}-{report.quantize}"
     with reports_of_step(run, report.step) as kept:
         others = {"baselines": report.baselines, "slices": report.slices, "measured_at": time.time()}
-        kept["splits"][name] = measured | others
+        how = {"settings": report.settings, "settings_digest": report.settings_digest}
+        kept["splits"][name] = measured | others | how
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from aifx.config.gates import parse_gate
+from aifx.config.toml import literal
 from aifx.core.artifact import short_reference
 from aifx.core.json_values import number
 from aifx.core.plurals import counted
@@ -23,6 +24,7 @@ from aifx.registry.policy import (
     EvalRule,
     FileRule,
     LicencesRule,
+    MeasuredRule,
     Policy,
     SignatureRule,
     SlicesRule,
@@ -111,9 +113,13 @@ def judge(case: Case) -> tuple[Finding, ...]:
 
 def _eval(case: Case, rule: EvalRule) -> Finding:
     hint = f"aifx registry attest {case.reference} --eval"
-    report = case.newest(
-        "eval", lambda one: _is_of_data(one, rule.data) and rule.split in ("", one.content.get("split"))
-    )
+
+    def fits(one: Attestation) -> bool:
+        return _is_of_data(one, rule.data) and rule.split in ("", one.content.get("split"))
+
+    report = case.newest("eval", lambda one: fits(one) and not _other_settings(rule, one.content.get("settings")))
+    if report is None and (other := case.newest("eval", fits)) is not None:
+        return _measured_otherwise("eval", case, rule, other, other.content.get("settings"))
     if report is None:
         where = " on ".join(["", *filter(None, [rule.split and f"the {rule.split} split", rule.data])])
         return Finding("eval", False, f"no evaluation{where} is attested", hint)
@@ -139,13 +145,19 @@ def _better(case: Case, rule: BetterRule) -> Finding:
     looks = [one for one in case.attestations if one.kind == "comparison" and _is_of_data(one, rule.data)]
     known = {incumbent.digest, incumbent.checkpoint} - {None}
     of_metric = (one for one in reversed(looks) if rule.metric in ("", one.content.get("metric")))
-    compared = next((one for one in of_metric if one.content.get("against") in known), None)
+    fitting = [one for one in of_metric if one.content.get("against") in known]
+    compared = next((one for one in fitting if not any(_other_settings(rule, own) for own in _of_sides(one))), None)
+    if compared is None and fitting:
+        wrong = next(own for own in _of_sides(fitting[0]) if _other_settings(rule, own))
+        return _measured_otherwise("better", case, rule, fitting[0], wrong, f" --against {against}{metric}{margin}")
     if compared is None:
         by = f" by {rule.metric}" if rule.metric else ""
         return Finding("better", False, f"no comparison with {against}{by} is attested", hint)
     content = compared.content
     verdict, wanted = str(content.get("verdict")), GOOD_VERDICTS if rule.margin is not None else GOOD_VERDICTS[:1]
     found = f"{content.get('metric')}: {verdict}, compared with {against}"
+    if changed := content.get("different_settings"):
+        found += f" under another {', '.join(changed)}"
     if verdict == "not worse" and (number(content.get("margin")) or 0) > (rule.margin or 0):
         return Finding("better", False, f"not worse by a margin of {content.get('margin')}", hint, (compared.digest,))
     if verdict not in wanted:
@@ -196,7 +208,13 @@ def _slices(case: Case, rule: SlicesRule) -> Finding:
     columns = ", ".join(rule.columns)
     listed = ", ".join(f'"{column}"' for column in rule.columns)
     hint = f"aifx eval --set 'eval.slices=[{listed}]', and: aifx registry attest {case.reference} --eval"
-    report = case.newest("eval", lambda one: set(rule.columns) <= set(one.content.get("slices") or {}))
+
+    def fits(one: Attestation) -> bool:
+        return set(rule.columns) <= set(one.content.get("slices") or {})
+
+    report = case.newest("eval", lambda one: fits(one) and not _other_settings(rule, one.content.get("settings")))
+    if report is None and (other := case.newest("eval", fits)) is not None:
+        return _measured_otherwise("slices", case, rule, other, other.content.get("settings"))
     if report is None:
         return Finding("slices", False, f"no evaluation with slices of {columns} is attested", hint)
     metrics = {**report.content.get("metrics", {}), "slices": report.content["slices"]}
@@ -301,6 +319,30 @@ _JUDGES: Mapping[str, Callable[[Case, Any], Finding]] = {
     "drill": _drill,
     "file": _file,
 }
+
+
+def _of_sides(comparison: Attestation) -> list[Any]:
+    """The settings with which both models of a comparison were measured."""
+    return [(comparison.content.get(side) or {}).get("settings") for side in ("subject", "incumbent")]
+
+
+def _other_settings(rule: MeasuredRule, settings: Mapping[str, Any] | None) -> list[str]:
+    """The settings of a measurement that are others than a rule states. A report may name none."""
+    has = settings or {}
+    others = [key for key, value in rule.settings.items() if has.get(key) != value]
+    return [f"{key} = {has[key]!r}" if key in has else f"no {key}" for key in others]
+
+
+def _measured_otherwise(
+    name: str, case: Case, rule: MeasuredRule, one: Attestation, settings: Mapping[str, Any] | None, how: str = ""
+) -> Finding:
+    """The finding on evidence that was measured with other settings than the rule states."""
+    stated = " ".join(f"--set {key}={literal(value)}" for key, value in rule.settings.items())
+    kind = "--comparison" if one.kind == "comparison" else "--eval"
+    evaluate = f"aifx eval --model {case.reference}{how} {stated} --json > report.json"
+    hint = f"{evaluate}, and: aifx registry attest {case.reference} report.json {kind}"
+    found = f"measured with {', '.join(_other_settings(rule, settings))}"
+    return Finding(name, False, found, hint, (one.digest,))
 
 
 def _is_of_data(attested: Attestation, reference: str) -> bool:

@@ -15,6 +15,7 @@ from aifx.config.gates import parse_gate
 from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, ConfigError, DataError, UsageError, did_you_mean
 from aifx.core.json_files import encode
+from aifx.core.json_values import flat
 from aifx.core.parsing import fault_in, parse_toml
 from aifx.registry.ledger import Entry, find_request, new_request
 from aifx.registry.roots import Root, check_alias
@@ -64,7 +65,21 @@ class GatesRule(_Rule):
         return gates
 
 
-class EvalRule(GatesRule):
+class MeasuredRule(_Rule):
+    """Attributes:
+    settings: of the measurement, by key, which the report must have; those that are not named may be any.
+    """
+
+    settings: Mapping[str, Any] = {}
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _by_keys(cls, settings: Any) -> Any:
+        """The keys with dots: `data.seq_len = 64` in TOML is a table in a table."""
+        return dict(flat(settings)) if isinstance(settings, Mapping) else settings
+
+
+class EvalRule(GatesRule, MeasuredRule):
     """An evaluation whose own gates, and these, pass.
 
     Attributes:
@@ -76,8 +91,8 @@ class EvalRule(GatesRule):
     split: Literal["train", "validation", "test", ""] = ""
 
 
-class BetterRule(_Rule):
-    """A comparison with the version that the alias means.
+class BetterRule(MeasuredRule):
+    """A comparison with the version that the alias means, both with these settings.
 
     Attributes:
         metric: that must be compared; any if empty.
@@ -100,7 +115,7 @@ class BenchRule(GatesRule):
     days: float | None = Field(None, gt=0)
 
 
-class SlicesRule(GatesRule):
+class SlicesRule(GatesRule, MeasuredRule):
     """An evaluation with slices.
 
     Attributes:

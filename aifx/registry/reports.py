@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ from aifx.core.artifact_copies import copy_artifact, damaged_in_store
 from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, ExitCode, UsageError, did_you_mean
 from aifx.core.json_files import encode
+from aifx.core.json_values import flat
 from aifx.core.parsing import parse_toml
 from aifx.core.results import Result
 from aifx.core.stores import open_store
@@ -227,6 +228,7 @@ class ComparedVersions(Result):
 
     Attributes:
         metrics: of the newest evaluation of each that is attested.
+        settings: of these evaluations: metrics that were measured otherwise may not be comparable.
         data: versions of data sets that one has and the other has not.
         config: settings that change answers.
         content: parameters, bytes, inputs, outputs, code.
@@ -235,6 +237,7 @@ class ComparedVersions(Result):
     first: ShownVersion
     second: ShownVersion
     metrics: tuple[ChangedValue, ...]
+    settings: tuple[ChangedValue, ...]
     data: tuple[ChangedValue, ...]
     config: tuple[ChangedValue, ...]
     content: tuple[ChangedValue, ...]
@@ -371,31 +374,24 @@ def show_version_page(root: Root, reference: str) -> VersionPage:
 def compare_versions(root: Root, first: str, second: str) -> ComparedVersions:
     """Compare two versions by what they are and by their evidence. No weight is read."""
     sides = [root.find(reference) for reference in (first, second)]
-    metrics, configs, contents, data = [], [], [], []
+    metrics, settings, configs, contents, data = [], [], [], [], []
     for state, version in sides:
-        attested = (one for one in attestations_of(root, state, version.digest) if one.kind == "eval")
-        metrics.append(dict(_flat(next(reversed([one.content.get("metrics", {}) for one in attested]), {}))))
+        attested = [one.content for one in attestations_of(root, state, version.digest) if one.kind == "eval"]
+        newest = attested[-1] if attested else {}
+        metrics.append(dict(flat(newest.get("metrics", {}))))
+        settings.append(newest.get("settings", {}))
         artifact, store = root.artifact(state.name, version.digest), root.version_store(state.name, version.digest)
-        configs.append(dict(_flat(parse_toml((store.read("config.toml") or b"").decode()))))
+        configs.append(dict(flat(parse_toml((store.read("config.toml") or b"").decode()))))
         content = artifact.content if artifact else {}
         levels = content.get("levels", ())
         sizes = [math.prod(array["shape"]) for level in levels for array in level["arrays"].values()]
         named = {key: value for key, value in content.items() if key in ("task", "step", "inputs", "outputs", "code")}
         sized = {"parameters": sum(sizes), "bytes": artifact.size_bytes if artifact else 0}
-        contents.append({**dict(_flat(named)), **sized})
+        contents.append({**dict(flat(named)), **sized})
         data.append(dict.fromkeys(version.pushed.facts.get("data", ()), True))
     one, other = (show_version(state, version) for state, version in sides)
-    parts = [_changes(*pair) for pair in (metrics, data, configs, contents)]
+    parts = [_changes(*pair) for pair in (metrics, settings, data, configs, contents)]
     return ComparedVersions(one, other, *parts)
-
-
-def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested tables by their paths."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value
 
 
 def _changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[ChangedValue, ...]:

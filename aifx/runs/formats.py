@@ -403,6 +403,8 @@ class _KeptReport(TypedDict):
     measured_at: float
     baselines: dict[str, dict[str, float]]
     slices: dict[str, Any]
+    settings: dict[str, Any]  # that the figures depend on
+    settings_digest: str
 
 
 class SplitReport(_KeptReport):

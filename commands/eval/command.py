@@ -288,6 +288,8 @@ def _show_comparison(out: Output, found: Comparison) -> None:
         ],
         right=["value"],
     )
+    for key, (own, other) in found.different_settings.items():
+        out.print(f"measured differently: {key} is {own!r} for {names[0]}, {other!r} for {names[1]}")
     out.print(f"\nverdict: {found.explanation}")
 
 

@@ -191,7 +191,8 @@ def diff(
         out.result(found)
         if not found.is_different:
             out.print(f"{first} and {second} are the same version")
-        parts = {"metrics": found.metrics, "data": found.data, "config": found.config, "content": found.content}
+        parts = {"metrics": found.metrics, "settings of the evaluation": found.settings, "data": found.data}
+        parts |= {"config": found.config, "content": found.content}
         rows = [(part, one.key, one.first, one.second) for part, changes in parts.items() for one in changes]
         if rows:
             out.table(["of", "key", found.first.reference, found.second.reference], rows)

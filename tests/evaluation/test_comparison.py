@@ -38,6 +38,21 @@ def test_a_later_checkpoint_is_better_on_the_documents_of_a_file(compared: Path)
     assert found["data_digest"] == measured["digest"]
     kept = json.loads((compared / "runs/main/eval/12.json").read_text())
     assert [one["verdict"] for one in kept["comparisons"]] == ["better"]
+    assert found["different_settings"] == {}
+    assert found["subject"]["settings"] == measured["settings"]
+    assert found["settings_digest"] == measured["settings_digest"]
+
+
+@pytest.mark.slow
+def test_a_comparison_names_the_settings_that_were_others(compared: Path) -> None:
+    other = ["--run", "other", "--set", "data.seq_len=16", "--set", "train.num_steps=4"]
+    document(aifx(compared, "train", *other, "--json"))
+    asked = ["eval", "--run", "main", "--against", "other", "--data", "docs.jsonl"]
+    found = json.loads(aifx(compared, *asked, "--json").stdout)
+    assert found["different_settings"] == {"data.seq_len": [32, 16]}
+    assert "measured differently: data.seq_len is 32 for main, step 12, 16 for other" in aifx(compared, *asked).stdout
+    alike = json.loads(aifx(compared, *asked, "--set", "data.seq_len=16", "--json").stdout)
+    assert alike["different_settings"] == {}
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from aifx.core.errors import CheckpointError, ConfigError, UsageError
 from aifx.core.project import Project, RunDirectory
 from aifx.evaluation.dataset import evaluate_files
 from aifx.evaluation.held_out import Report, evaluate, write_report
+from aifx.evaluation.settings import changed_settings
 from aifx.objectives.next_token import NextToken
 
 pytestmark = pytest.mark.representative("an evaluation")  # they share a training that costs seconds
@@ -36,7 +37,7 @@ def test_a_malformed_gate_is_refused_before_the_run_is_opened(
 def test_the_document_has_exactly_what_is_promised(project: Path) -> None:
     report = document(aifx(project, "eval", "--gate", "loss < 0.1", "--json"), code=1)
     keys = {"schema_version", "run", "step", "split", "quantize", "metrics", "gates", "better_last", "baselines"}
-    keys |= {"slices", "data", "data_digest", "model"}
+    keys |= {"slices", "data", "data_digest", "model", "settings", "settings_digest"}
     assert set(report) == keys
     assert report["baselines"] == {}
     assert len(report["data_digest"]) == 64
@@ -158,6 +159,18 @@ def test_settings_of_one_call(project: Path) -> None:
     assert report.gates == ()
     assert report.metrics["bytes"] == whole.metrics["bytes"]
     assert report.metrics["loss"] != whole.metrics["loss"]  # more context
+    assert changed_settings(whole.settings, report.settings) == {"data.eval_stride": (0, 8)}
+    assert report.settings_digest != whole.settings_digest
+    kept = json.loads((project / "runs/main/eval/12.json").read_text())["splits"]["test"]
+    assert (kept["settings"], kept["settings_digest"]) == (report.settings, report.settings_digest)
+
+
+def test_the_settings_of_a_report_are_those_that_change_its_figures(project: Path) -> None:
+    whole = measure(project)
+    others = ["eval.batch_size=4", "eval.gates=[]", "kernels.rms_norm=reference", "generate.temperature=0"]
+    assert measure(project, overrides=others).settings_digest == whole.settings_digest
+    changed = measure(project, overrides=["train.precision=float32", "model.norm_epsilon=0.1"])
+    assert changed_settings(whole.settings, changed.settings).keys() == {"model.norm_epsilon", "train.precision"}
 
 
 def test_scanned_layers_evaluate_alike(project: Path) -> None:

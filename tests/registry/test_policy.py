@@ -93,6 +93,31 @@ def test_an_evaluation_must_pass_on_the_data_that_is_named(model: Model) -> None
     assert not model.judge("eval = {}").passed
 
 
+def test_a_rule_takes_evidence_that_was_measured_as_it_states(model: Model) -> None:
+    rules = ("eval = {%s}", "better = {%s}", 'slices = { columns = ["country"], %s }')
+    stated, spelled = "settings = { data.seq_len = 64 }", 'settings = { "data.seq_len" = 64 }'
+    sliced = {"slices": {"country": {"worst": 0.8}}}
+    content = {"metric": "accuracy", "verdict": "better", "data": TEST, "against": V1}
+
+    def measure(*settings: dict[str, Any]) -> None:
+        model.attest("eval", report(**sliced, settings=settings[0]))
+        sides = dict(zip(("subject", "incumbent"), ({"settings": one} for one in settings), strict=True))
+        model.attest("comparison", {**content, **sides})
+
+    for settings in (({}, {}), ({"data.seq_len": 16}, {"data.seq_len": 16})):
+        measure(*settings)
+        for rule in rules:
+            assert model.judge(rule % "").passed
+            found = model.judge(rule % stated)
+            assert found.found == f"measured with {'data.seq_len = 16' if settings[0] else 'no data.seq_len'}"
+            assert "--set data.seq_len=64 --json > report.json" in found.hint
+    measure({"data.seq_len": 64}, {"data.seq_len": 16})  # one side alone
+    assert not model.judge(rules[1] % stated).passed
+    measure({"data.seq_len": 64, "eval.quantize": "none"}, {"data.seq_len": 64})
+    measure({"data.seq_len": 16}, {"data.seq_len": 16})  # evidence under other settings takes nothing back
+    assert all(model.judge(rule % text).passed for rule in rules for text in (stated, spelled))
+
+
 @pytest.mark.parametrize(
     ("verdict", "margin", "rule", "passes"),
     [
