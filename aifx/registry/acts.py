@@ -25,7 +25,15 @@ from aifx.registry.judge import Case, Finding, judge
 from aifx.registry.ledger import Entry, LostRace, find_request, new_request
 from aifx.registry.policy import FIRST, change_policy, check_policies, read_policy, read_policy_file
 from aifx.registry.reports import PolicyPage, policy_page, show_policy
-from aifx.registry.roots import Outcome, Root, check_alias, check_model_name, current_actor, find_version
+from aifx.registry.roots import (
+    Outcome,
+    Root,
+    check_alias,
+    check_in_service,
+    check_model_name,
+    current_actor,
+    find_version,
+)
 from aifx.registry.signing import public_pem, read_private_key, sign
 from aifx.registry.state import MOVES, ModelState, NumberedVersion
 from aifx.registry.swappable import swap_obstacles
@@ -135,10 +143,12 @@ def push(root: Root, name: str, write: Write, facts: Mapping[str, Any], caller: 
         return done
     if key is not None:
         read_private_key(key)  # what cannot be signed is not stored
-    digest, repaired = _store(root, name, write, dry_run=caller.dry_run)
+    digest, folder, repaired = _store(root, name, write, dry_run=caller.dry_run)
     state = ModelState(name, root.ledger(name).entries())
     entry = Entry("push", caller.name, version=digest, reason=caller.reason, facts=facts)
     if (known := state.versions.get(digest)) is not None and not known.is_withdrawn:
+        if not caller.dry_run:
+            _delete_withdrawn(root, state, digest)
         if key is not None and not _has_author(root, state, digest, key):
             signed = attest_version(root, f"{name}@{digest}", "author", {}, key, caller)
             return replace(signed, repaired=repaired)
@@ -147,7 +157,16 @@ def push(root: Root, name: str, write: Write, facts: Mapping[str, Any], caller: 
         return replace(_planned(ModelState(name, (*state.entries, entry)), entry), repaired=repaired)
     if key is not None:
         entry = replace(entry, evidence=(attest(root, "author", digest, caller.name, {}, key).digest,))
-    return replace(_act(root.act(name, caller.request, lambda _: entry, again=True)), repaired=repaired)
+
+    def decide(state: ModelState) -> Entry:
+        nonlocal folder
+        if folder != state.folders(digest)[-1]:  # it was withdrawn meanwhile, and its files belong elsewhere
+            _, folder, _ = _store(root, name, write, dry_run=False)
+        return entry
+
+    outcome = root.act(name, caller.request, decide, again=True)
+    _delete_withdrawn(root, outcome.state, digest)  # where this call may have written while `rm` deleted
+    return replace(_act(outcome), repaired=repaired)
 
 
 def _has_author(root: Root, state: ModelState, digest: str, key: Path) -> bool:
@@ -157,10 +176,11 @@ def _has_author(root: Root, state: ModelState, digest: str, key: Path) -> bool:
     return any(one.kind == "author" and one.envelope.signers(keys) for one in attested)
 
 
-def _store(root: Root, name: str, write: Write, *, dry_run: bool) -> tuple[str, tuple[str, ...]]:
+def _store(root: Root, name: str, write: Write, *, dry_run: bool) -> tuple[str, str, tuple[str, ...]]:
     """Write a version, and put it in its place below the root unless it is a dry run.
 
-    One that is there is read, and what is damaged is written again. Returns its digest, and the damage.
+    One that is there is read, and what is damaged is written again. Returns its digest, the name of its folder, and
+    the damage.
     """
     local = root.versions(name).folder
     folder = local if local and not dry_run else cache_path("pushes")
@@ -169,27 +189,28 @@ def _store(root: Root, name: str, write: Write, *, dry_run: bool) -> tuple[str, 
             artifact = write(written)
         except OSError as e:
             raise cannot_write(written, e) from e
-        store = root.version_store(name, artifact.digest)
-        damage = _damage(root, name, artifact)
+        state = ModelState(name, root.ledger(name).entries())
+        store, place = root.version_store(state, artifact.digest), state.folders(artifact.digest)[-1]
+        damage = _damage(root, state, artifact)
         if dry_run or damage == ():
-            return artifact.digest, damage or ()
+            return artifact.digest, place, damage or ()
         if store.folder is not None and not os.path.lexists(store.folder):
             publish(written, store.folder)
         else:
             copy_artifact(open_store(str(written)), artifact, store)
-    return artifact.digest, damage or ()
+    return artifact.digest, place, damage or ()
 
 
-def _damage(root: Root, name: str, artifact: Artifact) -> tuple[str, ...] | None:
+def _damage(root: Root, state: ModelState, artifact: Artifact) -> tuple[str, ...] | None:
     """The damage of a version in its place below the root, all of which is read; None if it is not there."""
     try:
-        if root.artifact(name, artifact.digest) is None:
+        if root.artifact(state, artifact.digest) is None:
             return None
     except EnvironmentFault:
         raise
     except AifxError as e:
         return (e.why,)
-    store = root.version_store(name, artifact.digest)
+    store = root.version_store(state, artifact.digest)
     with report_progress(f"verifying {store.url}", artifact.size_bytes, "bytes") as progress:
         return tuple(damaged_in_store(store, artifact.own_files, progress))
 
@@ -200,19 +221,32 @@ def tag(root: Root, reference: str, given: Mapping[str, str], removed: tuple[str
     if (done := _done_before(root, state.name, caller, "tag")) is not None:
         return done
     facts = {"set": dict(given), "removed": list(removed)}
-    entry = Entry("tag", caller.name, version=version.digest, reason=caller.reason, facts=facts)
-    return _add(root, state, entry, caller)
+
+    def decide(state: ModelState) -> Entry:
+        check_in_service(state, version.digest)
+        return Entry("tag", caller.name, version=version.digest, reason=caller.reason, facts=facts)
+
+    if caller.dry_run:
+        return _planned(state, decide(state))
+    return _act(root.act(state.name, caller.request, decide, again=True))
 
 
 def attest_version(
-    root: Root, reference: str, kind: Kind, content: Mapping[str, Any], key: Path | None, caller: Caller
+    root: Root,
+    reference: str,
+    kind: Kind,
+    content: Mapping[str, Any],
+    key: Path | None,
+    caller: Caller,
+    data: bytes | None = None,
 ) -> Act:
-    """Add evidence about a version."""
+    """Add evidence about a version, and keep the bytes of a file, if that is the evidence."""
     state, version = root.find(reference)
     if (done := _done_before(root, state.name, caller, "attest")) is not None:
         return done
 
     def entry(state: ModelState, evidence: tuple[str, ...] = ()) -> Entry:
+        check_in_service(state, version.digest)
         facts = {"kind": kind, **(_look(state, content) if kind == "comparison" else {})}
         return Entry("attest", caller.name, "", version.digest, "", evidence, caller.reason, facts)
 
@@ -220,6 +254,8 @@ def attest_version(
         return _planned(state, entry(state))
     entry(state)  # what is refused leaves no evidence behind
     _check_subject(f"{state.name}@{version.label}", version, content)
+    if data is not None:
+        root.put(data)
     made = attest(root, kind, version.digest, caller.name, content, key)
     return _act(root.act(state.name, caller.request, lambda state: entry(state, (made.digest,)), again=True))
 
@@ -256,9 +292,7 @@ def _look(state: ModelState, comparison: Mapping[str, Any]) -> dict[str, Any]:
 def attest_file(root: Root, reference: str, name: str, data: bytes, key: Path | None, caller: Caller) -> Act:
     """Add a file as evidence, with its bytes."""
     content = {"name": name, "bytes": len(data), "sha256": sha256_of(data)}
-    if not caller.dry_run:
-        root.put(data)
-    return attest_version(root, reference, "file", content, key, caller)
+    return attest_version(root, reference, "file", content, key, caller, data)
 
 
 def case_of(root: Root, state: ModelState, version: NumberedVersion, alias: str) -> Case:
@@ -280,6 +314,7 @@ def approve(root: Root, reference: str, alias: str, key: Path | None, caller: Ca
     check_alias(alias)
     if (done := _done_before(root, state.name, caller, "approve", alias=alias)) is not None:
         return done
+    check_in_service(state, version.digest)
     case = case_of(root, state, version, alias)
     rule = case.policy.rules_of(alias).approval
     if caller.name == version.pushed.actor:
@@ -301,7 +336,12 @@ def approve(root: Root, reference: str, alias: str, key: Path | None, caller: Ca
         why = f"the policy counts approvals of {', '.join(known)}"
         raise UsageError(f"the key {key} is of nobody who may approve", why, "ask one of them")
     made = attest(root, "approval", version.digest, caller.name, case.approval(), key)
-    return _act(root.act(state.name, caller.request, lambda _: replace(entry, evidence=(made.digest,)), again=True))
+
+    def decide(state: ModelState) -> Entry:
+        check_in_service(state, version.digest)
+        return replace(entry, evidence=(made.digest,))
+
+    return _act(root.act(state.name, caller.request, decide, again=True))
 
 
 def promote(root: Root, reference: str, alias: str, caller: Caller, *, serve_check: bool = False) -> Act:
@@ -343,7 +383,7 @@ def _serve_check(root: Root, case: Case) -> Finding:
     if case.incumbent is None:
         return Finding("serve-check", True, f"{case.alias} means no other version yet")
     name, incumbent = case.state.name, case.incumbent
-    if obstacles := swap_obstacles(root, name, incumbent.digest, case.version.digest):
+    if obstacles := swap_obstacles(root, case.state, incumbent.digest, case.version.digest):
         hint = f"aifx serve --model {case.reference}, as another server with another alias"
         return Finding(
             "serve-check", False, f"compared with {name}@{incumbent.label}: {'; '.join(obstacles[:3])}", hint
@@ -413,25 +453,22 @@ def remove(
     if caller.dry_run:
         return done or _planned(state, decide(state))
     if done is None:
-        done = _act(root.act(state.name, caller.request, decide, again=True))
-    if root.state(state.name).versions[version.digest].is_withdrawn:  # and nobody pushed it again since
-        root.versions(state.name).remove(short(version.digest))  # also what a killed call left
+        outcome = root.act(state.name, caller.request, decide, again=True)
+        done, state = _act(outcome), outcome.state
+    _delete_withdrawn(root, state, version.digest)  # also what a killed call left
     return done
 
 
-def _add(root: Root, state: ModelState, entry: Entry, caller: Caller) -> Act:
-    """Add an entry that rests on nothing which another could change."""
-    if caller.dry_run:
-        return _planned(state, entry)
-    return _act(root.act(state.name, caller.request, lambda _: entry, again=True))
+def _delete_withdrawn(root: Root, state: ModelState, digest: str) -> None:
+    """Delete the files of a version that were withdrawn. A push since then has put its files into another folder."""
+    for folder in state.folders(digest)[:-1]:
+        root.versions(state.name).remove(folder)
 
 
 def _available(root: Root, state: ModelState, reference: str) -> NumberedVersion:
     """A version whose files are there. Raises UsageError, DamagedArtifact."""
     version = find_version(state, reference)
-    if version.is_withdrawn or root.artifact(state.name, version.digest) is None:
-        what = f"{state.name}@{version.label} was withdrawn" if version.is_withdrawn else f"no files of {reference}"
-        raise UsageError(what, "its files are gone", f"aifx registry push RUN {state.name}")
+    root.available(state, version)
     return version
 
 
@@ -467,9 +504,7 @@ def copy_version(source: Root, reference: str, target: Root, caller: Caller) -> 
     """
     state, version = source.find(reference)
     before = _done_before(target, state.name, caller, "push")  # perhaps by a call that was killed: its evidence follows
-    artifact = source.artifact(state.name, version.digest)
-    if artifact is None:
-        raise UsageError(f"{state.name}@{version.label} was withdrawn", "its files are gone", "aifx registry ls")
+    artifact = source.available(state, version)
     pushed, request = version.pushed, caller.request or new_request()
     facts = {**pushed.facts, "copied_from": {"root": source.store.url, "entry": pushed.digest, "actor": pushed.actor}}
     entry = Entry("push", caller.name, "", version.digest, "", pushed.evidence, caller.reason, facts)
@@ -477,13 +512,21 @@ def copy_version(source: Root, reference: str, target: Root, caller: Caller) -> 
         return before or _planned(ModelState(state.name, (*target.ledger(state.name).entries(), entry)), entry)
     for evidence in pushed.evidence:
         target.put(source.get(evidence))
-    copy_artifact(
-        source.version_store(state.name, version.digest), artifact, target.version_store(state.name, version.digest)
-    )
-    known = ModelState(state.name, target.ledger(state.name).entries()).versions.get(version.digest)
+    folder = _copy_files(source, state, artifact, target)
+    there = ModelState(state.name, target.ledger(state.name).entries())
+    known = there.versions.get(version.digest)
     done = Act("push", state.name, f"{state.name}@{known.label}", version.digest) if known else None
     if known is None or known.is_withdrawn:
-        done = _act(target.act(state.name, request, lambda _: entry, again=True))
+
+        def decide(there: ModelState) -> Entry:
+            nonlocal folder
+            if folder != there.folders(version.digest)[-1]:  # it was withdrawn meanwhile
+                folder = _copy_files(source, state, artifact, target)
+            return entry
+
+        outcome = target.act(state.name, request, decide, again=True)
+        done, there = _act(outcome), outcome.state
+    _delete_withdrawn(target, there, version.digest)
     for attested in state.about(version.digest, "attest", "approve"):
         for evidence in attested.evidence:
             for kept in read_attestation(source, evidence).objects:
@@ -493,3 +536,10 @@ def copy_version(source: Root, reference: str, target: Root, caller: Caller) -> 
         target.act(state.name, again.request, lambda _, again=again: again, again=True)  # type: ignore[misc]
     assert done is not None
     return before or done
+
+
+def _copy_files(source: Root, state: ModelState, artifact: Artifact, target: Root) -> str:
+    """Copy the files of a version to another root. Returns the name of their folder."""
+    digest, there = artifact.digest, ModelState(state.name, target.ledger(state.name).entries())
+    copy_artifact(source.version_store(state, digest), artifact, target.version_store(there, digest))
+    return there.folders(digest)[-1]

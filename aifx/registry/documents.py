@@ -58,7 +58,7 @@ def evaluation_of(root: Root, reference: str, project: Project | None) -> dict[s
         doc = parse_json(read_file(run.eval / f"{step}.json"))
     except FileNotFoundError:
         raise UsageError(what, f"{run.eval} has no {step}.json", hint) from None
-    artifact = root.artifact(state.name, version.digest)
+    artifact = root.artifact(state, version.digest)
     arrays = weights_of(read_manifest(run.checkpoints / str(step)))
     own = {key: (one.dtype, one.shape, one.digest) for key, one in arrays.items()}
     there = artifact.content["levels"][0]["arrays"] if artifact else {}

@@ -360,7 +360,7 @@ def show_model(root: Root, name: str) -> ModelPage:
 
 def show_version_page(root: Root, reference: str) -> VersionPage:
     state, version = root.find(reference)
-    artifact = root.artifact(state.name, version.digest)
+    artifact = root.artifact(state, version.digest)
     attested = attestations_of(root, state, version.digest)
     evidence = tuple(
         ShownEvidence(one.kind, one.digest, one.made_by, one.time, bool(one.envelope.signatures), one.content)
@@ -380,7 +380,7 @@ def compare_versions(root: Root, first: str, second: str) -> ComparedVersions:
         newest = attested[-1] if attested else {}
         metrics.append(dict(flat(newest.get("metrics", {}))))
         settings.append(newest.get("settings", {}))
-        artifact, store = root.artifact(state.name, version.digest), root.version_store(state.name, version.digest)
+        artifact, store = root.artifact(state, version.digest), root.version_store(state, version.digest)
         configs.append(dict(flat(parse_toml((store.read("config.toml") or b"").decode()))))
         content = artifact.content if artifact else {}
         levels = content.get("levels", ())
@@ -404,13 +404,11 @@ def _changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[Chang
 def pull_version(root: Root, reference: str, folder: Path) -> PulledVersion:
     """Copy a version to a folder of this machine, and compare what arrives."""
     state, version = root.find(reference)
-    artifact = root.artifact(state.name, version.digest)
-    if artifact is None:
-        raise UsageError(f"{state.name}@{version.label} was withdrawn", "its files are gone", "aifx registry ls")
+    artifact = root.available(state, version)
     if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
         why = "it holds other files, and aifx adds none to them"
         raise UsageError(f"{folder} is not empty", why, f"aifx registry pull {reference} NEW-FOLDER")
-    copy_artifact(root.version_store(state.name, version.digest), artifact, open_store(str(folder.absolute())))
+    copy_artifact(root.version_store(state, version.digest), artifact, open_store(str(folder.absolute())))
     return PulledVersion(f"{state.name}@{version.label}", version.digest, str(folder), artifact.size_bytes)
 
 
@@ -522,7 +520,7 @@ def verify_root(root: Root, names: tuple[str, ...], heads: tuple[str, ...]) -> V
             _verify_entry(root, state, entry, problems, evidence)
         for version in state.versions.values():
             if not version.is_withdrawn:
-                files += _verify_version(root, name, version, problems)
+                files += _verify_version(root, state, version, problems)
     for digest in evidence:
         try:
             root.get(digest)
@@ -552,11 +550,11 @@ def _verify_entry(
             problems.append(Problem(e.what, e.why))
 
 
-def _verify_version(root: Root, name: str, version: NumberedVersion, problems: list[Problem]) -> int:
+def _verify_version(root: Root, state: ModelState, version: NumberedVersion, problems: list[Problem]) -> int:
     """Add what is damaged of a version's files. Returns how many were read."""
-    store = root.version_store(name, version.digest)
+    store = root.version_store(state, version.digest)
     try:
-        artifact = root.artifact(name, version.digest)
+        artifact = root.artifact(state, version.digest)
     except AifxError as e:
         problems.append(Problem(e.what, e.why))
         return 0

@@ -5,7 +5,7 @@
     objects/<SHA-256>                    attestations and other evidence, each named by its bytes
     models/<name>/
         ledger/<number>.json
-        versions/<12 digits>/            the artefact of each version
+        versions/<12 digits>/            the artefact of each version; `<12 digits>-1` after it was withdrawn once
         servers/<server>/<number>.json   what each server adopted
 """
 
@@ -89,30 +89,34 @@ class Root:
         """The folder with the artefacts of a model, each in a folder that its digest names."""
         return self.store.below(f"{MODELS}/{name}/versions")
 
-    def version_store(self, name: str, digest: str) -> Store:
+    def version_store(self, state: ModelState, digest: str) -> Store:
         """The folder of a version's artefact."""
-        return self.versions(name).below(short(digest))
+        return self.versions(state.name).below(state.folders(digest)[-1])
 
-    def artifact(self, name: str, digest: str) -> Artifact | None:
+    def artifact(self, state: ModelState, digest: str) -> Artifact | None:
         """The artefact of a version, of which only the manifest is read; None if it is not there.
 
         Raises DamagedArtifact, also for another version in its place, AifxError for another kind of artefact,
         EnvironmentFault if the store fails.
         """
-        store = self.version_store(name, digest)
+        store = self.version_store(state, digest)
         artifact = stored_artifact(store, KIND, VERSION)
         if artifact is not None and artifact.digest != digest:
             raise DamagedArtifact(store.url, f"it holds the version {short(artifact.digest)}")
         return artifact
 
-    def fetch(self, name: str, version: NumberedVersion) -> Path:
-        """The folder of a version in the cache, compared with its digests. Raises UsageError if it was withdrawn."""
-        artifact = self.artifact(name, version.digest)
-        if artifact is None:
-            what = f"{name}@{version.label} is not in {self.store.url}"
-            why = "it was withdrawn" if version.is_withdrawn else "its manifest is missing"
-            raise UsageError(what, why, f"aifx registry show {name}, or: aifx registry verify {name}")
-        return fetch_artifact(self.version_store(name, version.digest), artifact, cache_path("models") / version.digest)
+    def available(self, state: ModelState, version: NumberedVersion) -> Artifact:
+        """The artefact of a version. Raises UsageError if it was withdrawn or is missing, and as `artifact`."""
+        check_in_service(state, version.digest)
+        if (artifact := self.artifact(state, version.digest)) is None:
+            what = f"{state.name}@{version.label} is not in {self.store.url}"
+            raise UsageError(what, "its manifest is missing", f"aifx registry verify {state.name}")
+        return artifact
+
+    def fetch(self, state: ModelState, version: NumberedVersion) -> Path:
+        """The folder of a version in the cache, compared with its digests. Raises as `available`."""
+        artifact, folder = self.available(state, version), cache_path("models") / version.digest
+        return fetch_artifact(self.version_store(state, version.digest), artifact, folder)
 
     def names(self) -> list[str]:
         """The models that have an entry."""
@@ -209,6 +213,13 @@ def check_repeated(made: Entry, request: str, actions: Sequence[str], alias: str
     """Raise UsageError for a request id that made an entry of another kind, or for another alias."""
     is_same = made.action in actions and (not alias or made.alias == alias)
     check_act(request, is_same, f"entry {made.number} has it: {made.action} {made.alias}".rstrip())
+
+
+def check_in_service(state: ModelState, digest: str) -> None:
+    """Raise UsageError for a version that was withdrawn."""
+    if state.versions[digest].is_withdrawn:
+        what = f"{state.name}@{state.label(digest)} was withdrawn"
+        raise UsageError(what, "its files are gone", f"aifx registry push RUN {state.name}, which brings it back")
 
 
 def find_version(state: ModelState, reference: str) -> NumberedVersion:

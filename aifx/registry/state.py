@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import Literal
 
+from aifx.core.artifact import short
 from aifx.registry.ledger import Entry
 
 Action = Literal["push", "attest", "approve", "promote", "refuse", "rollback", "tag", "withdraw"]
@@ -25,12 +27,14 @@ class NumberedVersion:
         number: of its first push among the model's: people write "v3".
         digest: of its artefact.
         pushed: the entry of its first push.
-        is_withdrawn: whether its files may be gone.
+        withdrawals: how often it was withdrawn.
+        is_withdrawn: whether that was after its last push, so that its files may be gone.
     """
 
     number: int
     digest: str
     pushed: Entry
+    withdrawals: int = 0
     is_withdrawn: bool = False
 
     @property
@@ -59,16 +63,18 @@ class ModelState:
     def versions(self) -> Mapping[str, NumberedVersion]:
         """The versions by digest, in the order of their numbers."""
         first: dict[str, Entry] = {}
+        withdrawals: Counter[str] = Counter()
         withdrawn: set[str] = set()
         for entry in self.entries:
             if entry.action == "push":
                 first.setdefault(entry.version, entry)
                 withdrawn.discard(entry.version)
-            elif entry.action == "withdraw":
+            elif entry.action == "withdraw" and entry.version not in withdrawn:
+                withdrawals[entry.version] += 1
                 withdrawn.add(entry.version)
-        numbered = enumerate(first.items(), 1)
         return {
-            digest: NumberedVersion(number, digest, entry, digest in withdrawn) for number, (digest, entry) in numbered
+            digest: NumberedVersion(number, digest, entry, withdrawals[digest], digest in withdrawn)
+            for number, (digest, entry) in enumerate(first.items(), 1)
         }
 
     @cached_property
@@ -92,6 +98,16 @@ class ModelState:
         """ "v3", or the beginning of the digest of an unknown version."""
         found = self.versions.get(digest)
         return found.label if found else digest[:12]
+
+    def folders(self, digest: str) -> list[str]:
+        """The names of the folders of a version: those that `rm` deletes or has deleted, and that of the present one.
+
+        A version that is pushed after it was withdrawn gets another folder than before, so that an `rm` that still
+        runs cannot delete the new files.
+        """
+        version = self.versions.get(digest)
+        again = range(1, version.withdrawals + 1) if version else ()
+        return [short(digest), *(f"{short(digest)}-{number}" for number in again)]
 
     def aliases_of(self, digest: str) -> list[str]:
         return sorted(alias for alias, entry in self.aliases.items() if entry.version == digest)

@@ -9,21 +9,22 @@ from aifx.core.artifact import Artifact
 from aifx.core.parsing import parse_toml
 from aifx.core.stores import Store
 from aifx.registry.roots import Root
+from aifx.registry.state import ModelState
 
 SECTIONS = ("task", "model", "objective", "data", "lora", "finetune")
 """Sections of the settings that programs follow from."""
 
 
-def swap_obstacles(root: Root, name: str, serving: str, other: str) -> list[str]:
+def swap_obstacles(root: Root, state: ModelState, serving: str, other: str) -> list[str]:
     """Why a server of a version cannot swap to another one: what they have differently, by the file of the version.
 
     Args:
         serving, other: digests of versions whose files are there.
     """
-    first, second = root.artifact(name, serving), root.artifact(name, other)
+    first, second = root.artifact(state, serving), root.artifact(state, other)
     if first is None or second is None:
         return ["the files of one of them are gone"]
-    stores = (root.version_store(name, serving), root.version_store(name, other))
+    stores = (root.version_store(state, serving), root.version_store(state, other))
     return [*_differences(first, second), *_changed_settings(*stores)]
 
 

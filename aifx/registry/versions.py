@@ -258,7 +258,7 @@ def open_named_base(reference: str, project: Project) -> tuple[ModelDirectory, B
     root = open_root(None, project)
     state, version = root.find(reference)
     label = f"{state.name}@{version.digest}"
-    found = read_version(root.fetch(state.name, version), label)
+    found = read_version(root.fetch(state, version), label)
     digest = weights_digest(found.content.manifest())
     return found, BaseRun(label, found.content.step, digest, version.data)
 
@@ -296,11 +296,12 @@ def find_first_weights(version: ModelDirectory) -> tuple[RunDirectory, Manifest]
         with suppress(AifxError, OSError):
             root = open_root(None, project)
             for name in root.names():
-                for numbered in root.state(name).versions.values():
+                state = root.state(name)
+                for numbered in state.versions.values():
                     with suppress(AifxError, OSError):
-                        artifact = root.artifact(name, numbered.digest)
+                        artifact = root.artifact(state, numbered.digest)
                         if artifact and weights_digest(content_of(artifact, name).manifest()) == digest:
-                            found = read_version(root.fetch(name, numbered), f"{name}@{numbered.label}")
+                            found = read_version(root.fetch(state, numbered), f"{name}@{numbered.label}")
                             return found, found.content.manifest()
     what = f"the weights that {version.title} was tuned from are not found"
     why = f"no run of this project and no version of its registry has them: their digest is {str(digest)[:12]}..."
@@ -314,7 +315,7 @@ def open_stored(
 
     Its own code may also run if a key signed it that the project trusts. Raises as `open_version`, UsageError.
     """
-    folder = root.fetch(state.name, version)
+    folder = root.fetch(state, version)
     if trust_code is None and trusted_signer(root, state, version.digest, project) is not None:
         trust_code = version.digest
     return open_version(folder, label, project, trust_code=trust_code)

@@ -90,7 +90,7 @@ class VersionOfAlias:
 
     def _restore(self, state: ModelState, version: NumberedVersion) -> RestoredRun:
         """Open a version. Raises UsageError for one that needs other programs than those that serve."""
-        if obstacles := swap_obstacles(self._root, self._name, self.first, version.digest):
+        if obstacles := swap_obstacles(self._root, state, self.first, version.digest):
             what = f"{self._name}@{version.label} needs another server: {obstacles[0]}"
             why = "a swap keeps the programs that are compiled"
             raise UsageError(what, why, f"aifx serve --model {self.reference}, and aifx registry promote --serve-check")

@@ -279,7 +279,7 @@ def test_what_is_in_use_stays(root: Root) -> None:
         remove(root, "fraud@v3", lambda state, version: ["run next"], ANN)
     assert error.value.why == "run next refers to it"
     remove(root, "fraud@v1", lambda state, version: [], ANN)
-    assert root.artifact("fraud", root.find("fraud@v1")[1].digest) is None
+    assert root.artifact(root.state("fraud"), root.find("fraud@v1")[1].digest) is None
     assert verify_root(root, (), ()).problems == ()
     with pytest.raises(UsageError, match="no version before"):
         rollback(root, "fraud", "production", None, ANN)

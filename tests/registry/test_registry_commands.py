@@ -137,7 +137,7 @@ def test_a_push_writes_damaged_files_of_a_store_again(
             return push(root, "fraud", write, {}, Caller("ann")).repaired
 
         assert push_main() == ()
-        path = f"{root.version_store('fraud', root.find('fraud@v1')[1].digest).path}/weights.safetensors"
+        path = f"{root.version_store(root.state('fraud'), root.find('fraud@v1')[1].digest).path}/weights.safetensors"
         whole = files.cat_file(path)
         for damage in (lambda: files.pipe_file(path, flip(whole)), lambda: files.rm(path)):
             damage()

@@ -58,8 +58,8 @@ def served(project: Project, arrive: Callable[..., None], tmp_path: Path) -> Ite
     run = project.run("main")
     push(root, "whale", lambda folder: write_version(run, project, 1, folder), {}, ANN)
     promote(root, "whale@v1", "production", ANN)
-    version = root.find(REFERENCE)[1]
-    directory, opened = open_version(root.fetch("whale", version), REFERENCE, project)
+    state, version = root.find(REFERENCE)
+    directory, opened = open_version(root.fetch(state, version), REFERENCE, project)
     restored = restore_run(directory, opened, overrides=())
     engine = start_engine(restored, restored.config.serve)
     source = VersionOfAlias(root, REFERENCE, version.digest, project, (), server=SERVER)
