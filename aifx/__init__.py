@@ -95,6 +95,7 @@ if TYPE_CHECKING:
         launch_slurm_script,
         launch_stop,
     )
+    from aifx.verbs.notifying import notify_ls, notify_replay, notify_run, notify_test
     from aifx.verbs.planning import plan, plan_hardware
     from aifx.verbs.prediction import load, predict, predict_files
     from aifx.verbs.projects import init, init_templates
@@ -158,6 +159,7 @@ _NAMES = {
     "registry_ls registry_show registry_show_version registry_search registry_diff registry_pull registry_copy "
     "registry_attest registry_approve "
     "registry_rollback registry_history registry_at registry_head registry_verify registry_rm",
+    "notifying": "notify_run notify_ls notify_replay notify_test",
     "runs": "runs_ls runs_show runs_metrics runs_compare runs_watch runs_report runs_tag runs_rename runs_rm",
     "checkpoints": "ckpt_ls ckpt_show ckpt_show_orbax ckpt_verify ckpt_verify_all ckpt_diff ckpt_cp ckpt_average "
     "ckpt_prune",

@@ -39,6 +39,7 @@ COMMANDS: dict[str, Entry] = {
     "registry": Entry(
         "registry.group", "app", "Name models, and decide on evidence which version an alias means.", LOOK
     ),
+    "notify": Entry("notify.group", "app", "Send events to business systems: promotions, failures.", LOOK),
     "doctor": Entry(
         "doctor.group", "app", "Check the health of machines, and say what to do next.", HEALTH, default="node"
     ),

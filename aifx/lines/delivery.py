@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aifx.core.errors import AifxError, ErrorDocument, ExitCode, UsageError, did_you_mean
+from aifx.core.os_errors import first_line, is_passing
 from aifx.core.project import Project
 from aifx.core.results import Result
 from aifx.lines.events import TEST, Event, read_events
@@ -67,7 +68,7 @@ class TargetState:
     Attributes:
         on: types of events that it gets.
         url_from: the environment variable with its URL.
-        positions: sources that were read for it.
+        positions: how far each source was read for it.
         waiting: events that were not sent yet, in order per subject.
         dead: events that are not sent any more: `aifx notify replay` sends them.
         problem: why nothing can be sent to it now.
@@ -76,7 +77,7 @@ class TargetState:
     name: str
     on: tuple[str, ...]
     url_from: str
-    positions: int
+    positions: Mapping[str, Mapping[str, int | str]]
     waiting: tuple[EventState, ...]
     dead: tuple[EventState, ...]
     problem: ErrorDocument | None
@@ -137,6 +138,7 @@ class TargetTest(Result):
     Attributes:
         status: of HTTP; null if the event was not accepted.
         reason: why it was not accepted.
+        is_planned: whether this is what --dry-run found: the target can be used, and nothing was sent.
     """
 
     target: str
@@ -144,10 +146,11 @@ class TargetTest(Result):
     id: str
     status: int | None
     reason: str
+    is_planned: bool = False
 
     @property
     def exit_code(self) -> ExitCode:
-        return ExitCode.OK if self.status is not None else ExitCode.VERDICT
+        return ExitCode.OK if self.is_planned or self.status is not None else ExitCode.VERDICT
 
 
 @dataclass
@@ -221,7 +224,8 @@ async def _serve(
     except AifxError as e:
         turn.problem = e
     except OSError as e:
-        turn.problem = AifxError(f"the outbox of {target.name} cannot be used", str(e), f"ls -la {turn.outbox.folder}")
+        what, hint = f"the outbox {turn.outbox.path} cannot be used", f"df -h {project.root}"
+        turn.problem = AifxError(what, first_line(e), hint, transient=is_passing(e))
     return turn.result()
 
 
@@ -290,17 +294,14 @@ def list_targets(
     """The targets with what waits for them, also what no sender has read yet. Writes nothing."""
     root, now, states, problems = open_root(None, project), clock(), list[TargetState](), list[AifxError]()
     for target in targets:
-        outbox, problem = outbox_of(project, target).read(), None
+        outbox = outbox_of(project, target).read()
         waiting, found = _with_new(project, root, target, outbox, now)
         problems += found
-        try:
-            open_receiver(target, environ)
-        except AifxError as e:
-            problem = e.document()
+        problem = _problem_of(target, environ)
         dead = tuple(_state(letter, now) for letter in outbox.dead.values())
         queued = tuple(_state(letter, now) for letter in waiting)
         states.append(TargetState(
-            target.name, target.on, target.url_from, len(outbox.positions), queued, dead, problem
+            target.name, target.on, target.url_from, outbox.positions, queued, dead, problem
         ))  # fmt: skip
     return TargetList(tuple(states), _documents(problems))
 
@@ -327,29 +328,54 @@ def plan_delivery(
     return Deliveries(tuple(done), found.problems, is_planned=True)
 
 
-def find_again(project: Project, targets: Sequence[Target], ids: Sequence[str]) -> dict[str, list[Event]]:
-    """The events to send again, by target: the dead ones, or those of some ids or beginnings of ids.
+def find_again(
+    project: Project, targets: Sequence[Target], ids: Sequence[str], since: float | None = None
+) -> dict[str, list[Event]]:
+    """The events to send again, by target: the dead ones, or those of some ids or beginnings of ids, or since a time.
 
     An event that was sent long ago is derived from its record. Raises UsageError for an id that no record has.
     """
     boxes = {target.name: outbox_of(project, target).read() for target in targets}
-    if not ids:
+    if not ids and since is None:
         return {name: [letter.event for letter in box.dead.values()] for name, box in boxes.items()}
     known = {event.id: event for event in read_events(project, open_root(None, project), {}).events}
-    known |= {letter.event.id: letter.event for box in boxes.values() for letter in box.dead.values()}
-    events = []
+    known |= {letter.event.id: letter.event for box in boxes.values()
+              for letters in (box.waiting, box.dead) for letter in letters.values()}  # fmt: skip
+    events = [] if since is None else [event for event in known.values() if event.time >= since]
     for id in ids:
         matching = [event for event in known.values() if event.id.startswith(id)]
         if len(matching) != 1 or len(id) < 4:
             why = f"{len(matching)} events begin with it" if matching else "no record gives an event of this id"
             raise UsageError(f"{id!r} names no event", why, "aifx notify ls")
         events += matching
+    events = list({event.id: event for event in events}.values())
     return {target.name: [event for event in events if event.type in target.on] for target in targets}
 
 
-def send_test(target: Target, environ: Mapping[str, str]) -> TargetTest:
+def plan_again(
+    targets: Sequence[Target], again: Mapping[str, Sequence[Event]], environ: Mapping[str, str]
+) -> Deliveries:
+    """What `deliver` would send again. Writes and sends nothing."""
+    done = []
+    for target in targets:
+        events = tuple(_state(Letter(event), 0.0) for event in again[target.name])
+        done.append(Delivery(target.name, events, (), (), len(events), _problem_of(target, environ)))
+    return Deliveries(tuple(done), is_planned=True)
+
+
+def _problem_of(target: Target, environ: Mapping[str, str]) -> ErrorDocument | None:
+    try:
+        open_receiver(target, environ)
+    except AifxError as e:
+        return e.document()
+    return None
+
+
+def send_test(target: Target, environ: Mapping[str, str], *, dry_run: bool = False) -> TargetTest:
     """Send an event of the type "aifx.test" once. Raises ConfigError for a target that cannot be used."""
     receiver = open_receiver(target, environ)
+    if dry_run:
+        return TargetTest(target.name, receiver.place, "", None, "", is_planned=True)
     event = Event(secrets.token_hex(32), TEST, "notify", target.name, time.time(), {"target": target.name})
 
     async def send() -> int:

@@ -84,6 +84,7 @@ class Outbox:
             event = Event(**record["event"])
             self._known.add(event.id)
             self.dead.pop(event.id, None)
+            self.waiting.pop(event.id, None)  # so that events that are sent again keep their order
             self.waiting[event.id] = Letter(event)
         elif kind == "sent":
             self.waiting.pop(id, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from os import PathLike
 from typing import Any
 
@@ -30,3 +31,12 @@ def overrides(settings: Settings) -> list[str]:
     if not isinstance(settings, Mapping):
         return list(settings or ())
     return [f"{key}={literal(value)}" for key, value in settings.items()]
+
+
+def time_of(option: str, time: str | datetime | None) -> datetime:
+    """The time of an option in ISO 8601, in UTC if it has no zone; now without one. Raises UsageError."""
+    try:
+        found = datetime.fromisoformat(time) if isinstance(time, str) else time or datetime.now(UTC)
+    except ValueError as e:
+        raise UsageError(f"{option} {time} is no time", str(e), f"{option} 2026-11-30T14:00:00+01:00") from e
+    return found if found.tzinfo else found.replace(tzinfo=UTC)

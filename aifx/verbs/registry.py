@@ -13,7 +13,7 @@ from aifx.core.errors import AifxError, UsageError
 from aifx.core.os_errors import in_brief
 from aifx.core.project import CONFIG_NAME, Project, RunDirectory, find_project
 from aifx.core.steps import parse_step
-from aifx.verbs.arguments import Step, StrPath
+from aifx.verbs.arguments import Step, StrPath, time_of
 from aifx.verbs.catalogs import project_around
 from aifx.verbs.models import ROOT_VARIABLE
 
@@ -173,15 +173,7 @@ def registry_at(
     """
     from aifx.registry.reports import meaning_at
 
-    return meaning_at(find_root(root, project)[0], name, alias, _time_of(time))
-
-
-def _time_of(time: str | datetime | None) -> datetime:
-    try:
-        found = datetime.fromisoformat(time) if isinstance(time, str) else time or datetime.now(UTC)
-    except ValueError as e:
-        raise UsageError(f"--time {time} is no time", str(e), "--time 2026-11-30T14:00:00+01:00") from e
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return meaning_at(find_root(root, project)[0], name, alias, time_of("--time", time))
 
 
 def registry_head(*names: str, root: str | None = None, project: StrPath = ".") -> Heads:

@@ -73,6 +73,7 @@ def command_types() -> dict[str, Any]:
     from aifx.hub.exported import ExportedModel
     from aifx.hub.starting import ImportDocument
     from aifx.kernels import report as kernels
+    from aifx.lines import delivery
     from aifx.planning.hardware import HardwareList
     from aifx.planning.planner import PlanList
     from aifx.registry import reports as registry
@@ -177,6 +178,10 @@ def command_types() -> dict[str, Any]:
             f"registry-{name}": Act
             for name in ("push", "tag", "attest", "approve", "promote", "rollback", "copy", "rm")
         },
+        "notify-run": delivery.Deliveries,
+        "notify-ls": delivery.TargetList,
+        "notify-replay": delivery.Deliveries,
+        "notify-test": delivery.TargetTest,
         "config-show": configuration.ShownConfig,
         "config-check": configuration.CheckedConfig,
         "config-keys": SettingList,

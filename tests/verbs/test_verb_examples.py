@@ -70,6 +70,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     )
     rule = '[[rule]]\ncolumn = "text"\ncheck = "length"\nat_least = 1\n'
     (tmp_path / "rules.toml").write_text(rule)
+    (tmp_path / "notify.toml").write_text('[[notify]]\nname = "ops"\nurl_from = "OPS_URL"\n')
     (tmp_path / "letter.txt").write_text("Dear Mrs Smith, the parcel came.")
     monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))  # data_gc deletes what other tests leave in theirs
     monkeypatch.chdir(tmp_path)
