@@ -1,4 +1,4 @@
-"""Acts of the registry that are killed at each change of the disk, and two writers that race on a store."""
+"""Acts of the registry that are killed at each change of the disk, and at each request to a store."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
 from typing import Any
 
 import pytest
@@ -17,16 +15,12 @@ from killed_acts import fill, said
 from s3_server import Application, s3_server
 
 from aifx.core.stores import open_store
-from aifx.registry.ledger import Entry, LostRace
 from aifx.registry.reports import verify_root
 from aifx.registry.roots import Root
-from aifx.registry.state import ModelState
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join([str(HERE), str(HERE.parent)])
 NAMES = ("push", "push_again", "attest", "attest_file", "approve", "promote", "rollback", "remove", "policy")
-LEDGER = 25
-"""Races in one ledger: each reads all of its entries."""
 
 
 @pytest.mark.timeout(600)
@@ -117,30 +111,3 @@ def test_a_kill_at_each_request_to_s3(tmp_path: Path, monkeypatch: pytest.Monkey
                 assert said(root) == said(calm)
                 assert verify_root(root, (), ()).problems == ()
     assert kills >= 2
-
-
-@pytest.mark.parametrize("races", [pytest.param(200, marks=pytest.mark.slow)])
-def test_of_two_promoters_on_s3_one_wins_each_race(monkeypatch: pytest.MonkeyPatch, races: int) -> None:
-    with s3_server(monkeypatch):
-        roots = [Root(open_store("s3://bucket/registry")) for _ in range(2)]
-        barrier, wins = Barrier(2), list[str]()
-
-        def promote(who: int) -> bool:
-            def decide(state: ModelState) -> Entry:
-                if len(state.entries) == len(wins) % LEDGER:
-                    barrier.wait(30)
-                return Entry("promote", f"promoter {who}", version=str(who) * 64, alias="production")
-
-            try:
-                roots[who].act(f"fraud-{len(wins) // LEDGER}", None, decide, again=False)
-            except LostRace:
-                return False
-            return True
-
-        with ThreadPoolExecutor(2) as pool:
-            for _ in range(races):
-                results = list(pool.map(promote, (0, 1)))
-                assert sorted(results) == [False, True]
-                wins.append(f"promoter {results.index(True)}")
-        entries = [entry for name in roots[0].names() for entry in roots[0].state(name).entries]
-    assert [entry.actor for entry in entries] == wins
