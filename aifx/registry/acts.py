@@ -35,7 +35,7 @@ from aifx.registry.roots import (
     find_version,
 )
 from aifx.registry.signing import public_pem, read_private_key, sign
-from aifx.registry.state import MOVES, ModelState, NumberedVersion
+from aifx.registry.state import MOVES, ModelState, NumberedVersion, looks_at
 from aifx.registry.swappable import swap_obstacles
 
 logger = logging.getLogger(__name__)
@@ -266,12 +266,6 @@ def _check_subject(name: str, version: NumberedVersion, content: Mapping[str, An
     if found not in (None, version.digest, version.checkpoint):
         why = f"it is about {str(found)[:12]}, and {name} is {short(version.digest)}"
         raise DataError(f"the evidence is not about {name}", why, f"aifx registry show {name}")
-
-
-def looks_at(state: ModelState, data_digest: str) -> int:
-    """How many comparisons on an evaluation version the ledger has, whatever version they are about."""
-    attested = (entry.facts for entry in state.entries if entry.action == "attest")
-    return sum(facts.get("kind") == "comparison" and facts.get("data_digest") == data_digest for facts in attested)
 
 
 def _look(state: ModelState, comparison: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from aifx.registry.policy import (
     SlicesRule,
 )
 from aifx.registry.roots import LEAST_DIGITS
-from aifx.registry.state import ModelState, NumberedVersion
+from aifx.registry.state import ModelState, NumberedVersion, looks_at
 
 GOOD_VERDICTS = ("better", "not worse")
 
@@ -112,7 +112,7 @@ def judge(case: Case) -> tuple[Finding, ...]:
 
 
 def _eval(case: Case, rule: EvalRule) -> Finding:
-    hint = f"aifx registry attest {case.reference} --eval"
+    evaluate = _measure(case, f" --split {rule.split}" if rule.split else "")
 
     def fits(one: Attestation) -> bool:
         return _is_of_data(one, rule.data) and rule.split in ("", one.content.get("split"))
@@ -121,15 +121,16 @@ def _eval(case: Case, rule: EvalRule) -> Finding:
     if report is None and (other := case.newest("eval", fits)) is not None:
         return _measured_otherwise("eval", case, rule, other, other.content.get("settings"))
     if report is None:
-        where = " on ".join(["", *filter(None, [rule.split and f"the {rule.split} split", rule.data])])
-        return Finding("eval", False, f"no evaluation{where} is attested", hint)
-    own = [(gate["expr"], bool(gate["passed"])) for gate in report.content.get("gates", ())]
+        where = " of ".join(filter(None, [rule.split and f"the {rule.split} split", rule.data]))
+        return Finding("eval", False, f"no evaluation{where and f' on {where}'} is attested", evaluate)
+    own = [(gate["expr"], number(gate.get("value")), bool(gate["passed"])) for gate in report.content.get("gates", ())]
     results = [*own, *_gates(rule.gates, report.content.get("metrics", {}))]
-    failed = [expr for expr, passed in results if not passed]
-    if failed or not results:
-        found = f"{', '.join(failed)}: not met" if failed else "the evaluation has no gate, and the rule has none"
-        return Finding("eval", False, found, hint, (report.digest,))
-    return Finding("eval", True, ", ".join(expr for expr, _ in results), evidence=(report.digest,))
+    if failed := _failed(results):
+        return Finding("eval", False, failed, _another_run(case), (report.digest,))
+    if not results:
+        hint = _measure(case, f'{f" --split {rule.split}" if rule.split else ""} --gate "METRIC >= NUMBER"')
+        return Finding("eval", False, "the evaluation has no gate, and the rule has none", hint, (report.digest,))
+    return Finding("eval", True, ", ".join(expr for expr, *_ in results), evidence=(report.digest,))
 
 
 def _better(case: Case, rule: BetterRule) -> Finding:
@@ -139,21 +140,24 @@ def _better(case: Case, rule: BetterRule) -> Finding:
         return Finding("better", True, f"{case.alias} {means}")
     against = f"{case.state.name}@{incumbent.label}"
     margin = "" if rule.margin is None else f" --margin {rule.margin:g}"
-    metric = f" --metric {rule.metric}" if rule.metric else ""
-    compare = f"aifx eval --model {case.reference} --against {against}{metric}{margin} --json > report.json"
-    hint = f"{compare}, and: aifx registry attest {case.reference} report.json --comparison"
+    direction, name = rule.of_metric
+    metric = f' --metric "{direction or ("min" if name == "loss" else "max")} {name}"' if name else ""
+    options = f" --against {against}{metric}{margin}"
     looks = [one for one in case.attestations if one.kind == "comparison" and _is_of_data(one, rule.data)]
     known = {incumbent.digest, incumbent.checkpoint} - {None}
-    of_metric = (one for one in reversed(looks) if rule.metric in ("", one.content.get("metric")))
-    fitting = [one for one in of_metric if one.content.get("against") in known]
+    of_metric = (one for one in reversed(looks) if name in ("", one.content.get("metric")))
+    directed = (one for one in of_metric if direction in ("", one.content.get("direction")))
+    fitting = [one for one in directed if one.content.get("against") in known]
     compared = next((one for one in fitting if not any(_other_settings(rule, own) for own in _of_sides(one))), None)
     if compared is None and fitting:
         wrong = next(own for own in _of_sides(fitting[0]) if _other_settings(rule, own))
-        return _measured_otherwise("better", case, rule, fitting[0], wrong, f" --against {against}{metric}{margin}")
+        return _measured_otherwise("better", case, rule, fitting[0], wrong, options)
     if compared is None:
         by = f" by {rule.metric}" if rule.metric else ""
-        return Finding("better", False, f"no comparison with {against}{by} is attested", hint)
+        return Finding("better", False, f"no comparison with {against}{by} is attested", _compare(case, options))
     content = compared.content
+    look = looks_at(case.state, str(content.get("data_digest"))) + 1
+    hint = _compare(case, f"{options} --look {look}")
     verdict, wanted = str(content.get("verdict")), GOOD_VERDICTS if rule.margin is not None else GOOD_VERDICTS[:1]
     found = f"{content.get('metric')}: {verdict}, compared with {against}"
     if changed := content.get("different_settings"):
@@ -178,14 +182,16 @@ def _contamination(case: Case, rule: ContaminationRule) -> Finding:
         for reference in _named_by(str(one.content["reference"]), needed):
             if rows := one.content["overlapping"]:
                 found = f"{counted(int(rows), 'row')} of {short_reference(reference)} overlap with {', '.join(against)}"
-                hint = f"aifx data decontaminate {short_reference(reference)} --drop, and train again"
+                drop = f"aifx data decontaminate {short_reference(reference)} --drop"
+                hint = _another_run(case, f"{drop}, and: aifx train")
                 return Finding("contamination", False, found, hint, (one.digest,))
             clean[reference] = one.digest
     if not case.version.data:
-        hint = f"train on a version of a data set, and: aifx registry push RUN {case.state.name}"
+        hint = _another_run(case, "aifx train --set data.dataset=NAME")
         return Finding("contamination", False, "it is not known what the version was trained on", hint)
     if missing := sorted(map(short_reference, needed - clean.keys())):
-        hint = f"aifx data decontaminate {missing[0]} --against EVALUATION --json > report.json, and: {report}"
+        tests = f" --against {rule.data}" if rule.data else ""
+        hint = f"aifx data decontaminate {missing[0]}{tests} --json > report.json, and: {report}"
         return Finding("contamination", False, f"not compared: {', '.join(missing)}", hint)
     used = tuple(clean[reference] for reference in sorted(needed))
     return Finding("contamination", True, f"no overlap with {counted(len(needed), 'version')} of data", evidence=used)
@@ -199,7 +205,8 @@ def _named_by(reference: str, known: Iterable[str]) -> list[str]:
 def _licences(case: Case, rule: LicencesRule) -> Finding:
     found = tuple(case.version.pushed.facts.get("licenses") or ("unknown",))
     if others := sorted(set(found) - set(rule.allow)):
-        hint = f"aifx data lineage {next(iter(case.version.data), 'NAME')}"
+        data = next(iter(case.version.data), "")
+        hint = f"aifx data lineage {data}" if data else _another_run(case, "aifx train --set data.dataset=NAME")
         return Finding("licences", False, f"{', '.join(others)}: allowed are {', '.join(rule.allow)}", hint)
     return Finding("licences", True, ", ".join(found))
 
@@ -207,7 +214,7 @@ def _licences(case: Case, rule: LicencesRule) -> Finding:
 def _slices(case: Case, rule: SlicesRule) -> Finding:
     columns = ", ".join(rule.columns)
     listed = ", ".join(f'"{column}"' for column in rule.columns)
-    hint = f"aifx eval --set 'eval.slices=[{listed}]', and: aifx registry attest {case.reference} --eval"
+    hint = _measure(case, f" --set 'eval.slices=[{listed}]'")
 
     def fits(one: Attestation) -> bool:
         return set(rule.columns) <= set(one.content.get("slices") or {})
@@ -218,14 +225,13 @@ def _slices(case: Case, rule: SlicesRule) -> Finding:
     if report is None:
         return Finding("slices", False, f"no evaluation with slices of {columns} is attested", hint)
     metrics = {**report.content.get("metrics", {}), "slices": report.content["slices"]}
-    results = _gates(rule.gates, metrics)
-    if failed := [expr for expr, passed in results if not passed]:
-        return Finding("slices", False, f"{', '.join(failed)}: not met", hint, (report.digest,))
+    if failed := _failed(_gates(rule.gates, metrics)):
+        return Finding("slices", False, failed, _another_run(case), (report.digest,))
     return Finding("slices", True, ", ".join([columns, *rule.gates]), evidence=(report.digest,))
 
 
 def _approval(case: Case, rule: ApprovalRule) -> Finding:
-    hint = f"aifx registry approve {case.reference} {case.alias}"
+    hint = f"aifx registry approve {case.reference} {case.alias}{' --key KEY.pem' if case.policy.keys else ''}"
     role = f" with the role {rule.role!r}" if rule.role else ""
     if rule.author == "key" and not case.signed_authors:
         run = case.version.pushed.facts.get("run") or "RUN"
@@ -247,7 +253,7 @@ def _approval(case: Case, rule: ApprovalRule) -> Finding:
                 stale.append(person)
             else:
                 valid[person] = one.digest
-    found = f"{counted(len(valid), 'approval')}{role} of {rule.people}"
+    found = f"{len(valid)} of {counted(rule.people, 'approval')}{role}"
     if old := sorted(set(stale) - set(valid)):
         found += f"; {', '.join(old)} approved before the evidence, the policy or {case.alias} changed"
     if len(valid) < rule.people:
@@ -265,7 +271,9 @@ def _signature(case: Case, rule: SignatureRule) -> Finding:
 
 
 def _bench(case: Case, rule: BenchRule) -> Finding:
-    hint = f"aifx bench serve --json > bench.json, and: aifx registry attest {case.reference} bench.json --bench"
+    run = case.version.pushed.facts.get("run") or "RUN"
+    measure = f"aifx bench serve --run {run} --json > bench.json"
+    hint = f"{measure}, and: aifx registry attest {case.reference} bench.json --bench"
     report = case.newest("bench")
     if report is None:
         return Finding("bench", False, "no benchmark is attested", hint)
@@ -277,14 +285,13 @@ def _bench(case: Case, rule: BenchRule) -> Finding:
         if not 0 <= days <= rule.days:
             found = f"made {days:.1f} days ago; at most {rule.days:g} are allowed"
             return Finding("bench", False, found, hint, (report.digest,))
-    results = _gates(rule.gates, report.content)
-    if failed := [expr for expr, passed in results if not passed]:
-        return Finding("bench", False, f"{', '.join(failed)}: not met", hint, (report.digest,))
+    if failed := _failed(_gates(rule.gates, report.content)):
+        return Finding("bench", False, failed, hint, (report.digest,))
     return Finding("bench", True, ", ".join(rule.gates) or "attested", evidence=(report.digest,))
 
 
 def _drill(case: Case, rule: DrillRule) -> Finding:
-    hint = f"aifx drill --json > drill.json, and: aifx registry attest {case.reference} drill.json --drill"
+    hint = f"aifx drill all --json > drill.json, and: aifx registry attest {case.reference} drill.json --drill"
     report = case.newest("drill")
     if report is None:
         return Finding("drill", False, "no drill is attested", hint)
@@ -302,7 +309,7 @@ def _drill(case: Case, rule: DrillRule) -> Finding:
 def _file(case: Case, rule: FileRule) -> Finding:
     files = {str(one.content.get("name")): one.digest for one in case.attestations if one.kind == "file"}
     if missing := [name for name in rule.names if name not in files]:
-        hint = f"aifx registry attest {case.reference} {missing[0]}"
+        hint = f"write {missing[0]}, and: aifx registry attest {case.reference} {missing[0]}"
         return Finding("file", False, f"not attested: {', '.join(missing)}", hint)
     return Finding("file", True, ", ".join(rule.names), evidence=tuple(files[name] for name in rule.names))
 
@@ -338,9 +345,7 @@ def _measured_otherwise(
 ) -> Finding:
     """The finding on evidence that was measured with other settings than the rule states."""
     stated = " ".join(f"--set {key}={literal(value)}" for key, value in rule.settings.items())
-    kind = "--comparison" if one.kind == "comparison" else "--eval"
-    evaluate = f"aifx eval --model {case.reference}{how} {stated} --json > report.json"
-    hint = f"{evaluate}, and: aifx registry attest {case.reference} report.json {kind}"
+    hint = (_compare if one.kind == "comparison" else _measure)(case, f"{how} {stated}")
     found = f"measured with {', '.join(_other_settings(rule, settings))}"
     return Finding(name, False, found, hint, (one.digest,))
 
@@ -359,8 +364,8 @@ def _matches(found: str, wanted: str) -> bool:
     )
 
 
-def _gates(gates: Sequence[str], values: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """Each gate, and whether the number at its path passes; a number that is not there does not."""
+def _gates(gates: Sequence[str], values: Mapping[str, Any]) -> list[tuple[str, float | None, bool]]:
+    """Each gate, the number at its path, and whether it passes; a number that is not there does not."""
     results = []
     for expr in gates:
         gate = parse_gate(expr)
@@ -368,5 +373,31 @@ def _gates(gates: Sequence[str], values: Mapping[str, Any]) -> list[tuple[str, b
         for part in gate.name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         found = number(value)
-        results.append((expr, found is not None and gate.passes(found)))
+        results.append((expr, found, found is not None and gate.passes(found)))
     return results
+
+
+def _failed(results: Iterable[tuple[str, float | None, bool]]) -> str:
+    """The gates that were not met, with what was measured; empty if all were."""
+    failed = [
+        f"{expr}: not met by {value:.6g}" if value is not None else f"{expr}: the report has no such number"
+        for expr, value, passed in results
+        if not passed
+    ]
+    return ", ".join(failed)
+
+
+def _measure(case: Case, options: str) -> str:
+    """The commands that make an evaluation of the version and attest it. They need its registry, and not its run."""
+    evaluate = f"aifx eval --model {case.reference}{options} --json > report.json"
+    return f"{evaluate}, and: aifx registry attest {case.reference} report.json --eval"
+
+
+def _compare(case: Case, options: str) -> str:
+    """The commands that make a comparison with the version and attest it."""
+    return _measure(case, options).removesuffix("--eval") + "--comparison"
+
+
+def _another_run(case: Case, train: str = "aifx train") -> str:
+    """The way out if the evidence is about what the version is: another version."""
+    return f"{train}, and: aifx registry push RUN {case.state.name}"

@@ -95,7 +95,7 @@ class BetterRule(MeasuredRule):
     """A comparison with the version that the alias means, both with these settings.
 
     Attributes:
-        metric: that must be compared; any if empty.
+        metric: that must be compared, "max accuracy", or "accuracy" in either direction; any if empty.
         margin: by which the version may be worse; without it, it must be better.
         data: as of `EvalRule`.
     """
@@ -103,6 +103,12 @@ class BetterRule(MeasuredRule):
     metric: str = ""
     margin: float | None = Field(None, ge=0)
     data: DataVersion = ""
+
+    @property
+    def of_metric(self) -> tuple[str, str]:
+        """The direction, empty if any will do, and the name of the metric."""
+        direction, _, name = self.metric.partition(" ")
+        return (direction, name.strip()) if direction in ("min", "max") and name else ("", self.metric)
 
 
 class BenchRule(GatesRule):
@@ -176,11 +182,11 @@ class AliasRules(_Rule):
     contamination: ContaminationRule | None = None
     licences: LicencesRule | None = None
     slices: SlicesRule | None = None
-    approval: ApprovalRule | None = None
     signature: SignatureRule | None = None
     bench: BenchRule | None = None
     drill: DrillRule | None = None
     file: FileRule | None = None
+    approval: ApprovalRule | None = None  # last: other evidence that follows an approval ends it
 
 
 class Policy(_Rule):

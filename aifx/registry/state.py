@@ -142,3 +142,9 @@ class ModelState:
         times = itertools.accumulate((datetime.fromisoformat(entry.time) for entry in self.entries), max)
         count = sum(1 for _ in itertools.takewhile(lambda reached: reached <= time, times))
         return ModelState(self.name, self.entries[:count])
+
+
+def looks_at(state: ModelState, data_digest: str) -> int:
+    """How many comparisons on an evaluation version the ledger has, whatever version they are about."""
+    attested = (entry.facts for entry in state.entries if entry.action == "attest")
+    return sum(facts.get("kind") == "comparison" and facts.get("data_digest") == data_digest for facts in attested)

@@ -43,7 +43,8 @@ def print_act(out: Output, done: Act, sentence: str) -> None:
     for finding in done.findings:
         out.print(f"{'passed' if finding.passed else 'FAILED'}  {finding.rule}: {finding.found}")
         if finding.hint:
-            out.print(f"        hint: {finding.hint}")
+            first, *others = finding.hint.split(", and: ")
+            out.print("\n         and: ".join([f"        hint: {first}", *others]))
     for why in done.repaired:
         out.print(f"damaged: {why}")
     repaired = " (its damaged files were written again)" if done.repaired else ""

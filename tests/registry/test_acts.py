@@ -118,7 +118,8 @@ def test_a_refusal_names_the_rule_and_the_way_and_is_written(root: Root, tmp_pat
     push_text(root, "a")
     set_policy(root, None, None, ANN)
     refused = promote(root, "fraud@v1", "production", Caller("ann", "job-1", "why not"))
-    hint = "aifx registry attest fraud@v1 --eval"
+    evaluate = "aifx eval --model fraud@v1 --json > report.json"
+    hint = f"{evaluate}, and: aifx registry attest fraud@v1 report.json --eval"
     assert (refused.action, refused.exit_code) == ("refuse", 1)
     assert refused.findings == (Finding("eval", False, "no evaluation is attested", hint),)
     attest_version(root, "fraud@v1", "eval", PASSED, None, ANN)

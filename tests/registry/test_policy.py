@@ -86,7 +86,8 @@ def test_an_evaluation_must_pass_on_the_data_that_is_named(model: Model) -> None
     model.attest("eval", report(split="test"))
     assert model.judge('eval = { split = "test" }').passed
     assert not model.judge('eval = { gates = ["per_class.a.recall >= 0.51"] }').passed
-    assert not model.judge('eval = { gates = ["recall >= 0.1"] }').passed
+    assert "recall >= 0.1: the report has no such number" in model.judge('eval = { gates = ["recall >= 0.1"] }').found
+    assert "accuracy >= 0.91: not met by 0.9" in model.judge('eval = { gates = ["accuracy >= 0.91"] }').found
     model.attest("eval", report(passed=False))  # the newest counts
     assert "accuracy >= 0.8" in model.judge(rule).found
     model.attest("eval", report(gates=[]))
@@ -123,6 +124,8 @@ def test_a_rule_takes_evidence_that_was_measured_as_it_states(model: Model) -> N
     [
         ("better", 0.0, "{}", True),
         ("better", 0.0, '{ metric = "accuracy" }', True),
+        ("better", 0.0, '{ metric = "max accuracy" }', True),
+        ("better", 0.0, '{ metric = "min accuracy" }', False),
         ("better", 0.0, '{ metric = "recall" }', False),
         ("not worse", 0.01, "{}", False),
         ("not worse", 0.01, "{ margin = 0.01 }", True),
@@ -134,7 +137,7 @@ def test_a_rule_takes_evidence_that_was_measured_as_it_states(model: Model) -> N
 def test_a_version_must_be_better_than_what_the_alias_means(
     model: Model, verdict: str, margin: float, rule: str, passes: bool
 ) -> None:
-    content = {"metric": "accuracy", "verdict": verdict, "margin": margin, "data": TEST}
+    content = {"metric": "accuracy", "direction": "max", "verdict": verdict, "margin": margin, "data": TEST}
     model.attest("comparison", {**content, "verdict": "better", "against": "3" * 64})
     assert not model.judge(f"better = {rule}").passed
     model.attest("comparison", {**content, "against": V1})
