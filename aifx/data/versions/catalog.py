@@ -139,7 +139,7 @@ class Catalog:
 
     def latest(self, name: str) -> str | None:
         """The version that was made last; None if there is none."""
-        return read_meaning(self.store.below(check_dataset_name(name))).version or None
+        return read_meaning(self.store.below(check_dataset_name(name))).version
 
     def set_latest(self, name: str, version: str) -> None:
         """Let the name alone mean a version."""

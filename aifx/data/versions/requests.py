@@ -33,23 +33,27 @@ class Meaning:
     """The content of `latest`.
 
     Attributes:
-        version: "" for none.
+        version: None for none; "" if the file is damaged.
         last: digits of the last request; "" for none.
     """
 
-    version: str = ""
+    version: str | None = None
     last: str = ""
 
 
 def read_meaning(store: Store) -> Meaning:
     """What a name means, in the folder of its data set."""
-    lines = (store.read(LATEST) or b"").decode(errors="replace").splitlines()
-    return Meaning(*(line.strip() for line in lines[:2]))
+    data = store.read(LATEST)
+    if data is None:
+        return Meaning()
+    version, last = (*(line.strip() for line in data.decode(errors="replace").splitlines()[:2]), "", "")[:2]
+    return Meaning(None if last and not version else version, last)
 
 
-def write_meaning(store: Store, version: str, last: str) -> None:
+def write_meaning(store: Store, version: str | None, last: str) -> None:
     """Let a name mean a version, in the folder of its data set, after a last request."""
-    store.write(LATEST, iter([f"{version}\n{f'{last}{chr(10)}' if last else ''}".encode()]))
+    lines = [version or "", last] if last else [version or ""]
+    store.write(LATEST, iter(["".join(f"{line}\n" for line in lines).encode()]))
 
 
 def check_request(store: Store, request: Request) -> None:
