@@ -93,6 +93,12 @@ class AifxError(Exception):
         return "\n".join(line for line in (self.what, self.why, self.hint and f"hint: {self.hint}") if line)
 
 
+def error_of(document: ErrorDocument) -> AifxError:
+    """The error that a document is of."""
+    what, why, hint = document["what"], document["why"], document["hint"]
+    return AifxError(what, why, hint, exit_code=ExitCode(document["exit_code"]), transient=document["transient"])
+
+
 class UsageError(AifxError):
     """The command line or a call asks for something that does not exist."""
 

@@ -59,6 +59,7 @@ class RunDirectory:
     plan = _Entry("plan.json")  # what `aifx plan --run` predicted
     reference = _Entry("assets/reference.npz")  # log-probabilities of pairs of answers before training
     tags = _Entry("tags.json")
+    requests = _Entry("requests")  # ids that its training was asked for with
     imported = _Entry("import.json")  # where an imported model came from
 
     @property
@@ -90,7 +91,7 @@ class RunDirectory:
 
     def check_entries(self) -> None:
         """Raise UnsafeFile if what aifx writes in the run is a link, a FIFO or a device: the run may be a copy."""
-        for folder in (self.checkpoints, self.eval, self.assets, self.trackers, self.profile):
+        for folder in (self.checkpoints, self.eval, self.assets, self.trackers, self.profile, self.requests):
             check_folder(folder)
         for file in (self.lock, self.config, self.provenance, self.events, self.metrics, self.log, self.kernels):
             if os.path.lexists(file):

@@ -38,7 +38,8 @@ _ACT = ("reference", "digest", "alias")
 COMMANDS: Mapping[str, Command] = {
     command.name: command
     for command in (
-        Command("train", ("run", "state_digest", "best_step", "best_value"), "run", trains=True, reads_code=True),
+        Command("train", ("run", "state_digest", "best_step", "best_value"), "run", trains=True, reads_code=True,
+                takes_request=True),
         Command("sweep", ("sweep", "best"), trains=True, reads_code=True),
         Command("eval", ("run", "step", "model", "metrics", "gates", "verdict", "data"), reads_code=True),
         Command("predict", ("run", "step", "output", "predictions"), reads_code=True),

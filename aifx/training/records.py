@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
+from pydantic import TypeAdapter
+
 from aifx.config import Config
-from aifx.core.errors import AifxError, ErrorDocument, ExitCode
+from aifx.core.errors import AifxError, ErrorDocument, ExitCode, error_of
 from aifx.core.json_values import plain
 from aifx.core.licensing import LicenseConflict
 from aifx.core.project import RunDirectory
@@ -106,12 +108,16 @@ class TrainDocument(RunEnd):
     Attributes:
         error: says why a run diverged.
         license_conflicts: among the sources of its data set; null if the run had ended before, or ended at once.
+        request: the id of the request.
+        is_repeated: whether an earlier call with the same id ended the run, and this is what that call reported.
     """
 
     run: str
     num_steps: int | None
     error: ErrorDocument | None
     license_conflicts: tuple[LicenseConflict, ...] | None
+    request: str | None = None
+    is_repeated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +129,8 @@ class TrainResult(RunEnd):
     error: AifxError | None = None
     already: bool = field(default=False, compare=False)  # it had ended before this process looked
     license_conflicts: tuple[LicenseConflict, ...] | None = field(default=None, compare=False)  # of process 0
+    request: str | None = field(default=None, compare=False)
+    is_repeated: bool = field(default=False, compare=False)
 
     @property
     def exit_code(self) -> ExitCode:
@@ -134,7 +142,16 @@ class TrainResult(RunEnd):
         error = None if self.error is None else self.error.document()
         conflicts = plain(self.license_conflicts)
         named = {"run": self.run.name, "num_steps": self.num_steps}
-        return {**named, **self.end(), "error": error, "license_conflicts": conflicts}
+        asked = {"request": self.request, "is_repeated": self.is_repeated}
+        return {**named, **self.end(), "error": error, "license_conflicts": conflicts, **asked}
+
+    @classmethod
+    def repeated(cls, run: RunDirectory, document: Mapping[str, Any]) -> TrainResult:
+        """The result of a request that was done before, by the document that was reported then."""
+        first = TypeAdapter(TrainDocument).validate_python(document)
+        values = {f.name: getattr(first, f.name) for f in fields(TrainDocument)}
+        error = None if first.error is None else error_of(first.error)
+        return cls(**{**values, "run": run, "error": error, "already": True, "is_repeated": True})
 
     def end(self) -> dict[str, Any]:
         """The fields of `RunEnd`: what the `stop` event says."""

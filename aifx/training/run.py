@@ -23,7 +23,8 @@ from aifx.core.json_files import readable_bytes, write_text
 from aifx.core.logs import log_lines
 from aifx.core.os_errors import FULL, first_line, refusal_in
 from aifx.core.project import Project, RunDirectory
-from aifx.core.statuses import ProcessStatus
+from aifx.core.requests import Request
+from aifx.core.statuses import STOPPED, ProcessStatus
 from aifx.core.steps import StepChoice
 from aifx.core.stop_signals import StopSignals
 from aifx.data.order import prefetch
@@ -39,6 +40,7 @@ from aifx.programs.build import Programs
 from aifx.runs.agreement import agree, check_shared, facts_of_program, facts_of_start, share_choices
 from aifx.runs.lock import hold_run
 from aifx.runs.records import TimeAccount
+from aifx.runs.requests import finish_request, keep_request
 from aifx.runs.status import ending_before
 from aifx.specs import Params
 from aifx.tasks.base import training_source
@@ -156,6 +158,7 @@ def train(
     stop: StopSignals | None = None,
     profile: bool = False,
     started_at: float | None = None,
+    request: Request | None = None,
 ) -> TrainResult:
     """Train the run `run_name`, from where it is to its end. For a run that has ended, the result is that of its end.
 
@@ -167,6 +170,7 @@ def train(
         stop: entered by the caller, who decides what happens to a process that must end at once.
         profile: trace a few steps into the run's `profile` folder.
         started_at: `time.perf_counter()` when a process began whose only work is this run; by default now.
+        request: the request for it, which the run keeps, with its outcome once it has ended by itself.
 
     Raises RunBusy, ConfigError, DataError, CheckpointError, EnvironmentFault. A loss that is not finite is a result.
     """
@@ -189,13 +193,15 @@ def train(
                 config = with_found_mesh(config, run, project, group)
             with group.first_then_others():
                 config, fork = _check(run, project, config, origin, fork_at, group)
+                if request is not None and group.is_first:
+                    keep_request(project, run, request)
             if (result := finished(run, config, group)) is not None:
-                return result
+                return _answer(result, run, request, group)
             metrics, own_hooks = MetricsFile(run), open_hooks(config.train.hooks, project, group)
 
             def train_with(dispatcher: EventDispatcher) -> TrainResult:
                 job = Job(project, config, run, fork, dispatcher, stop, metrics, group, watch, own_hooks, refit)
-                return _supervised(job)
+                return _answer(_supervised(job), run, request, group)
 
             if not group.is_first:
                 return train_with(EventDispatcher(None, [*(hook for hook in hooks if hook.all_processes), *own_hooks]))
@@ -225,6 +231,16 @@ def _check(
         check_files(run, before)
         check_configuration(run, before, config)
     return config, fork
+
+
+def _answer(result: TrainResult, run: RunDirectory, request: Request | None, group: Group) -> TrainResult:
+    """The result with the id of its request, which the run keeps unless it goes on when it is started again."""
+    if request is None:
+        return result
+    result = replace(result, request=request.id)
+    if group.is_first and result.status not in STOPPED:
+        finish_request(run, request, result.document())
+    return result
 
 
 def _supervised(job: Job) -> TrainResult:

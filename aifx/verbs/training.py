@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from aifx.core import lifecycle
 from aifx.core.errors import UsageError
 from aifx.core.progress import listen
 from aifx.core.project import Project, find_project
+from aifx.core.requests import find_request
 from aifx.core.statuses import ProcessStatus
 from aifx.core.steps import parse_step
 from aifx.training.hook import Hook
@@ -41,6 +43,7 @@ def train(
     hooks: Sequence[Hook] = (),
     stop: StopSignals | None = None,
     on_exit: OnExit | None = None,
+    request: str | None = None,
 ) -> TrainResult:
     """Train a run to its end, from its last checkpoint if it has one.
 
@@ -60,6 +63,8 @@ def train(
             of a job give the same ones.
         stop: handles signals. By default none is handled.
         on_exit: called if a second signal, or the loss of another process, ends this process at once.
+        request: an id. A run that was asked for with it goes on, whatever `run` is; once it has ended by itself, the
+            result is the first one, and nothing is done.
 
     Example:
         >>> result = aifx.train(settings={"train.num_steps": 3})
@@ -79,15 +84,24 @@ def train(
         why = "a refit is a new run with the settings of its origin"
         hint = f"aifx train --run {fork_from or run} --refit"
         raise UsageError(f"--refit and {other} cannot be used together", why, hint)
+    act = "train" if fork_from is None else f"train --run {fork_from} --fork"
+    asked = find_request(request, f"train --run {run} --refit" if refit else act)
     from aifx.kinds import load_config
     from aifx.runs.records import process_started_at
+    from aifx.runs.requests import find_asked
+    from aifx.training.records import TrainResult
     from aifx.training.resume_checks import latest_result, open_refit
     from aifx.training.run import train as train_run
 
     found, given = find_project(Path(project)), overrides(settings)
+    name = f"{run}-refit" if refit else run
+    if asked is not None and (before := find_asked(found, asked)) is not None:
+        begun, kept = before
+        if kept.outcome is not None:
+            return TrainResult.repeated(begun, kept.outcome)
+        name, fork_from = begun.name, None if begun.exists() else fork_from
     refitted = open_refit(found.existing_run(run), found, given) if refit else None
     file = None if config is None else Path(config)
-    name = f"{run}-refit" if refit else run
     chosen = refitted.config if refitted else load_config(found, given, file=file)
     if (reference := chosen.finetune.base_version) is not None:
         base = pin_base(reference, chosen.apply_to(found), found.run(fork_from or name))
@@ -104,13 +118,16 @@ def train(
         stop=stop,
         profile=profile,
         started_at=process_started_at() if lifecycle.is_entered() else None,
+        request=asked,
     )
     if is_first:
         _renew_lease(chosen.apply_to(found), getattr(chosen.data, "dataset", None), name)
     if stop is not None and on_exit is not None:
 
         def end(status: ProcessStatus | None, why: str) -> None:
-            on_exit(status, why, lambda: latest_result(found.run(name), status or "interrupted"))
+            on_exit(
+                status, why, lambda: replace(latest_result(found.run(name), status or "interrupted"), request=request)
+            )
 
         stop.before_exit[:] = [end]
     if is_first:

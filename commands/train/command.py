@@ -15,7 +15,7 @@ import typer
 
 from aifx.commands.console.format import best
 from aifx.commands.console.interrupted import write_interrupted
-from aifx.commands.console.options import JsonOption, SetOption
+from aifx.commands.console.options import JsonOption, RequestOption, SetOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.progress import ProgressDisplay
 from aifx.commands.console.terminal import report, terminal
@@ -82,6 +82,7 @@ def train(
     refit: RefitOption = False,
     metrics_port: MetricsPortOption = None,
     profile: ProfileOption = False,
+    request: RequestOption = None,
     json: JsonOption = False,
 ) -> None:
     """Train the project's model, or resume a training that stopped.
@@ -123,6 +124,7 @@ def train(
                     hooks=[progress],
                     stop=stop,
                     on_exit=partial(_write_latest_result, out, progress, stop) if is_first else _log_end,
+                    request=request,
                 )
             stop.finish()  # also of a run that had ended before: a signal must not replace its answer
             if is_first:
