@@ -24,6 +24,7 @@ COMMANDS: dict[str, Entry] = {
     "plan": Entry("plan.command", "plan", "Predict memory, time, energy and cost of a run before it starts.", TRAIN),
     "train": Entry("train.command", "train", "Train the project's model, or resume a training that stopped.", TRAIN),
     "sweep": Entry("sweep.group", "app", "Train with different settings, and rank them.", TRAIN, default="start"),
+    "line": Entry("line.group", "app", "Run stations by themselves, in their order, as data and models change.", TRAIN),
     "launch": Entry("launch.group", "app", "Start a command as several processes.", TRAIN),
     "eval": Entry(
         "eval.command", "eval_", "Measure a checkpoint on held-out data and compare it with its gates.", TRAIN

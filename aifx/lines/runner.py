@@ -106,6 +106,11 @@ class TickRun:
         self.journal = Journal(folder_of(self.line))
         self.state = fold(self.journal.records())
 
+    @property
+    def tick(self) -> str:
+        """The time that the tick is for, once it has begun or is planned."""
+        return self._bindings.get(TICK, "")
+
     def run(self) -> dict[str, Decision]:
         """Run the tick to its end, and return the last decision on each station.
 

@@ -95,6 +95,7 @@ def command_types() -> dict[str, Any]:
     from aifx.verbs.data_expect import ExpectedVersion, InferredContract
     from aifx.verbs.data_labels import LabelServerStarted
     from aifx.verbs.data_steps import CombinedVersion, MadeMix
+    from aifx.verbs.lines import LineStatus, LineTick
     from aifx.verbs.prediction import Predictions
     from aifx.verbs.recipe_writing import WrittenRecipe
     from aifx.verbs.recipes import MadeRecipes, PlannedRecipes
@@ -109,6 +110,8 @@ def command_types() -> dict[str, Any]:
         "sweep": SweepReport | PlannedSweep,
         "sweep-show": SweepReport,
         "launch-ls": LaunchList,
+        "line-run": LineTick,
+        "line-status": LineStatus,
         "eval": held_out.Report | dataset.DatasetReports | against.Comparison | shadow.ShadowReport,
         "predict": Predictions,
         "generate": GeneratedText,

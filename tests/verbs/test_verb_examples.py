@@ -62,6 +62,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "recipe.toml").write_text(
         '[notes]\nsteps = [{ add = { sources = ["texts/*.txt"], license = "MIT" } }, { dedupe = {} }]\n'
     )
+    stations = '[[station]]\nname = "keys"\nrun = "config keys"\n[[station]]\nname = "release"\nrun = "config keys"\n'
+    (tmp_path / "line.toml").write_text(f'[line]\nevery = "1d"\n{stations}after = ["keys"]\nask = "approval"\n')
     (tmp_path / "orders.csv").write_text(
         "product,time\ntea,2024-05-01 09:00:00\ntea,2024-05-03 09:00:00\ncake,2024-05-03 09:00:00\n"
     )
