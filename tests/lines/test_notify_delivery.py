@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -322,8 +322,10 @@ from pathlib import Path
 sys.path[:0] = sys.argv[2:]
 from test_notify_delivery import TARGET
 from aifx.core.project import Project
+from aifx.lines import webhook
 from aifx.lines.delivery import deliver
 import time
+webhook.TIMEOUT_S = 1.0
 skew = float(os.environ["SKEW"])
 deliver(Project(Path(sys.argv[1])), [TARGET], os.environ, clock=lambda: time.time() + skew)
 """
@@ -342,16 +344,23 @@ def start_sender(project: Project, at: Receiver, skew: float) -> subprocess.Pope
         pytest.param(1000, 25, marks=pytest.mark.slow),
     ],
 )
-def test_each_event_arrives_among_refusals_resets_lost_answers_and_kills(
+def test_each_event_arrives_among_refusals_time_outs_resets_lost_answers_and_kills(
     project: Project, count: int, kills: int, record_property: Callable[[str, object], None]
 ) -> None:
     dice = random.Random(seed := seed_of_commit())
     names = [f"s{number}" for number in range(count // 10)]
     expected = defaultdict[str, list[int]](list)
     journal = Journal(project.root / "line")
-    answers: list[Answer] = [500, 503, "reset", "lost", 204]
-    with receiver(hang_s=0.1) as at:
-        at.answer = lambda event: dice.choices(answers, [8, 4, 4, 4, 80])[0]
+    answers: list[Answer] = [500, 503, "reset", "lost", "hang", 204]
+    given = Counter[Answer]()
+
+    def answer(event: dict[str, Any]) -> Answer:
+        one = dice.choices(answers, [8, 4, 4, 4, 1, 80])[0]
+        given[one] += 1
+        return one
+
+    with receiver() as at:
+        at.answer = answer
         for number in range(count):
             name = dice.choice(names)
             record = journal.append("ended", name, "k", "a", outcome="failed", code=2, command="train", number=number)
@@ -386,5 +395,19 @@ def test_each_event_arrives_among_refusals_resets_lost_answers_and_kills(
             name: len(found) for name, found in expected.items() if found
         }
         assert killed == kills
+        assert set(given) == set(answers) or count < 1000, given
         record_property("kills of a sender", killed)
+        record_property("answers", dict(given))
         record_property("events that arrived more than once", len(at.ids) - count)
+
+
+@pytest.mark.slow
+def test_a_kill_before_and_after_each_write_and_request_loses_no_event(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    program = [sys.executable, str(Path(__file__).with_name("killed_sender.py")), str(tmp_path)]
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(program, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    record_property("kills", kills := int(done.stdout.split()[-1]))
+    assert kills > 50

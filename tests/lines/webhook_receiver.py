@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,7 +41,7 @@ class Receiver:
 
 
 @contextmanager
-def receiver(hang_s: float = 1.0) -> Iterator[Receiver]:
+def receiver() -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -56,8 +55,10 @@ def receiver(hang_s: float = 1.0) -> Iterator[Receiver]:
             answer = state.answer(event)
             if answer == "lost" or (isinstance(answer, int) and 200 <= answer < 300):
                 state.accepted.append(event)
-            if answer == "hang":
-                time.sleep(hang_s)
+            if answer == "hang":  # until the sender gives up
+                with suppress(OSError):
+                    self.connection.settimeout(60)
+                    self.connection.recv(1)
             if isinstance(answer, str):
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.close_connection = True
