@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from aifx.core.artifact import MANIFEST
+from aifx.core.artifact import MANIFEST, Artifact, damage, files_below
 from aifx.core.artifact_copies import copy_artifact, damaged_in_store
 from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, ExitCode, UsageError, did_you_mean
+from aifx.core.files import is_temporary
 from aifx.core.json_files import encode
 from aifx.core.json_values import flat
 from aifx.core.parsing import parse_toml
@@ -402,14 +404,31 @@ def _changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[Chang
 
 
 def pull_version(root: Root, reference: str, folder: Path) -> PulledVersion:
-    """Copy a version to a folder of this machine, and compare what arrives."""
+    """Copy a version to a folder of this machine, and compare what arrives. What a killed call left is used.
+
+    Raises UsageError for a folder with anything else, even under a name that the version has.
+    """
     state, version = root.find(reference)
     artifact = root.available(state, version)
-    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
-        why = "it holds other files, and aifx adds none to them"
+    target = open_store(str(folder.absolute()))
+    manifest = target.read(MANIFEST)
+    if manifest != artifact.encode() and (manifest is not None or _holds_others(folder, artifact)):
+        why = f"it holds other files than those of {reference}, and aifx adds none to them"
         raise UsageError(f"{folder} is not empty", why, f"aifx registry pull {reference} NEW-FOLDER")
-    copy_artifact(root.version_store(state, version.digest), artifact, open_store(str(folder.absolute())))
+    copy_artifact(root.version_store(state, version.digest), artifact, target)
     return PulledVersion(f"{state.name}@{version.label}", version.digest, str(folder), artifact.size_bytes)
+
+
+def _holds_others(folder: Path, artifact: Artifact) -> bool:
+    """Whether something is there that a killed copy of an artefact would not have left."""
+    if not folder.is_dir():
+        return os.path.lexists(folder)
+    for path in files_below(folder):
+        name = path.relative_to(folder).as_posix()
+        file = artifact.own_files.get(name)
+        if not is_temporary(path.name) and (file is None or damage(folder, name, file) is not None):
+            return True
+    return False
 
 
 def search_versions(root: Root, words: tuple[str, ...]) -> FoundVersions:

@@ -375,10 +375,17 @@ def test_a_pulled_folder_is_whole(root: Root, tmp_path: Path) -> None:
     (folder / "weights").write_text("torn")
     pull_version(root, "fraud@v1", folder)
     assert (folder / "weights").read_text() == "a"
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine").touch()
+    push_text(root, "b")
     with pytest.raises(UsageError, match="is not empty"):
-        pull_version(root, "fraud@v1", tmp_path / "full")
+        pull_version(root, "fraud@v2", folder)
+    for name in ("mine", "weights", "manifest.json"):
+        own = tmp_path / f"with {name}" / name
+        own.parent.mkdir()
+        own.write_text("{}")
+        for place in (own.parent, own):
+            with pytest.raises(UsageError, match="is not empty"):
+                pull_version(root, "fraud@v1", place)
+        assert own.read_text() == "{}"
 
 
 def test_two_versions_are_compared(root: Root) -> None:
