@@ -39,6 +39,7 @@ def test_each_form_and_peer_of_a_case_is_measured_with_what_it_does(caplog):
     assert any(re.match("left out: pallas_triton: .*NVIDIA.*decode_attention", note) for note in notes)
 
 
+@pytest.mark.slow
 def test_a_form_that_memory_does_not_hold_is_left_out_with_a_word(monkeypatch, caplog):
     monkeypatch.setattr(kernels, "room", lambda devices: 1)
     monkeypatch.setattr(kernels, "extra_bytes", lambda program: 2)

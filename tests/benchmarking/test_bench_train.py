@@ -183,6 +183,7 @@ def test_the_parts_are_those_of_the_step(subject):
     assert 0 < float(after) != float(numbers[0])
 
 
+@pytest.mark.slow
 def test_the_loop_that_is_measured_is_that_of_a_run(subject):
     one = subject()
     looping = Looping(one)

@@ -38,6 +38,7 @@ def test_options(project: Path) -> None:
     assert {"--origin", "--json", "--run", "--set"} <= set(complete(project, "aifx config show --"))
 
 
+@pytest.mark.slow
 def test_a_group_with_a_default_offers_its_commands_and_the_default_options(project: Path) -> None:
     assert {"node", "fleet", "serve", "rules"} <= set(complete(project, "aifx doctor "))
     for line in ("aifx doctor --o", "aifx doctor node --o", "aifx doctor --json --o"):

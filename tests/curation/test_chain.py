@@ -145,6 +145,7 @@ def test_one_version_has_the_rows_and_answers_of_separate_steps(
     assert {"exact", "near", "semantic", "text.matches", "overlaps test.txt"} <= rules
 
 
+@pytest.mark.slow
 def test_new_rows_alone_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A task whose rows, decisions and settings are those of an earlier version refers to its files."""
     monkeypatch.chdir(tmp_path)

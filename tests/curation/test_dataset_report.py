@@ -113,6 +113,7 @@ def test_drift_is_that_of_the_rows() -> None:
     assert psi(np.array([5000, 5000]), np.array([7500, 2500])) == pytest.approx(0.2747, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_removal_of_personal_data_hides_texts(catalog: Catalog, report: DatasetReport) -> None:
     latest = catalog.open("corpus")
     execute(Pii((latest,)), "corpus", catalog, LIMITS)

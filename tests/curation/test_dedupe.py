@@ -90,6 +90,7 @@ def test_one_row_of_each_cluster_is_kept(catalog: Catalog) -> None:
 
 @settings(deadline=None, max_examples=5)
 @given(st.integers(0, 1000), st.randoms(use_true_random=False), st.integers(1, 60), st.sampled_from([None, 0.6, 0.8]))
+@pytest.mark.slow
 def test_order_and_shards_do_not_matter(seed: int, chosen: object, per_shard: int, near: float | None) -> None:
     """And what is kept has no duplicates, so that the same step drops nothing of it."""
     texts = numbered(texts_with_copies(20, seed))

@@ -48,6 +48,7 @@ def test_dedupe_and_split(folder: Path) -> None:
     assert "which was there already" in again.stdout
 
 
+@pytest.mark.slow
 def test_a_step_does_not_import_pandas(folder: Path) -> None:
     """Which pyarrow does by itself if it is installed."""
     program = "import sys, atexit; atexit.register(lambda: print('pandas' in sys.modules)); " + PROGRAM

@@ -204,6 +204,7 @@ at_least = 3
 """
 
 
+@pytest.mark.slow
 def test_a_step_of_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "aifx.toml").write_text('[datasets]\nroot = "datasets"\n')
     (tmp_path / "recipe.toml").write_text(RECIPE)

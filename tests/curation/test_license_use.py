@@ -74,6 +74,7 @@ def test_documents_have_the_conflicts(project: Path) -> None:
     assert [one["license"] for one in found["licenses"]] == ["GPL-2.0-only", "GPL-3.0-only"]
 
 
+@pytest.mark.slow
 def test_documents_have_what_is_refused(project: Path) -> None:
     mix = ("ours:1", "kernel:1", "tools:1")
     (project / "recipe.toml").write_text(f"[blend]\nsteps = [{{ mix = {{ sets = {json.dumps(mix)} }} }}]\n")
@@ -140,6 +141,7 @@ def test_what_is_not_allowed_is_refused_where_it_is_added_and_where_it_is_mixed(
         aifx.config_check()
 
 
+@pytest.mark.slow
 def test_a_recipe_moves_no_name_to_a_version_that_is_refused(project: Path, caplog: pytest.LogCaptureFixture) -> None:
     add = '{ add = { sources = ["ours.txt"], license = "GPL-2.0-only" } }'
     (project / "recipe.toml").write_text(f"[code]\nsteps = [{add}, {{ dedupe = {{}} }}]\n")

@@ -86,6 +86,7 @@ def test_config_check_names_a_data_set_that_is_missing(project: Project) -> None
     assert "no data set 'blend'" in refused.stderr
 
 
+@pytest.mark.slow
 def test_why_explains_rows_of_the_sets_of_a_mix(project: Project) -> None:
     aifx(project, "data", "mix", "blend", "web:7", "books:3")
     rows = json.loads(aifx(project, "data", "query", "web", "SELECT _row FROM data LIMIT 1", "--json").stdout)

@@ -157,6 +157,7 @@ texts = st.lists(words, max_size=6).map("".join) | st.text()
 
 
 @given(texts)
+@pytest.mark.slow
 def test_nothing_is_found_in_a_masked_text(text: str) -> None:
     first = DETECTOR.find(text)
     masked = DETECTOR.mask([(0, text, first)])[0]
@@ -170,6 +171,7 @@ def test_nothing_is_found_in_a_masked_text(text: str) -> None:
 
 
 @given(st.lists(texts | st.none(), max_size=6))
+@pytest.mark.slow
 def test_the_fast_way_misses_nothing(values: list[str | None]) -> None:
     """Texts are skipped by patterns of another engine."""
     expected = [(n, text, DETECTOR.find(text)) for n, text in enumerate(values) if text and DETECTOR.find(text)]

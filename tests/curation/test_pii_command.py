@@ -138,6 +138,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Version:
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.sampled_from(sentences(9, 60)), max_size=8), st.randoms(use_true_random=False), st.integers(1, 5))
+@pytest.mark.slow
 def test_each_row_is_treated_alone(template: Version, found: list[Any], random: Any, size: int) -> None:
     """In another order and in shards of any size; and what is done is done."""
     texts = {f"r{number}": sentence.text for number, sentence in enumerate(found)}

@@ -45,6 +45,7 @@ def version(tmp_path: Path) -> Version:
     return execute(Rows((), (("a cat", "a dog"), ("an ox",))), "pets", catalog, Limits(1 << 30, 1)).version
 
 
+@pytest.mark.slow
 def test_a_query_in_a_process_of_its_own(version: Version) -> None:
     sql = "SELECT DATE '2026-01-02' AS day, 1.5::DECIMAL(4, 2) AS n, [1, NULL] AS list, 'x'::BLOB AS raw"
     assert query_rows(version, sql, 9, MEMORY) == rows_of(version, sql, 9)
@@ -114,6 +115,7 @@ def test_a_long_query_prints_nothing() -> None:
     assert done.stdout == "(False,)\n"
 
 
+@pytest.mark.slow
 def test_more_than_the_memory_goes_to_the_disk(version: Version) -> None:
     rows = "SELECT DISTINCT range AS n, repeat('x', 50) || range AS t FROM range(3_000_000)"
     sql = f"SELECT sum(n) FROM ({rows})"

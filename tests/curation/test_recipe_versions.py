@@ -73,6 +73,7 @@ def test_a_refused_step_keeps_the_meaning_of_the_name_and_is_not_run_again(proje
     assert aifx.data_make(workers=1).exit_code == ExitCode.OK
 
 
+@pytest.mark.slow
 def test_a_rule_that_the_rows_before_it_cannot_have_is_named_before_anything_runs(project: Path) -> None:
     write_recipe("corpus", steps=f"{STEPS}, {rule(check='not_null', column='txt')}")
     with pytest.raises(ConfigError, match=r"corpus, step 5 \(expect\): rules: rule txt.not_null: no column 'txt'"):

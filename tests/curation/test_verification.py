@@ -187,6 +187,7 @@ def test_a_shard_is_a_file(made: Version, tmp_path: Path, planted: str) -> None:
         check_shards(made)
 
 
+@pytest.mark.slow
 def test_no_search_reads_a_damaged_shard(made: Version, tmp_path: Path) -> None:
     root = ["--root", catalog_of(made).store.url]
     assert inprocess.run(["data", "index", "pets", *root], tmp_path, {}).returncode == 0

@@ -452,6 +452,7 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("project")
+@pytest.mark.slow
 def test_an_interrupt_while_decoding_leaves_nothing(tmp_path: Path) -> None:
     """Each worker decodes five pictures and hangs in the next."""
     copies(tmp_path / "pictures", 300, (16, 16))

@@ -198,6 +198,7 @@ def test_a_name_that_means_another_address_at_home(ranks):
     assert code == 0
 
 
+@pytest.mark.slow
 def test_commands_of_ranks():
     asked = launch.Options(faults={("n3",): 0.5, ("a@n1", "n2"): 0.25})
     group = ["a@n1", "n2", "n3"]

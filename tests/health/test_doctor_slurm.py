@@ -370,6 +370,7 @@ def test_the_example_scripts(stub: str | None, prolog: int, tmp_path: Path) -> N
         assert done.returncode == code
 
 
+@pytest.mark.slow
 def test_without_path_or_home(recorded: dict[str, list[str]], tmp_path: Path) -> None:
     """slurmd starts HealthCheckProgram with SLURMD_NODENAME alone."""
     command = [sys.executable, "-m", "aifx.commands.main", "doctor", "slurm", "prolog", "--limit", "55"]

@@ -81,6 +81,7 @@ def checked(env, tmp_path, monkeypatch, capsys):
     return answer
 
 
+@pytest.mark.slow
 def test_a_slow_node_is_among_the_findings_and_the_suspects(checked, tmp_path):
     page = tmp_path / "page.html"
     code, report = checked(f"127.0.0.[1-3] {NODE_9}\n", {("127.0.0.2",): 0.03}, "--html", str(page))
@@ -110,6 +111,7 @@ def test_nothing_sticks_out_of_a_healthy_fleet(checked):
     assert report["bisect"]["num_tests"] > 2
 
 
+@pytest.mark.slow
 def test_a_budget_that_ends_makes_it_unknown(checked):
     code, report = checked("127.0.0.[1-3]\n", {}, "--budget", "0.001", "--only", "cpu")  # of the nodes' own rules
     assert (code, report["status"]) == (2, "unknown")

@@ -285,6 +285,7 @@ def test_small_integers_can_be_labels():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_the_logits_are_never_held():
     case = CASES["cpu"][0].call("float32")
     shapes = [

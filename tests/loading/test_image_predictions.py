@@ -115,6 +115,7 @@ def test_the_same_images_have_the_same_predictions_in_every_format(project: Path
     ]  # another batch
 
 
+@pytest.mark.slow
 def test_pictures_of_any_size_are_made_to_fit(project: Path, model: LoadedModel) -> None:
     from PIL import Image
 

@@ -73,6 +73,7 @@ def test_images_of_any_size(size, stem):
     assert np.isfinite(outputs).all()
 
 
+@pytest.mark.slow
 def test_an_images_answer_does_not_depend_on_its_neighbours():
     model = network()
     params, pictures = params_of(model), images(model)

@@ -90,6 +90,7 @@ def test_a_missing_step_and_the_targets_are_not_read() -> None:
     np.testing.assert_array_equal(forward(model, params, hidden), found)
 
 
+@pytest.mark.slow
 def test_every_parameter_is_trained() -> None:
     model, batch = model_of(), {name: jnp.asarray(values) for name, values in batch_of().items()}
     ctx = ForwardContext(local_layout(1), training=True, key=jax.random.key(2), row_ids=jnp.arange(ROWS))

@@ -108,6 +108,7 @@ def test_moments_take_half_the_memory_if_asked(tmp_path: Path, kind: str) -> Non
     assert numbers[0] > 0
 
 
+@pytest.mark.slow
 def test_every_program_of_the_step_is_named_in_its_executable(tmp_path: Path) -> None:
     programs = programs_of(tmp_path, local_layout(1))
     for program in (programs.train_step, programs.eval_step, *programs.parts.values()):

@@ -80,6 +80,7 @@ def test_the_alerts_name_metrics_that_exist(asked: Asks) -> None:
     assert all({"alert", "expr"} <= set(rule) for group in yaml.safe_load(text)["groups"] for rule in group["rules"])
 
 
+@pytest.mark.slow
 def test_the_age_of_the_checkpoint_is_known_from_the_start(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk may refuse all checkpoints of a process, and the alert on their age must fire then too."""
     scraped: list[dict[str, Any]] = []

@@ -128,6 +128,7 @@ def test_folds_are_for_tables_that_begin_with_new_weights(tmp_path: Path, settin
     assert key in str(error.value)
 
 
+@pytest.mark.slow
 def test_members_are_combined_by_the_mean_of_what_they_predict() -> None:
     found = np.random.default_rng(0).normal(scale=3, size=(FOLDS, 5, 6)).astype(np.float32)
     given = jnp.asarray(found)

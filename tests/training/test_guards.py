@@ -126,6 +126,7 @@ def test_one_bad_batch_does_not_end_a_run(tiny, logged: list[str]) -> None:
     assert result.state_digest == digest_by_hand(tiny, [0, 1, 2, 3, None, *range(5, 12)])
 
 
+@pytest.mark.slow
 def test_a_skipped_step_may_be_the_last_or_validate(tiny) -> None:
     assert tiny.train(bad_at(3, 11)).status == "completed"
     records = tiny.records()

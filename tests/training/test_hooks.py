@@ -120,6 +120,7 @@ class Scales(Hook):
         return taken
 
 
+@pytest.mark.slow
 def test_a_step_that_is_computed_twice_calls_the_hooks_of_a_project_once(tiny) -> None:
     hook = Scales()
     settings = ("train.num_steps=2", "train.validate_every=0", "checkpoint.every=0", "guards.verify_every=1")

@@ -231,6 +231,7 @@ def odd_settings(tiny) -> list[str]:
     return ["task.kind=tiny:OddTask", "checkpoint.disk_timeout_s=0"]
 
 
+@pytest.mark.slow
 def test_choices_that_the_disk_refuses_are_there_before_a_checkpoint(tiny, monkeypatch, logged: list[str]) -> None:
     monkeypatch.setattr("aifx.training.prepare.write_kernel_choices", Refusing(errno.ENOSPC, times=2))
     settings = odd_settings(tiny)

@@ -30,6 +30,7 @@ def test_rounding_keeps_the_mean_and_takes_a_neighbour() -> None:
     assert np.isfinite(drawn[:, :6]).all()
 
 
+@pytest.mark.slow
 def test_a_stack_of_layers_rounds_as_its_layers_do() -> None:
     layer = {"w": ArraySpec((3, 5), (None, None), lambda *_: jnp.zeros((3, 5)), jnp.bfloat16)}
     values = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 5)), jnp.float32)

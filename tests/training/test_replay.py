@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.manifest import read_manifest
@@ -86,6 +87,7 @@ def test_an_average_asked_for_again_is_there_already(trained: Any) -> None:
     assert files_of(trained.run("mean")) == before
 
 
+@pytest.mark.slow
 def test_a_run_that_is_another_average_is_not_taken_for_it(trained: Any) -> None:
     answer(trained, *AVERAGE)
 

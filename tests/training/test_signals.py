@@ -167,6 +167,7 @@ def test_a_run_that_ends_does_not_wait_for_a_reader_that_is_stuck(tiny, start: S
     assert json.loads(out)["status"] == tiny.events()[-1]["status"] == "diverged", err
 
 
+@pytest.mark.slow
 def test_nohup_stays_in_force(tiny, start: Start) -> None:
     process = start(*LONG, ignored=signal.SIGHUP)
     wait_for(has_steps(tiny.run().path, 3), process)

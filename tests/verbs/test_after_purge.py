@@ -67,6 +67,7 @@ def test_a_recipe_makes_it_again_without_the_rows(purged: Path, caplog: pytest.L
     assert (again.is_new, [step.is_new for step in again.steps]) == (False, [False, False])
 
 
+@pytest.mark.slow
 def test_erased_rows_are_known_in_files_of_other_names_and_contents(purged: Path) -> None:
     letters = purged / "letters"
     (letters / "a.txt").rename(letters / "moved.txt")
@@ -90,6 +91,7 @@ def test_steps_in_one_pass_write_no_erased_row(purged: Path) -> None:
     assert files_with(purged / "datasets", "Smith") == []
 
 
+@pytest.mark.slow
 def test_a_purge_records_copies_that_earlier_steps_dropped(purged: Path) -> None:
     """The latest version has one of two equal rows: both are erased."""
     for name in ("c.txt", "d.txt"):
@@ -110,6 +112,7 @@ def test_a_content_that_another_row_keeps_is_not_erased(purged: Path) -> None:
     assert texts() == ["Dear Ann, thank you."]
 
 
+@pytest.mark.slow
 def test_rows_of_a_table_are_known_when_its_columns_change(purged: Path) -> None:
     table = purged / "calls.csv"
     table.write_text("name,minutes\nJones,3\nAnn,4\n")

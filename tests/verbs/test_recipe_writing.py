@@ -71,6 +71,7 @@ def test_each_data_set_of_a_mix_has_a_table(project: Path) -> None:
     assert f'"{first}:1.0"' in aifx.data_recipe("two").recipe
 
 
+@pytest.mark.slow
 def test_the_rules_of_a_contract_are_in_the_recipe(project: Path) -> None:
     aifx.data_add("letters", "letters.jsonl", license="MIT", text_field="body", max_bad=1)
     rules = '[[rule]]\ncolumn = "text"\ncheck = "length"\nat_least = 5\n'

@@ -52,6 +52,7 @@ def steps_to_do(plan: object) -> dict[str, list[str]]:
     return {one.name: [step.step for step in one.steps if step.reference is None] for one in plan.data_sets}
 
 
+@pytest.mark.slow
 def test_it_makes_what_the_separate_commands_make_and_nothing_twice(project: Path) -> None:
     made = aifx.data_make()
     assert [one.name for one in made.data_sets] == ["corpus", "letters", "blend"]
@@ -97,6 +98,7 @@ def test_a_plan_says_what_and_why_and_writes_nothing(project: Path) -> None:
     assert meanings(project) == before
 
 
+@pytest.mark.slow
 def test_a_data_set_has_the_files_of_its_recipe_alone(project: Path) -> None:
     aifx.data_make("corpus")
     (project / "texts" / "7.txt").unlink()
