@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from aifx.core.digests import sha256_of_json
 from aifx.core.errors import AifxError, ConfigError, did_you_mean
 from aifx.core.files import read_input
+from aifx.core.json_values import plain
 from aifx.core.parsing import parse_toml
 from aifx.lines.commands import identity_of
 from aifx.lines.conditions import Condition, parse_condition
@@ -220,6 +221,16 @@ def read_targets(path: Path) -> tuple[Target, ...]:
     return _open(path).read_targets()
 
 
+def inspect_line(path: Path) -> tuple[Line, tuple[Target, ...], list[tuple[int, str]]]:
+    """The stations and targets of a file that can be read, and its mistakes with their rows, in the file's order.
+
+    The stations are in the order of the file if there are mistakes. Raises ConfigError for a file that is no TOML.
+    """
+    reader = _open(path)
+    line, targets = reader.inspect()
+    return line, targets, sorted(reader.mistakes)
+
+
 def _open(path: Path) -> _Reader:
     try:
         text = read_input(path).decode("utf-8-sig")
@@ -243,6 +254,12 @@ class _Reader:
         self.mistakes: list[tuple[int, str]] = []
 
     def read(self) -> Line:
+        line, _ = self.inspect()
+        self.fail()
+        return line
+
+    def inspect(self) -> tuple[Line, tuple[Target, ...]]:
+        """The line and its targets, as far as they can be read. Notes each mistake."""
         for key in self.document.keys() - {"line", "station", "notify"}:
             self.note(self.row_of(key), f"no table {key!r}: {did_you_mean(key, ('line', 'station', 'notify'))}")
         table = self.parse(_LineTable, self.document.get("line", {}), "[line]", self.row_of("line"), len(self.rows))
@@ -262,12 +279,11 @@ class _Reader:
         known = [name for name in named if isinstance(name, str)]
         for station in stations.values():
             self.check_names(station, known)
-        ordered = self.ordered(stations)
-        self.targets()
-        self.fail()
-        assert isinstance(table, _LineTable)
-        digest = sha256_of_json({key: self.document.get(key) for key in ("line", "station")})
-        return Line(self.path, ordered, digest, table.every, table.timezone, table.jobs)
+        ordered, targets = self.ordered(stations), self.targets()
+        if not isinstance(table, _LineTable):  # it has a mistake, which is noted
+            table = _LineTable.model_validate({})
+        digest = sha256_of_json({key: plain(self.document.get(key)) for key in ("line", "station")})
+        return Line(self.path, ordered, digest, table.every, table.timezone, table.jobs), targets
 
     def read_targets(self) -> tuple[Target, ...]:
         targets = self.targets()

@@ -74,6 +74,7 @@ def command_types() -> dict[str, Any]:
     from aifx.hub.starting import ImportDocument
     from aifx.kernels import report as kernels
     from aifx.lines import delivery
+    from aifx.lines.checks import CheckedLine
     from aifx.planning.hardware import HardwareList
     from aifx.planning.planner import PlanList
     from aifx.registry import reports as registry
@@ -110,6 +111,7 @@ def command_types() -> dict[str, Any]:
         "sweep": SweepReport | PlannedSweep,
         "sweep-show": SweepReport,
         "launch-ls": LaunchList,
+        "line-check": CheckedLine,
         "line-run": LineTick,
         "line-status": LineStatus,
         "eval": held_out.Report | dataset.DatasetReports | against.Comparison | shadow.ShadowReport,

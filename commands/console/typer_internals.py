@@ -238,6 +238,48 @@ def parse(app: typer.Typer, args: Sequence[str]) -> dict[str, Any]:
             raise failure_of(error) from error
 
 
+def check_words(app: typer.Typer, words: Sequence[str]) -> None:
+    """Raise UsageError if words are no command, lack an argument, or have an option that the command does not have.
+
+    Nothing is run, and no value is read: one may still be a name in braces.
+    """
+    command: Any = typer.main.get_command(app)
+    context, rest = command.context_class(command, info_name="aifx"), list(words)
+    while isinstance(command, TyperGroup):
+        default = getattr(command, "default", "")
+        if default and (not rest or rest[0].startswith("-")):
+            rest = [default, *rest]
+        if not rest:
+            raise UsageError(f"{context.command_path} alone is no command", "", f"{context.command_path} --help")
+        name, command, rest = command.resolve_command(context, rest)
+        context = command.context_class(command, info_name=name, parent=context, **command.context_settings)
+    options = {option: one for one in command.params for option in (*one.opts, *one.secondary_opts)}
+    arguments, hint = [], f"{context.command_path} --help"
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-") or word in ("-", "--"):
+            arguments += [word] if word != "--" else []
+            if word == "--" or not context.allow_interspersed_args:
+                arguments += rest
+                break
+            continue
+        name, equals, _ = word.partition("=")
+        found = options.get(name) if word.startswith("--") else options.get(word[:2])
+        if found is None:
+            what = f"{context.command_path} has no option {name!r}"
+            raise UsageError(what, did_you_mean(name, [one for one in options if one.startswith("--")]), hint)
+        if not equals and not getattr(found, "is_flag", False) and (word.startswith("--") or len(word) == 2):
+            if not rest:
+                raise UsageError(f"{context.command_path}: option {name!r} needs a value", "", hint)
+            rest.pop(0)
+    needed = [one for one in command.params if one.param_type_name == "argument" and one.required]
+    if len(arguments) < len(needed):
+        missing = ", ".join(one.metavar or one.name for one in needed[len(arguments) :])
+        raise UsageError(f"{context.command_path}: an argument is missing", missing, hint)
+    if not context.allow_interspersed_args and arguments:  # another command of aifx
+        check_words(app, arguments)
+
+
 def _is_typers_own(code: object, args: list[str]) -> bool:
     """Whether typer exits because it has no completion for the shell. Its exit code 1 would read as a verdict."""
     return code == 1 and args[0] in ("--install-completion", "--show-completion")

@@ -13,6 +13,7 @@ from aifx.commands.console.format import date
 from aifx.commands.console.options import DryRunOption, JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
+from aifx.commands.line import files
 from aifx.core.errors import AifxError
 from aifx.core.lifecycle import collect_signals
 
@@ -26,8 +27,10 @@ app = typer.Typer(
         aifx line run                    one tick: start what is due, and wait for it
         aifx line watch                  a tick per period, for ever
         aifx line status                 the state of each station
+        aifx line check                  find mistakes, without running anything
     """
 )
+files.add_to(app)
 
 FileOption = Annotated[
     Path | None,
