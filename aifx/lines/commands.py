@@ -56,7 +56,7 @@ COMMANDS: Mapping[str, Command] = {
         *(Command(f"data {step}", _STEP, "data")
           for step in ("clean", "dedupe", "classify", "pii", "join", "mix", "split", "decontaminate", "expect")),
         Command("data label apply", _STEP, "data"),
-        Command("data push", ("reference", "table")),
+        Command("data push", ("reference", "table"), takes_request=True),
         Command("data index", ("reference",)),
         Command("data verify", is_source=True),
         Command("registry push", _ACT, "model", takes_request=True),

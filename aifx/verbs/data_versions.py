@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aifx.core.errors import UsageError
+from aifx.core.requests import find_request
 from aifx.verbs.arguments import StrPath
 from aifx.verbs.catalogs import (
     DEFAULT_MEMORY,
@@ -321,6 +321,7 @@ def data_push(
     columns: Sequence[str] | None = None,
     replace: bool = False,
     dry_run: bool = False,
+    request: str | None = None,
     root: str | None = None,
     project: StrPath = ".",
 ) -> Pushed:
@@ -334,6 +335,7 @@ def data_push(
         columns: to write; by default all but those that aifx adds, such as "_row".
         replace: replace the rows of a table that is there.
         dry_run: look at the table, and write nothing.
+        request: an id. A second call with it returns what the first one did, and writes nothing.
         root: folder or URL with the data sets; by default `datasets.root` of the project.
         project: a folder in the project whose data sets are meant.
 
@@ -343,18 +345,21 @@ def data_push(
         ...
         aifx.core.errors.EnvironmentFault: ...
     """
-    from aifx.curation.databases.push import parse_target, push
+    from aifx.curation.databases.push import find_pushed, parse_target, push
     from aifx.data.versions.catalog import check_own_rows
     from aifx.data.versions.licenses import check_licenses
 
     target = parse_target(table)
+    asked = find_request(request, f"data push {name} {target.name}")
     catalog, found = find_catalog(root, project)
+    if asked is not None and not dry_run and (before := find_pushed(catalog, target, asked)) is not None:
+        return before
     version = catalog.open(name)
     check_own_rows(version.manifest, "aifx data push")
     allowing = licensing_project(found, project)
     conflicts = check_licenses([version.manifest], catalog, allowing, version.reference)
-    pushed = push(catalog, version, target, columns, yes=replace, dry_run=dry_run)
-    return dataclasses.replace(pushed, license_conflicts=conflicts)
+    how = {"yes": replace, "dry_run": dry_run}
+    return push(catalog, version, target, columns, conflicts=conflicts, request=asked, **how)
 
 
 def data_erase(

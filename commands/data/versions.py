@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aifx.commands.console.confirming import confirm_deletion
-from aifx.commands.console.options import DryRunOption, JsonOption
+from aifx.commands.console.options import DryRunOption, JsonOption, RequestOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.data.options import FILES_HELP, DatasetArgument, MemoryOption, RootOption, WorkersOption, names_of
@@ -469,6 +469,7 @@ def push(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Look at the table, print what would be written, and write nothing.")
     ] = False,
+    request: RequestOption = None,
     root: RootOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -486,10 +487,11 @@ def push(
         from aifx.verbs.data_versions import data_push
 
         chosen = names_of(columns, "--columns", "--columns id,text") if columns is not None else None
-        found = data_push(name, table, columns=chosen, replace=yes, dry_run=dry_run, root=root)
+        found = data_push(name, table, columns=chosen, replace=yes, dry_run=dry_run, request=request, root=root)
         out.result(found)
         verb = "written to" if found.is_written else "would be written to"
-        out.print(f"{found.reference}: {counted(found.rows, 'row')} {verb} {found.table}")
+        there = ", as an earlier call with this request id reported" if found.is_repeated else ""
+        out.print(f"{found.reference}: {counted(found.rows, 'row')} {verb} {found.table}{there}")
         if found.replaced_rows is not None:
             out.print(f"in place of {counted(found.replaced_rows, 'row')}")
         out.table(["column", "type"], [(one.name, one.type) for one in found.columns])

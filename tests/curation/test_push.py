@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,44 @@ def test_a_schema_or_database_that_does_not_exist(folder: Path, server: Server) 
         done = run(folder, server, "push", "d", url)
         assert (done.returncode, '"nowhere" does not exist' in done.stderr) == (2, True), done.stderr
         assert "hint: " in done.stderr
+
+
+def test_a_request_is_done_once(folder: Path, server: Server) -> None:
+    command = ["push", "d", f"{server.url}/sales.once", "--request", "r1"]
+    looked = json.loads(run(folder, server, *command, "--dry-run", "--json").stdout)
+    assert (looked["is_written"], looked["is_repeated"]) == (False, False)
+    first = json.loads(run(folder, server, *command, "--json").stdout)
+    assert (first["request"], first["is_repeated"], first["rows"]) == ("r1", False, 5)
+    server.run("DELETE FROM sales.once WHERE id > 1")
+    assert json.loads(run(folder, server, *command, "--json").stdout) == first | {"is_repeated": True}
+    assert "as an earlier call with this request id reported" in run(folder, server, *command).stdout
+    assert server.rows("SELECT id FROM sales.once") == [(1,)]
+    refused = run(folder, server, *command[:-1], "r2")
+    assert (refused.returncode, "--yes replaces its rows" in refused.stderr) == (2, True)
+    other = run(folder, server, "push", "d", f"{server.url}/sales.other", "--request", "r1")
+    assert (other.returncode, "belongs to another act" in other.stderr) == (2, True)
+    assert run(folder, server, *command[:-1], "r2", "--yes").returncode == 0
+    assert server.rows("SELECT request FROM sales.aifx_requests ORDER BY 1") == [("r1",), ("r2",)]
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        pytest.param("4", marks=pytest.mark.representative("a killed request to a database")),
+        pytest.param("all", marks=pytest.mark.slow),
+    ],
+)
+def test_a_request_that_is_killed_is_done_once(
+    folder: Path, server: Server, last: str, record_property: Callable[[str, object], None]
+) -> None:
+    here = Path(__file__).parent
+    paths = os.pathsep.join([str(here), str(here.parent)])
+    command = [sys.executable, str(here / "killed_push.py"), server.url, last]
+    environment = environ(folder, server) | {"PYTHONPATH": paths}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    record_property("kills", int(done.stdout))
+    assert int(done.stdout) >= 4
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -13,11 +14,14 @@ import pyarrow.compute as pc
 from pyarrow import Array, DataType, RecordBatch, Schema, parquet, types
 
 from aifx.core.errors import DataError, UsageError, did_you_mean
-from aifx.core.json_values import encode_json
+from aifx.core.files import FolderBusy
+from aifx.core.json_values import encode_json, plain
 from aifx.core.licensing import LicenseConflict
 from aifx.core.os_errors import first_line
+from aifx.core.parsing import parse_json
 from aifx.core.plurals import counted
 from aifx.core.progress import Reporter, report_progress
+from aifx.core.requests import Request, RequestDone, check_act
 from aifx.core.results import Result
 from aifx.curation.databases.postgresql import asking, connection_to
 from aifx.curation.databases.query import DatabaseUrl, parse_database_url
@@ -27,6 +31,9 @@ from aifx.data.versions.catalog import Catalog, check_shards
 from aifx.data.versions.lineage import record_push
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.sql import identifier
+
+REQUESTS = "aifx_requests"
+"""The table, in the schema of the tables that are written, with the requests that wrote them."""
 
 BATCH_ROWS = 1 << 16
 MOST_NAME_BYTES = 63
@@ -102,6 +109,8 @@ class Pushed(Result):
         replaced_rows: rows that the table had; null if there was no such table.
         is_written: False after --dry-run.
         license_conflicts: among the version's sources.
+        request: the id of the request.
+        is_repeated: whether an earlier call with the same id did it, and this is what that call reported.
     """
 
     reference: str
@@ -111,16 +120,47 @@ class Pushed(Result):
     replaced_rows: int | None
     is_written: bool
     license_conflicts: tuple[LicenseConflict, ...] = ()
+    request: str | None = None
+    is_repeated: bool = False
+
+
+def find_pushed(catalog: Catalog, target: Target, request: Request) -> Pushed | None:
+    """The outcome of a request that was done before, by the table of requests beside the target; None if there is none.
+
+    What a kill left out of the lineage is recorded.
+    """
+    with (
+        connection_to(target.url, f"write {target.name}") as connection,
+        asking(f"write {target.name}", ""),
+        connection.cursor() as cursor,
+    ):
+        kept = _kept(cursor, target, request)
+    if kept is None:
+        return None
+    pushed, (namespace, table) = RequestDone(kept["outcome"]).repeated(Pushed), kept["openlineage"]
+    with suppress(UsageError):  # the version is gone
+        record_push(catalog, catalog.manifest(pushed.reference), namespace, table, request.id)
+    return pushed
 
 
 def push(
-    catalog: Catalog, version: Version, target: Target, columns: Sequence[str] | None, *, yes: bool, dry_run: bool
+    catalog: Catalog,
+    version: Version,
+    target: Target,
+    columns: Sequence[str] | None,
+    *,
+    yes: bool,
+    dry_run: bool,
+    conflicts: tuple[LicenseConflict, ...] = (),
+    request: Request | None = None,
 ) -> Pushed:
     """Put the rows of a version into a table, in place of all that it has, and record that in the lineage.
 
     Args:
         columns: by default all but those that aifx adds.
         yes: whether a table that is there may be written.
+        conflicts: among the version's sources.
+        request: the request for it, which is kept with its outcome in the same transaction.
 
     Raises UsageError if the table is there without `yes` or lacks a column, EnvironmentFault, DataError for a
     damaged shard or rows that the table does not take.
@@ -132,6 +172,10 @@ def push(
         asking(f"write {target.name}", ""),
         connection.cursor() as cursor,
     ):
+        if request is not None and not dry_run and _kept(cursor, target, request, alone=True) is not None:
+            raise FolderBusy(
+                f"--request {request.id} was done meanwhile", "by another call", "run the same command again"
+            )
         before = _Table.find(cursor, target)
         if before is not None:
             _check_table(target, before, schema, yes=yes or dry_run)
@@ -144,9 +188,46 @@ def push(
                 cursor.execute("SELECT current_schema()::text")
                 written = replace(written, schema=cursor.fetchone()[0])
             replaced = _write(cursor, version, written, schema, before)
+        rows, id = version.manifest.rows, None if request is None else request.id
+        found = Pushed(version.reference, target.name, rows, pushed, replaced, not dry_run, conflicts, id)
+        if not dry_run:
+            if request is not None:
+                _keep(cursor, target, request, {"outcome": plain(found), "openlineage": written.openlineage})
             connection.commit()
-            record_push(catalog, version.manifest, *written.openlineage)
-    return Pushed(version.reference, target.name, version.manifest.rows, pushed, replaced, not dry_run)
+            record_push(catalog, version.manifest, *written.openlineage, id)
+    return found
+
+
+def _kept(cursor: Any, target: Target, request: Request, *, alone: bool = False) -> dict[str, Any] | None:
+    """The entry of a request that was done. Raises UsageError if its id did another act.
+
+    Args:
+        alone: wait for other transactions of this request, and let others wait for this one.
+    """
+    if alone:
+        cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))::text", (f"{REQUESTS} {request.id}",))
+        cursor.fetchone()
+    table = target.quoted(REQUESTS)
+    cursor.execute("SELECT to_regclass($1)::oid::bigint", (table,))
+    if cursor.fetchone()[0] is None:
+        return None
+    cursor.execute(f"SELECT act, entry FROM {table} WHERE request = $1", (request.id,))
+    if (row := cursor.fetchone()) is None:
+        return None
+    check_act(request.id, row[0] == request.act, f"it is of {row[0]}")
+    entry: dict[str, Any] = parse_json(row[1])
+    return entry
+
+
+def _keep(cursor: Any, target: Target, request: Request, entry: Mapping[str, Any]) -> None:
+    """Write down that a request was done, as a part of its transaction."""
+    table = target.quoted(REQUESTS)
+    cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))::text", (REQUESTS,))  # one makes the table
+    cursor.fetchone()
+    columns = "request text PRIMARY KEY, act text NOT NULL, entry text NOT NULL"
+    cursor.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
+    values = request.id, request.act, encode_json(entry, ensure_ascii=False)
+    cursor.execute(f"INSERT INTO {table} VALUES ($1, $2, $3)", values)
 
 
 @dataclass(frozen=True)

@@ -74,10 +74,15 @@ def record_removal(catalog: Catalog, removed: Sequence[Manifest]) -> None:
         _record(catalog, one, _event(str(uuid.uuid4()), "purge", {}, [], [output]))
 
 
-def record_push(catalog: Catalog, pushed: Manifest, namespace: str, table: str) -> None:
-    """Record that a version was written into a table, by the names that OpenLineage gives to tables."""
+def record_push(catalog: Catalog, pushed: Manifest, namespace: str, table: str, request: str | None = None) -> None:
+    """Record that a version was written into a table, by the names that OpenLineage gives to tables.
+
+    Args:
+        request: an id, of which it is recorded once.
+    """
+    run_id = str(uuid.uuid4()) if request is None else _run_id(f"push {request}", pushed)
     inputs = [_dataset(pushed, catalog.store.url)]
-    _record(catalog, pushed, _event(str(uuid.uuid4()), "push", {}, inputs, [{"namespace": namespace, "name": table}]))
+    _record(catalog, pushed, _event(run_id, "push", {}, inputs, [{"namespace": namespace, "name": table}]))
 
 
 def makes_version(event: Mapping[str, Any]) -> bool:
