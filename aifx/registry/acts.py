@@ -33,6 +33,7 @@ from aifx.registry.roots import (
     check_model_name,
     current_actor,
     find_version,
+    repairable,
 )
 from aifx.registry.signing import public_pem, read_private_key, sign
 from aifx.registry.state import MOVES, ModelState, NumberedVersion, looks_at
@@ -535,5 +536,6 @@ def copy_version(source: Root, reference: str, target: Root, caller: Caller) -> 
 def _copy_files(source: Root, state: ModelState, artifact: Artifact, target: Root) -> str:
     """Copy the files of a version to another root. Returns the name of their folder."""
     digest, there = artifact.digest, ModelState(state.name, target.ledger(state.name).entries())
-    copy_artifact(source.version_store(state, digest), artifact, target.version_store(there, digest))
+    with repairable(state.name):
+        copy_artifact(source.version_store(state, digest), artifact, target.version_store(there, digest))
     return there.folders(digest)[-1]

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from aifx.config.gates import scalars
 from aifx.core.artifact import MANIFEST, Artifact, damage, files_below
 from aifx.core.artifact_copies import copy_artifact, damaged_in_store
 from aifx.core.digests import sha256_of
@@ -23,7 +24,7 @@ from aifx.core.stores import open_store
 from aifx.registry.evidence import attestation_about, attestations_of
 from aifx.registry.ledger import Entry, Ledger
 from aifx.registry.policy import CurrentPolicy, check_policies, parse_policy, read_policy
-from aifx.registry.roots import Root, check_alias
+from aifx.registry.roots import Root, check_alias, repairable
 from aifx.registry.state import ModelState, NumberedVersion
 
 
@@ -380,7 +381,7 @@ def compare_versions(root: Root, first: str, second: str) -> ComparedVersions:
     for state, version in sides:
         attested = [one.content for one in attestations_of(root, state, version.digest) if one.kind == "eval"]
         newest = attested[-1] if attested else {}
-        metrics.append(dict(flat(newest.get("metrics", {}))))
+        metrics.append(scalars(newest.get("metrics", {})))  # no tables, such as that of the calibration
         settings.append(newest.get("settings", {}))
         artifact, store = root.artifact(state, version.digest), root.version_store(state, version.digest)
         configs.append(dict(flat(parse_toml((store.read("config.toml") or b"").decode()))))
@@ -415,7 +416,8 @@ def pull_version(root: Root, reference: str, folder: Path) -> PulledVersion:
     if manifest != artifact.encode() and (manifest is not None or _holds_others(folder, artifact)):
         why = f"it holds other files than those of {reference}, and aifx adds none to them"
         raise UsageError(f"{folder} is not empty", why, f"aifx registry pull {reference} NEW-FOLDER")
-    copy_artifact(root.version_store(state, version.digest), artifact, target)
+    with repairable(state.name):
+        copy_artifact(root.version_store(state, version.digest), artifact, target)
     return PulledVersion(f"{state.name}@{version.label}", version.digest, str(folder), artifact.size_bytes)
 
 
@@ -449,18 +451,26 @@ def search_versions(root: Root, words: tuple[str, ...]) -> FoundVersions:
 
 
 def history_of(root: Root, name: str, alias: str | None = None) -> ModelHistory:
-    """The entries of a model, or those about one alias, in order."""
+    """The entries of a model, or those about one alias, in order. Raises UsageError for an alias that never was."""
     state = root.state(name)
+    if alias is not None:
+        _check_known(state, alias)
     entries = (entry for entry in state.entries if alias is None or entry.alias == alias)
     return ModelHistory(name, root.store.url, tuple(show_entry(state, entry) for entry in entries))
+
+
+def _check_known(state: ModelState, alias: str) -> None:
+    """Raise UsageError for an alias of which the ledger has no entry."""
+    known = {entry.alias for entry in state.entries if entry.alias}
+    if check_alias(alias) not in known:
+        hint = f"aifx registry show {state.name}"
+        raise UsageError(f"{state.name} has no alias {alias!r}", did_you_mean(alias, known), hint)
 
 
 def meaning_at(root: Root, name: str, alias: str, time: datetime) -> AliasMeaning:
     """What an alias meant at a time, and what servers had adopted. Raises UsageError for an alias that never was."""
     whole = root.state(name)
-    known = {entry.alias for entry in whole.entries if entry.alias}
-    if check_alias(alias) not in known:
-        raise UsageError(f"{name} has no alias {alias!r}", did_you_mean(alias, known), f"aifx registry show {name}")
+    _check_known(whole, alias)
     entry = whole.at(time).aliases.get(alias)
     servers = []
     for server in root.servers(name):

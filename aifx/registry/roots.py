@@ -17,7 +17,8 @@ import random
 import re
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +109,9 @@ class Root:
     def available(self, state: ModelState, version: NumberedVersion) -> Artifact:
         """The artefact of a version. Raises UsageError if it was withdrawn or is missing, and as `artifact`."""
         check_in_service(state, version.digest)
-        if (artifact := self.artifact(state, version.digest)) is None:
+        with repairable(state.name):
+            artifact = self.artifact(state, version.digest)
+        if artifact is None:
             what = f"{state.name}@{version.label} is not in {self.store.url}"
             raise UsageError(what, "its manifest is missing", f"aifx registry verify {state.name}")
         return artifact
@@ -116,7 +119,8 @@ class Root:
     def fetch(self, state: ModelState, version: NumberedVersion) -> Path:
         """The folder of a version in the cache, compared with its digests. Raises as `available`."""
         artifact, folder = self.available(state, version), cache_path("models") / version.digest
-        return fetch_artifact(self.version_store(state, version.digest), artifact, folder)
+        with repairable(state.name):
+            return fetch_artifact(self.version_store(state, version.digest), artifact, folder)
 
     def names(self) -> list[str]:
         """The models that have an entry."""
@@ -194,6 +198,16 @@ class Root:
         return data
 
 
+@contextmanager
+def repairable(name: str) -> Iterator[None]:
+    """Add the way out to the error about a damaged version of a model."""
+    try:
+        yield
+    except DamagedArtifact as e:
+        e.hint = f"aifx registry push RUN {name}, of the run that it was pushed from, writes its files again"
+        raise
+
+
 def open_root(root: str | None, project: Project | None = None) -> Root:
     """The registry at a URL or folder, or that of a project. Raises UsageError for a URL that cannot be opened.
 
@@ -236,8 +250,11 @@ def find_version(state: ModelState, reference: str) -> NumberedVersion:
         matching = [version for version in versions if is_digits and version.digest.startswith(word)]
     if len(matching) == 1:
         return matching[0]
-    known = [*state.aliases, *(version.label for version in versions)]
-    why = f"{len(matching)} versions begin with {word!r}" if matching else did_you_mean(word, known)
+    if found:
+        why = f"the newest is {versions[-1].label}" if versions else "no version was pushed"
+    else:
+        known = [*state.aliases, *(version.label for version in versions[-5:])]
+        why = f"{len(matching)} versions begin with {word!r}" if matching else did_you_mean(word, known)
     raise UsageError(f"{reference!r} names no version", why, f"aifx registry show {state.name}")
 
 

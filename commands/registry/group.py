@@ -40,6 +40,9 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+MOST_LETTERS = 24
+"""Of a value that `diff` prints."""
+
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the model.")]
 
 
@@ -185,6 +188,7 @@ def diff(
         aifx registry diff fraud@production fraud@v3 --json
     """
     with terminal(json) as out:
+        from aifx.core.artifact import short_reference
         from aifx.verbs.registry import registry_diff
 
         found = registry_diff(first, second, root=root)
@@ -193,9 +197,19 @@ def diff(
             out.print(f"{first} and {second} are the same version")
         parts = {"metrics": found.metrics, "settings of the evaluation": found.settings, "data": found.data}
         parts |= {"config": found.config, "content": found.content}
-        rows = [(part, one.key, one.first, one.second) for part, changes in parts.items() for one in changes]
+        rows = [
+            (part, short_reference(one.key) if part == "data" else one.key, _brief(one.first), _brief(one.second))
+            for part, changes in parts.items()
+            for one in changes
+        ]
         if rows:
             out.table(["of", "key", found.first.reference, found.second.reference], rows)
+
+
+def _brief(value: object) -> object:
+    """A value in a column; --json has all of it."""
+    text = f"{value:.6g}" if isinstance(value, float) else "-" if value is None else str(value)
+    return text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 1]}…"
 
 
 @app.command()
