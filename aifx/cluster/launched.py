@@ -11,20 +11,25 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from aifx.cluster.jobs import OVER, POLL_S, Backend, JobStatus, LaunchRecord, read_events
+from aifx.cluster.slurm import find_job
+from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
 from aifx.core.files import make_folders, read_file
 from aifx.core.json_files import write_json
 from aifx.core.os_errors import first_line
 from aifx.core.project import Project
+from aifx.core.requests import Request
 from aifx.core.results import Result
 
 IDLE_S = 0.2
+ASKED = "asked.json"
+"""The record of a launch for a request, without its job, from before it was submitted."""
 
 BACKENDS: Mapping[str, str] = {"slurm": "aifx.cluster.slurm", "kubernetes": "aifx.cluster.kubernetes"}
 """The module of each scheduler, which has a `BACKEND`. They are imported when they are asked."""
@@ -60,6 +65,37 @@ def backend_of(record: LaunchRecord) -> Backend:
 
 def new_id(run: str) -> str:
     return f"{run or 'newest'}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(1)}"
+
+
+def requested_id(project: Project, request: Request) -> str:
+    """The id of the launch that a request makes. Another project of the same cluster has another one."""
+    return f"request-{sha256_of(f'{project.root}: {request.id}')[:24]}"
+
+
+def write_asked(project: Project, record: LaunchRecord) -> None:
+    """Keep the record of a launch that is about to be submitted for a request, so that nothing of it is lost."""
+    write_json(folder_of(project, record.id) / ASKED, asdict(record))
+
+
+def find_asked(project: Project, launch: str) -> LaunchRecord | None:
+    """The record of a launch that a request made; None if nothing was submitted. The caller holds the launch.
+
+    A job whose record was not written any more is found by the scheduler or by what it has written itself.
+    """
+    folder = folder_of(project, launch)
+    try:
+        return _RECORD.validate_json(read_file(folder / "record.json", below=project.runs_path))
+    except FileNotFoundError:
+        pass
+    try:
+        asked = _RECORD.validate_json(read_file(folder / ASKED, below=project.runs_path))
+    except FileNotFoundError:
+        return None
+    job = find_job(asked, folder)
+    if job is None:
+        return None
+    write_record(project, record := replace(asked, job=job))
+    return record
 
 
 def folder_of(project: Project, launch: str) -> Path:

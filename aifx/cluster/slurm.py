@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from aifx.cluster.hosts import ask_slurm
 from aifx.cluster.jobs import JobStatus, LaunchRecord, State, read_events
 from aifx.config.launch_section import LaunchSection, SlurmSection
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode, UsageError
-from aifx.core.files import open_file
+from aifx.core.files import open_file, read_file
 from aifx.core.processes import aifx_command
 from aifx.core.sanitize import escape_controls
 
 CHUNK = 1 << 16
+JOB = "job"
+"""The file in which a job that a request made writes its number."""
 
 STATES: dict[str, State] = {
     "PENDING": "pending",
@@ -55,6 +58,25 @@ def submit(script: Path, root: Path) -> tuple[str, str]:
         why = ended.last_line.removeprefix("sbatch: error: ") or ended.how
         raise EnvironmentFault("Slurm did not take the job", why, f"sbatch {script} shows all of its messages")
     return number, place
+
+
+def find_job(record: LaunchRecord, folder: Path) -> str | None:
+    """The number of the job of a launch, which Slurm knows, or which the job wrote when it began; None if neither does.
+
+    Raises EnvironmentFault if Slurm does not answer.
+    """
+    with suppress(FileNotFoundError):
+        if re.fullmatch("[0-9]{1,18}", number := read_file(folder / JOB).decode("utf-8", "replace").strip()):
+            return number
+    where = [f"--clusters={record.place}"] if record.place else []
+    name = job_name(record.id)
+    ended = ask_slurm("squeue", "--me", "--noheader", "--states=all", f"--name={name}", "--format=%A", *where)
+    if not ended.succeeded:
+        what, why = "Slurm does not say whether the job was submitted", ended.last_line or ended.how
+        raise EnvironmentFault(what, why, f"squeue --name={name}    (then run the same command again)", transient=True)
+    return min(
+        re.findall("^ *([0-9]+) *$", ended.output.decode("utf-8", "replace"), re.MULTILINE), key=int, default=None
+    )
 
 
 class Slurm:
@@ -157,6 +179,7 @@ class SlurmJob:
         root: the project's folder.
         folder: of the launch, relative to `root`; the job writes its output and events there.
         arguments: of aifx, such as `train --run wide`.
+        request: the id that it is asked for with; "" for none.
     """
 
     id: str
@@ -165,6 +188,7 @@ class SlurmJob:
     arguments: tuple[str, ...]
     launch: LaunchSection
     slurm: SlurmSection
+    request: str = ""
 
 
 def job_name(launch: str) -> str:
@@ -189,6 +213,7 @@ def _directives(job: SlurmJob) -> Iterator[str]:
         "requeue" if slurm.requeue else "no-requeue",
         f"output={job.folder}/output.log",
         "open-mode=append",
+        *([f"comment=aifx-request-{job.request}"] if job.request else []),
         *slurm.options,
     ]
     return (f"#SBATCH --{option}" for option in options)
@@ -214,6 +239,8 @@ def _settings(job: SlurmJob) -> Iterator[str]:
     """The lines that define the commands of the body."""
     launch = job.launch
     yield from environment(launch, job.slurm, job.root)
+    if job.request:
+        yield f'echo "$SLURM_JOB_ID" > {quoted([f"{job.folder}/{JOB}"])}'
     yield f"events={quoted([f'{job.folder}/events.jsonl'])}"
     yield f"on_nodes=({quoted(srun(launch, job.slurm, job.root, launch.nodes))})"
     yield f"aifx=({quoted(program(job.launch, job.slurm))})"

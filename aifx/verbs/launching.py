@@ -8,14 +8,16 @@ import shlex
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aifx.cluster.kubernetes import to_yaml
 from aifx.core.errors import AifxError, ConfigError, ExitCode, UsageError
+from aifx.core.files import exclusive
 from aifx.core.json_files import JsonLines, write_text
 from aifx.core.project import Project, check_run_name, find_project
+from aifx.core.requests import Request, find_request
 from aifx.core.results import Result
 from aifx.verbs.arguments import Settings, StrPath, overrides
 
@@ -258,7 +260,12 @@ def _begin(command: _Command, launch: str) -> int | None:
 
 
 def launch_slurm(
-    command: Sequence[str], *, settings: Settings = None, options: Sequence[str] = (), project: StrPath = "."
+    command: Sequence[str],
+    *,
+    settings: Settings = None,
+    options: Sequence[str] = (),
+    request: str | None = None,
+    project: StrPath = ".",
 ) -> LaunchRecord:
     """Submit a command to Slurm as a script for sbatch.
 
@@ -269,6 +276,7 @@ def launch_slurm(
         command: of aifx, with its options: `["train", "--run", "wide"]`.
         settings: values over those of `[launch]` and `[slurm]`, by key: `{"launch.nodes": 2}`.
         options: other options of sbatch, "NAME" or "NAME=VALUE", in addition to `slurm.options`.
+        request: an id. A second call with it returns the first one's job, and submits none.
         project: a folder in the project.
 
     Example:
@@ -277,18 +285,37 @@ def launch_slurm(
         ...
         aifx.core.errors.UsageError: ...
     """
+    from aifx.cluster.launched import find_asked, make_folder, requested_id
+
+    found, asked = find_project(Path(project)), find_request(request, "launch slurm")
+    if asked is None:
+        return _submit_slurm(found, command, settings, options)
+    launch = requested_id(found, asked)
+    with exclusive(make_folder(found, launch) / "lock"):
+        if (record := find_asked(found, launch)) is not None:
+            return record
+        return _submit_slurm(found, command, settings, options, asked)
+
+
+def _submit_slurm(
+    project: Project, command: Sequence[str], settings: Settings, options: Sequence[str], asked: Request | None = None
+) -> LaunchRecord:
+    """Submit a job, between a record for the request, if there is one, and that of the launch."""
     from aifx.cluster.jobs import LaunchRecord
-    from aifx.cluster.launched import make_folder, write_record
+    from aifx.cluster.launched import make_folder, write_asked, write_record
     from aifx.cluster.slurm import submit
 
-    found = find_project(Path(project))
-    job, script, run = _slurm_job(found, command, settings, options)
-    path = make_folder(found, job.id) / "script.sh"
+    job, script, run = _slurm_job(project, command, settings, options, asked)
+    path = make_folder(project, job.id) / "script.sh"
     write_text(path, script)
-    number, place = submit(path, found.root)
     sizes = job.launch.nodes, job.launch.processes_per_node
-    record = LaunchRecord(job.id, "slurm", number, place, run, job.arguments, *sizes, time.time())
-    write_record(found, record)
+    clusters = os.environ.get("SBATCH_CLUSTERS", "")
+    record = LaunchRecord(job.id, "slurm", "", clusters, run, job.arguments, *sizes, time.time())
+    if asked is not None:
+        write_asked(project, record)
+    number, place = submit(path, project.root)
+    record = replace(record, job=number, place=place)
+    write_record(project, record)
     return record
 
 
@@ -307,10 +334,10 @@ def launch_slurm_script(
 
 
 def _slurm_job(
-    project: Project, command: Sequence[str], settings: Settings, options: Sequence[str]
+    project: Project, command: Sequence[str], settings: Settings, options: Sequence[str], request: Request | None = None
 ) -> tuple[SlurmJob, str, str]:
     """The job, its script, and the name of its run. Raises UsageError, ConfigError."""
-    from aifx.cluster.launched import folder_of, new_id
+    from aifx.cluster.launched import folder_of, new_id, requested_id
     from aifx.cluster.slurm import SlurmJob, render_script
     from aifx.config.checks import refuse_conflicts
     from aifx.kinds import load_config
@@ -325,9 +352,10 @@ def _slurm_job(
         why = f"there is no such file in {project.root}"
         raise ConfigError(f"slurm.setup_script = {setup!r} cannot be used", why, "aifx config keys slurm")
     asked.check(project)
-    launch = new_id(asked.run_name)
+    launch = new_id(asked.run_name) if request is None else requested_id(project, request)
     folder = folder_of(project, launch).relative_to(project.root)
-    job = SlurmJob(launch, project.root, folder, asked.arguments, config.launch, config.slurm)
+    id = "" if request is None else request.id
+    job = SlurmJob(launch, project.root, folder, asked.arguments, config.launch, config.slurm, id)
     return job, render_script(job), asked.run_name
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aifx.commands.console.format import date
-from aifx.commands.console.options import JsonOption, SetOption, option_group
+from aifx.commands.console.options import JsonOption, RequestOption, SetOption, option_group
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.core.lifecycle import collect_signals
@@ -360,6 +360,7 @@ def slurm(
         bool, typer.Option("--follow/--no-follow", help="Show what the job writes until it is over.")
     ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script, and submit nothing.")] = False,
+    request: RequestOption = None,
 ) -> None:
     """Submit a command to Slurm as a script for sbatch, and follow the job.
 
@@ -381,7 +382,7 @@ def slurm(
         if dry_run:
             out.write(launch_slurm_script(command, settings=settings, options=more))
             return
-        record = launch_slurm(command, settings=settings, options=more)
+        record = launch_slurm(command, settings=settings, options=more, request=request)
         out.log(f"launch {record.id}: job {record.job}")
         if follow:
             follow_job(out, record.id)

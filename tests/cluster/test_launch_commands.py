@@ -40,6 +40,7 @@ name=$(ls -t runs/.launched | head -1)
 [ -e shown ] && echo "JobId=7 JobName=aifx-$name $(cat shown)" && exit 0
 echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1
 """
+SQUEUE = '#!/bin/sh\necho "squeue" >> questions; [ -e queue ] && cat queue; exit ${SQUEUE_CODE:-0}\n'
 SCANCEL = '#!/bin/sh\necho "scancel $*" >> asked\n'
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -50,7 +51,7 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "aifx.toml").write_text(TOML)
     shutil.copy(Path(__file__).parents[1] / "training" / "tiny.py", tmp_path)
     (tmp_path / "bin").mkdir()
-    for name, text in {"sbatch": SBATCH, "scontrol": SCONTROL, "scancel": SCANCEL}.items():
+    for name, text in {"sbatch": SBATCH, "scontrol": SCONTROL, "scancel": SCANCEL, "squeue": SQUEUE}.items():
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
     return tmp_path
@@ -86,6 +87,40 @@ def test_a_script_is_submitted_and_kept(submitted: Path, project: Path) -> None:
     record = json.loads((submitted / "record.json").read_text())
     assert record["id"] == submitted.name
     assert (record["job"], record["run"], record["nodes"]) == ("7", "wide", 2)
+
+
+def test_a_job_is_submitted_once_for_a_request(launch: Run, project: Path) -> None:
+    """A kill leaves nothing, what was asked, or a job that Slurm or the job itself names."""
+
+    def ask(run: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        return launch("slurm", "--no-follow", "--request", "r1", "train", "--run", run, **environ)
+
+    refused = ask("small", SBATCH_CODE="1")
+    assert refused.returncode == 2
+    first = ask("wide")
+    assert (first.returncode, first.stderr.endswith(": job 7\n")) == (0, True), first.stderr
+    (folder,) = (project / "runs" / ".launched").iterdir()
+    script = (folder / "script.sh").read_text()
+    assert "#SBATCH --comment=aifx-request-r1\n" in script
+    record = json.loads((folder / "record.json").read_text())
+    number = len(asked(project))
+    assert ask("other", ANSWER="8").stderr == first.stderr
+    (folder / "record.json").unlink()
+    silent = ask("other", SQUEUE_CODE="1")
+    assert (silent.returncode, "does not say whether the job was submitted" in silent.stderr) == (2, True)
+    (project / "queue").write_text("                 7\n")
+    assert ask("other", ANSWER="8").stderr == first.stderr
+    assert json.loads((folder / "record.json").read_text()) == record
+    (folder / "record.json").unlink()
+    (project / "queue").unlink()
+    (folder / "job").write_text("7\n")
+    assert ask("other", ANSWER="8").stderr == first.stderr
+    assert len(asked(project)) == number
+    assert (folder / "script.sh").read_text() == script
+    for name in ("record.json", "job"):
+        (folder / name).unlink()
+    assert ask("other", ANSWER="8").stderr.endswith(": job 8\n")
+    assert launch("slurm", "--no-follow", "--request", "r2", "train", ANSWER="9").stderr.endswith(": job 9\n")
 
 
 def test_settings_go_over_variables_of_sbatch(launch: Run, project: Path) -> None:

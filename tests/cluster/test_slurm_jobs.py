@@ -140,6 +140,28 @@ def process_of(record: dict[str, Any], number: int) -> int:
     raise AssertionError(f"process {number} of job {record['job']} does not run")
 
 
+def test_a_job_whose_record_was_not_written_is_found_by_its_request(launches: Launches) -> None:
+    def ask(run: str) -> dict[str, Any]:
+        launches.launch("slurm", "--no-follow", "-o", "begin=now+1hour", "--request", "r1", "train", "--run", run)
+        return launches.newest()["record"]  # type: ignore[no-any-return]
+
+    def numbers() -> list[str]:
+        return launches.slurm.ask(
+            "squeue", "-h", "--states=all", "--format=%A %k", f"--name=aifx-{first['id']}"
+        ).split()
+
+    first = ask("asked-1")
+    folder = launches.root / "runs" / ".launched" / first["id"]
+    (folder / "record.json").unlink()
+    assert ask("asked-2") == first
+    assert numbers() == [first["job"], "aifx-request-r1"]
+    launches.slurm.ask("scancel", first["job"])
+    (folder / "record.json").unlink()
+    assert ask("asked-3") == first
+    assert numbers() == [first["job"], "aifx-request-r1"]
+    shutil.rmtree(folder)
+
+
 @pytest.mark.representative("a Slurm job")
 def test_a_killed_process_ends_the_others_and_the_job_starts_them_again(
     launches: Launches, undisturbed: tuple[str, list[float]]
