@@ -244,7 +244,7 @@ def _wanted(events: Sequence[Event], target: Target, since: float | None) -> lis
 
 async def _send_due(turn: _Turn, receiver: Receiver, until: float, clock: Clock) -> None:
     down = 0
-    async with open_client() as client:
+    async with open_client(receiver) as client:
         for queue in turn.outbox.queues():
             for letter in queue:
                 if not is_due(letter, clock()):
@@ -379,7 +379,7 @@ def send_test(target: Target, environ: Mapping[str, str], *, dry_run: bool = Fal
     event = Event(secrets.token_hex(32), TEST, "notify", target.name, time.time(), {"target": target.name})
 
     async def send() -> int:
-        async with open_client() as client:
+        async with open_client(receiver) as client:
             return await post(client, receiver, event)
 
     try:

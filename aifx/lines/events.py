@@ -23,6 +23,7 @@ from aifx.core.digests import sha256_of, sha256_of_json
 from aifx.core.errors import AifxError
 from aifx.core.files import open_file
 from aifx.core.json_files import parse_line
+from aifx.core.json_values import encode_json
 from aifx.core.project import RUN_NAME, Project, RunDirectory
 from aifx.core.redaction import redact_values
 from aifx.lines.journal import JOURNAL, Record
@@ -37,6 +38,9 @@ TYPE_PREFIX = "aifx."
 
 MOST_TEXT = 2000
 """Characters of a reason that an event has at most."""
+
+MOST_DATA_BYTES = 32 << 10
+"""Bytes of JSON that the data of an event have at most: each CloudEvents intermediary takes 64 KiB."""
 
 _OWN_EVENTS = ("train", "registry promote")
 """Commands whose bad verdict another source tells of: events.jsonl, and the ledger."""
@@ -141,7 +145,17 @@ def _event(record: Any, type: str, source: str, subject: str, time: float, data:
     The id says nothing of folders and machines, so that each reader of a registry gives the same one.
     """
     data = {key: value for key, value in redact_values(dict(data)).items() if value not in (None, "", [], {})}
-    return Event(sha256_of_json([type, subject, record]), type, source, subject, time, data)
+    return Event(sha256_of_json([type, subject, record]), type, source, subject, time, _shortened(data))
+
+
+def _shortened(data: dict[str, Any]) -> dict[str, Any]:
+    """The data without their largest fields, which `left_out` names, if they are more than receivers take."""
+    sizes = {key: len(encode_json(value)) for key, value in data.items()}
+    left_out = list[str]()
+    while sum(sizes.values()) > MOST_DATA_BYTES:
+        left_out.append(largest := max(sizes, key=lambda key: sizes[key]))
+        del sizes[largest]
+    return {key: data[key] for key in sizes} | ({"left_out": left_out} if left_out else {})
 
 
 # Files of JSON lines. A position is the end of the last whole line, with a digest of the first: another file of the
@@ -212,10 +226,11 @@ def _of_record(project: Project, source: str, record: Record, digest: str) -> It
     elif facts.get("outcome") == "verdict":
         outputs = facts.get("outputs")
         outputs = outputs if isinstance(outputs, Mapping) else {}
-        if command.startswith("doctor"):
-            for host, found in _unhealthy(outputs):
-                yield _event(digest, "node.unhealthy", f"nodes/{host}", host, time, {**data, **found})
-        elif command not in _OWN_EVENTS:
+        nodes = list(_unhealthy(outputs)) if command.startswith("doctor") else []
+        for host, critical in nodes:
+            found = {"findings": critical}
+            yield _event(digest, "node.unhealthy", f"nodes/{host}", host, time, {**data, **found})
+        if not nodes and command not in _OWN_EVENTS:
             gates = [gate for gate in outputs.get("gates") or () if not _passed(gate)]
             found = {key: outputs.get(key) for key in ("run", "model", "reference", "metrics")}
             yield _event(digest, "gate.failed", source, record.station, time, {**data, **found, "gates": gates})
@@ -229,14 +244,25 @@ def _passed(gate: Any) -> bool:
     return isinstance(gate, Mapping) and gate.get("passed") is True
 
 
-def _unhealthy(report: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The unhealthy nodes of a report of `aifx doctor` or `aifx doctor fleet`, each with what is wrong with it."""
-    nodes = report.get("nodes")
-    for node in nodes if isinstance(nodes, list) else [report]:
+def _unhealthy(report: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """The unhealthy nodes of a report of `aifx doctor`, `doctor fleet` or `doctor bisect`, with what is wrong."""
+    if "host" in report:
+        if report.get("status") == "unhealthy":
+            yield str(report["host"]), [summary for _, summary in _critical(report)]
+        return
+    found = dict[str, list[str]]()
+    for node in report.get("nodes") or ():
         if isinstance(node, Mapping) and node.get("status") == "unhealthy":
-            found = [one for one in node.get("findings") or () if isinstance(one, Mapping)]
-            critical = [str(one.get("summary"))[:MOST_TEXT] for one in found if one.get("severity") == "critical"]
-            yield str(node.get("node") or node.get("host") or "node"), {"findings": critical}
+            found[str(node.get("node"))] = [summary for _, summary in _critical(node)]
+    for device, summary in _critical(report):  # across nodes, such as one that does not answer
+        found.setdefault(device, []).append(summary)
+    yield from found.items()
+
+
+def _critical(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for one in report.get("findings") or ():
+        if isinstance(one, Mapping) and one.get("severity") == "critical":
+            yield str(one.get("device")), str(one.get("summary"))[:MOST_TEXT]
 
 
 def _time(value: Any) -> float:

@@ -337,10 +337,10 @@ def _program(words: Sequence[str], station: Station, request: str) -> list[str]:
     if station.shell:
         return list(words)
     command = find_command(words)
-    count = len(command.name.split())
+    end = words.index("--") if "--" in words else len(words)  # a command that has subcommands takes them first
     options = ["--json"] if command.has_document and "--json" not in words else []
     options += ["--request", request] if command.takes_request else []
-    return [*AIFX, *words[:count], *options, *words[count:]]
+    return [*AIFX, *words[:end], *options, *words[end:]]
 
 
 def _commands(one: Try) -> list[list[str]]:

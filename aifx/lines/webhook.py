@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,11 +43,12 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are 
 
 @dataclass(frozen=True)
 class Receiver:
-    """A target with its secrets, which are in no message."""
+    """A target with its secrets, which are in no message, and the authorities that TLS trusts."""
 
     target: Target
     url: httpx.URL
     webhook: Webhook
+    tls: ssl.SSLContext
 
     @property
     def place(self) -> str:
@@ -97,7 +99,21 @@ def open_receiver(target: Target, environ: Mapping[str, str]) -> Receiver:
         why = f"it is whsec_ and 24 to 64 bytes in base64: {first_line(e)}"
         hint = f'export {target.secret_from}="whsec_$(openssl rand -base64 24)"'
         raise ConfigError(f"{target.secret_from} has no secret of a webhook", why, hint) from None
-    return Receiver(target, url, webhook)
+    return Receiver(target, url, webhook, _tls(environ.get("SSL_CERT_FILE", "")))
+
+
+def _tls(authorities: str) -> ssl.SSLContext:
+    """TLS that verifies, and also trusts the authorities in a file."""
+    import httpx
+
+    context = httpx.create_ssl_context(trust_env=False)
+    if authorities:
+        try:
+            context.load_verify_locations(authorities)
+        except OSError as e:  # SSLError is one
+            why = f"{authorities}: {first_line(e)}"
+            raise ConfigError("SSL_CERT_FILE has no certificates", why, f"ls -l {authorities}") from None
+    return context
 
 
 async def post(client: httpx.AsyncClient, receiver: Receiver, event: Event) -> int:
@@ -109,14 +125,14 @@ async def post(client: httpx.AsyncClient, receiver: Receiver, event: Event) -> i
         raise Refused(f"no answer within {TIMEOUT_S:g} s", is_down=True) from None
 
 
-def open_client() -> httpx.AsyncClient:
+def open_client(receiver: Receiver) -> httpx.AsyncClient:
     """A client for one receiver, which verifies TLS, follows no redirect and takes no proxy from the environment.
 
     Not for several receivers: two names may have one address, and a connection is verified for one name.
     """
     import httpx
 
-    return httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=TIMEOUT_S)
+    return httpx.AsyncClient(verify=receiver.tls, trust_env=False, follow_redirects=False, timeout=TIMEOUT_S)
 
 
 async def _post(client: httpx.AsyncClient, receiver: Receiver, event: Event) -> int:
@@ -142,7 +158,8 @@ async def _post(client: httpx.AsyncClient, receiver: Receiver, event: Event) -> 
         try:
             response = await client.send(request, stream=True, auth=_login(receiver.url))
         except httpx.TransportError as e:
-            reasons.append(f"{type(e).__name__}: {first_line(e) or 'the connection was closed'}")
+            hint = "; SSL_CERT_FILE names the authority to trust" if "CERTIFICATE_VERIFY_FAILED" in str(e) else ""
+            reasons.append(f"{type(e).__name__}: {first_line(e) or 'the connection was closed'}{hint}")
             if isinstance(e, httpx.ConnectError | httpx.ConnectTimeout):
                 continue  # another address of the name may answer
             break

@@ -10,7 +10,7 @@ import pytest
 
 from aifx.core.project import Project
 from aifx.core.stores import open_store
-from aifx.lines.events import Event, Reading, read_events
+from aifx.lines.events import MOST_DATA_BYTES, Event, Reading, read_events
 from aifx.lines.journal import Journal
 from aifx.registry.ledger import Entry
 from aifx.registry.roots import Root
@@ -133,6 +133,9 @@ def test_another_run_of_the_same_name_is_read_from_its_beginning(project: Projec
         {"host": "n1", "status": "unhealthy", "findings": [{"severity": "critical", "summary": "GPU 3 is gone"}]},
         {"status": "unhealthy", "nodes": [{"node": "n0", "status": "healthy"},
           {"node": "n1", "status": "unhealthy", "findings": [{"severity": "critical", "summary": "GPU 3 is gone"}]}]},
+        {"status": "unhealthy", "nodes": [{"node": "n0", "status": "healthy", "findings": []}], "findings": [
+          {"severity": "warning", "device": "n0", "summary": "slow"},
+          {"severity": "critical", "device": "n1", "summary": "GPU 3 is gone"}]},
     ],
 )  # fmt: skip
 def test_an_unhealthy_node_is_named_with_its_findings(project: Project, outputs: dict[str, object]) -> None:
@@ -140,6 +143,12 @@ def test_an_unhealthy_node_is_named_with_its_findings(project: Project, outputs:
     journal.append("ended", "nodes", "k", "n-1", outcome="verdict", code=1, command="doctor", outputs=outputs)
     (event,) = read(project).events
     assert (event.type, event.subject, event.data["findings"]) == ("node.unhealthy", "n1", ["GPU 3 is gone"])
+
+
+def test_a_verdict_of_doctor_without_a_node_is_a_failed_gate(project: Project) -> None:
+    journal = Journal(project.root / "line")
+    journal.append("ended", "diff", "k", "d-1", outcome="verdict", code=1, command="doctor", outputs={"findings": []})
+    assert shown(read(project)) == [("gate.failed", "diff")]
 
 
 def test_a_verdict_that_another_source_tells_of_is_one_event(project: Project) -> None:
@@ -166,6 +175,15 @@ def test_a_damaged_ledger_is_a_problem_and_other_sources_go_on(project: Project)
     assert shown(reading) == [("run.diverged", "main")]
     assert ["fraud" in problem.what for problem in reading.problems] == [True]
     assert "model:fraud" not in reading.positions
+
+
+def test_data_that_no_receiver_would_take_are_left_out_by_name(project: Project) -> None:
+    journal = Journal(project.root / "line")
+    outputs = {"run": "main", "gates": [GATE], "metrics": {f"m{number}": 0.5 for number in range(10_000)}}
+    journal.append("ended", "judge", "k", "j-1", outcome="verdict", code=1, command="eval", outputs=outputs)
+    (event,) = read(project).events
+    assert (event.data["run"], event.data["gates"], event.data["left_out"]) == ("main", [GATE], ["metrics"])
+    assert len(json.dumps(event.cloud_event())) < MOST_DATA_BYTES + 2000
 
 
 def test_an_event_is_a_cloud_event(project: Project) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import make_certificate
 from effort import seed_of_commit
 from faulty_files import failing
 from webhook_receiver import LOOPBACK, SECRET, Answer, Receiver, receiver
@@ -193,6 +195,49 @@ def test_what_is_no_success_is_a_failure_with_its_reason(project: Project, answe
         assert reason in failed.reason
         assert "secret-part" not in failed.reason
         assert len(at.attempts) == 1
+
+
+def test_a_receiver_that_answers_500_for_a_day_gets_all_events_in_their_order(project: Project) -> None:
+    fail(project, "a", "a", "b")
+    began = clock = time.time()
+    with receiver() as at:
+        at.answer = lambda event: 500
+        calls = 0
+        while clock < began + 86400:  # as a timer would call it
+            done = send(project, at, clock=partial(float, clock)).targets[0]
+            assert done.waiting == 3
+            calls, clock = calls + 1, clock + 3600
+        assert len(at.attempts) == 2 * 7 < calls
+        at.answer = lambda event: 204
+        assert len(send(project, at, clock=partial(float, clock + 86400)).targets[0].sent) == 3
+        assert subjects(at) == ["a", "a", "b"]
+
+
+def test_a_certificate_is_verified_and_an_authority_can_be_named(project: Project) -> None:
+    fail(project, "a")
+    certificate = make_certificate(project.root)
+    with receiver(certificate) as at:
+        (failed,) = send(project, at).targets[0].failed
+        assert "CERTIFICATE_VERIFY_FAILED" in failed.reason
+        assert "SSL_CERT_FILE" in failed.reason
+        assert at.attempts == []
+        trusting = {**environ(at), "SSL_CERT_FILE": str(certificate[0])}
+        assert send_test(TARGET, trusting).status == 204
+        with pytest.raises(ConfigError, match="SSL_CERT_FILE"):
+            send_test(TARGET, {**trusting, "SSL_CERT_FILE": str(certificate[1])})
+
+
+def test_a_full_disk_keeps_the_events_and_names_the_outbox(project: Project) -> None:
+    fail(project, "a")
+    folder = project.root / "line" / "notify"
+    with receiver() as at:
+        with failing(folder, 3, number=errno.ENOSPC, lasting=True):
+            problem = send(project, at).targets[0].problem
+        assert problem is not None
+        assert str(folder) in problem["what"] + problem["why"]
+        assert problem["hint"]
+        assert problem["transient"]
+        assert [event.subject for event in send(project, at).targets[0].sent] == ["a"]
 
 
 def test_a_receiver_that_is_down_is_left_alone_after_some_attempts(project: Project) -> None:
