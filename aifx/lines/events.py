@@ -228,8 +228,7 @@ def _of_record(project: Project, source: str, record: Record, digest: str) -> It
         outputs = outputs if isinstance(outputs, Mapping) else {}
         nodes = list(_unhealthy(outputs)) if command.startswith("doctor") else []
         for host, critical in nodes:
-            found = {"findings": critical}
-            yield _event(digest, "node.unhealthy", f"nodes/{host}", host, time, {**data, **found})
+            yield _event(digest, "node.unhealthy", f"nodes/{host}", host, time, {**data, "findings": critical})
         if not nodes and command not in _OWN_EVENTS:
             gates = [gate for gate in outputs.get("gates") or () if not _passed(gate)]
             found = {key: outputs.get(key) for key in ("run", "model", "reference", "metrics")}

@@ -88,9 +88,10 @@ def open_receiver(target: Target, environ: Mapping[str, str]) -> Receiver:
         values[name] = value
     try:
         url = httpx.URL(values[target.url_from])
+        is_usable = url.scheme in ("https", "http") and bool(url.host) and 0 < (url.port or 443) < 1 << 16
     except (httpx.InvalidURL, UnicodeError) as e:
         raise ConfigError(f"{target.url_from} has no URL", first_line(e), REFERENCE) from None
-    if url.scheme not in ("https", "http") or not url.host:
+    if not is_usable:
         why = "it begins with https://, or with http:// if `allow` names the network of its host"
         raise ConfigError(f"{target.url_from} has no URL of a webhook", why, REFERENCE)
     try:
@@ -202,8 +203,8 @@ async def _addresses(receiver: Receiver) -> list[Address]:
     port = url.port or (443 if url.scheme == "https" else 80)
     try:
         found = await asyncio.get_running_loop().getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
-    except OSError as e:
-        raise Refused(f"{url.host} cannot be resolved: {e.strerror or e}", is_down=True) from None
+    except (OSError, UnicodeError) as e:  # UnicodeError of a name that no DNS can have
+        raise Refused(f"{url.host} cannot be resolved: {first_line(e)}", is_down=True) from None
     addresses = list(dict.fromkeys(ipaddress.ip_address(one[4][0]) for one in found))
     named = [address for address in addresses if any(address in network for network in allow)]
     if url.scheme == "http":

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -288,13 +289,30 @@ def test_a_variable_that_is_unset_is_named_and_keeps_the_events(project: Project
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("OPS_URL", "ftp://x/y"), ("OPS_URL", "https://"), ("OPS_URL_SECRET", "whsec_!"), ("OPS_URL_SECRET", "whsec_")],
+    [
+        ("OPS_URL", "ftp://x/y"),
+        ("OPS_URL", "https://"),
+        ("OPS_URL", "https://xn--/"),
+        ("OPS_URL", "https://1.1.1.1:99999/"),
+        ("OPS_URL_SECRET", "whsec_!"),
+        ("OPS_URL_SECRET", "whsec_"),
+    ],
 )
 def test_a_variable_that_cannot_be_used_is_named_without_its_value(variable: str, value: str) -> None:
     good = {"OPS_URL": "https://example.org/x", "OPS_URL_SECRET": SECRET}
     with pytest.raises(ConfigError, match=variable) as caught:
         send_test(TARGET, {**good, variable: value})
     assert value not in str(caught.value) or value in ("https://", "whsec_")
+
+
+@pytest.mark.parametrize("host", ["a" * 70 + ".example", "..", "nothing.invalid"])
+def test_a_name_that_cannot_be_resolved_stops_no_other_target(project: Project, host: str) -> None:
+    fail(project, "a")
+    other = replace(TARGET, name="other", url_from="OTHER_URL")
+    with receiver() as at:
+        done = deliver(project, [other, TARGET], {**environ(at), "OTHER_URL": f"https://{host}/x"})
+        assert f"{host} cannot be resolved" in done.targets[0].failed[0].reason
+        assert [event.subject for event in done.targets[1].sent] == ["a"]
 
 
 def test_a_test_event_is_sent_once_and_kept_nowhere(project: Project) -> None:
