@@ -68,6 +68,7 @@ class Measured(_Named):
         bound_s: the least time in which the hardware could do that (the roofline); None where it is not known.
         figures: what else was seen, each with its unit in its name: units_per_s, peak_memory_bytes.
         sources: of figures that were not measured here: "declared", or "measured" by the server.
+        model: digest of the model that a server answered with, as `Report.model`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,6 +81,7 @@ class Measured(_Named):
     unit: str | None = None
     figures: dict[str, float | None] = Field(default_factory=dict)
     sources: dict[str, str] = Field(default_factory=dict)
+    model: str | None = None
 
 
 class Result(_Named):
@@ -181,6 +183,8 @@ class Report(_Document, VerbResult):
 
     Attributes:
         launches: of the suite that was launched most often; a result's own are in its samples.
+        model: digest of the model version or of the checkpoint's arrays that was served; null if the server, or the
+            suite, names none.
     """
 
     schema_version: Literal[1] = 1
@@ -192,6 +196,7 @@ class Report(_Document, VerbResult):
     results: list[Result]
     notes: list[str] = Field(default_factory=list)
     failure: Failure | None = None
+    model: str | None = None
 
     def document(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

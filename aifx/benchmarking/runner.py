@@ -64,6 +64,7 @@ class Launches:
         self._seen: dict[str, list[Measured]] = {}
         self._notes: dict[str, list[str]] = {}
         self._fingerprint: Fingerprint | None = None
+        self._model: str | None = None
         self._failure: Failure | None = None
         self._began, self._duration_s = time.time(), 0.0
         self._launched: Counter[str] = Counter()
@@ -104,6 +105,7 @@ class Launches:
                 *_above_roofs(results),
             ],
             failure=self._failure,
+            model=self._model,
         )
 
     def _launch(self, suite: str) -> bool:
@@ -138,6 +140,11 @@ class Launches:
         """Note an event; whether it is a failure."""
         if "result" in event:
             found = Measured.model_validate(event["result"])
+            if self._model and found.model and found.model != self._model:
+                why = f"{self._model[:12]} answered first, and {found.model[:12]} later"
+                self._fail(Failure(what="another model was measured", why=why, hint="aifx bench serve URL"))
+                return True
+            self._model = self._model or found.model
             self._seen.setdefault(found.key, []).append(found)
             self._listener(found)
         elif "log" in event:

@@ -203,6 +203,7 @@ class DrillReport(Result):
         ended: when, in UTC.
         folder: the copy of the project, if it was kept.
         interrupted: the signal that stopped the command.
+        config_digest: SHA-256 of the settings that answers depend on, as a version of this model has them.
     """
 
     passed: bool
@@ -212,6 +213,7 @@ class DrillReport(Result):
     folder: str | None
     interrupted: Interrupt | None = None
     results: list[DrillResult] = field(default_factory=list)
+    config_digest: str = ""
 
     @property
     def exit_code(self) -> ExitCode:

@@ -62,6 +62,7 @@ from aifx.drills.trainer import (
     process_of_job,
     saved_steps,
 )
+from aifx.registry.versions import digest_of_settings
 
 SILENT_S = 5.0
 JOB = 2
@@ -478,6 +479,7 @@ def run_drills(
             str(scratch.project.root) if keep else None,
             interrupted,
             results,
+            digest_of_settings(dict(scratch.config.sections())),
         )
 
 

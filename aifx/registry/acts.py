@@ -263,9 +263,11 @@ def attest_version(
 
 def _check_subject(name: str, version: NumberedVersion, content: Mapping[str, Any]) -> None:
     """Raise DataError for a document that says itself that it is about another model."""
-    found = (content.get("subject") or {}).get("digest") or content.get("model")
-    if found not in (None, version.digest, version.checkpoint):
+    if not version.is_subject_of(content):
+        found = (content.get("subject") or {}).get("digest") or content.get("model")
         why = f"it is about {str(found)[:12]}, and {name} is {short(version.digest)}"
+        if found in (None, version.digest, version.checkpoint):
+            why = f"it is about another configuration than that of {name}: other settings that answers depend on"
         raise DataError(f"the evidence is not about {name}", why, f"aifx registry show {name}")
 
 

@@ -35,7 +35,7 @@ def parse_evidence(data: bytes, kind: str, place: str) -> tuple[Kind, dict[str, 
     if kind == "comparison" and isinstance(doc, dict) and isinstance(doc.get("comparison"), dict):
         doc = doc["comparison"]  # of `aifx eval --shadow`
     lacking = [key for key in NEEDED[kind] if not isinstance(doc, dict) or key not in doc]
-    if lacking or not isinstance(doc, dict) or "error" in doc:
+    if lacking or not isinstance(doc, dict) or "error" in doc or doc.get("failure"):
         why = f"it has no {', '.join(lacking)}" if lacking else "it is no object, or reports a failure"
         hint = f"give what a command prints with --json whose evidence is {kind!r}"
         raise DataError(f"{place} is no evidence of the kind {kind!r}", why, hint)

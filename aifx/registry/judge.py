@@ -277,6 +277,8 @@ def _bench(case: Case, rule: BenchRule) -> Finding:
     report = case.newest("bench")
     if report is None:
         return Finding("bench", False, "no benchmark is attested", hint)
+    if why := _not_about(case, report, "model"):
+        return Finding("bench", False, why, hint, (report.digest,))
     if rule.days is not None:
         began = number(report.content.get("time"))
         if began is None:
@@ -285,7 +287,8 @@ def _bench(case: Case, rule: BenchRule) -> Finding:
         if not 0 <= days <= rule.days:
             found = f"made {days:.1f} days ago; at most {rule.days:g} are allowed"
             return Finding("bench", False, found, hint, (report.digest,))
-    if failed := _failed(_gates(rule.gates, report.content)):
+    gates = [one for expr in rule.gates for one in _bench_gate(expr, report.content.get("results", ()))]
+    if failed := _failed(gates):
         return Finding("bench", False, failed, hint, (report.digest,))
     return Finding("bench", True, ", ".join(rule.gates) or "attested", evidence=(report.digest,))
 
@@ -295,6 +298,8 @@ def _drill(case: Case, rule: DrillRule) -> Finding:
     report = case.newest("drill")
     if report is None:
         return Finding("drill", False, "no drill is attested", hint)
+    if why := _not_about(case, report, "config_digest"):
+        return Finding("drill", False, why, hint, (report.digest,))
     if not report.content.get("passed"):
         return Finding("drill", False, "the last drill did not pass", hint, (report.digest,))
     try:
@@ -326,6 +331,13 @@ _JUDGES: Mapping[str, Callable[[Case, Any], Finding]] = {
     "drill": _drill,
     "file": _file,
 }
+
+
+def _not_about(case: Case, report: Attestation, key: str) -> str:
+    """Why a report is not known to be about the version; empty if its `key` names the version's."""
+    if not report.content.get(key):
+        return "the report does not name the model that it measured"
+    return "" if case.version.is_subject_of(report.content) else "the report is of another model"
 
 
 def _of_sides(comparison: Attestation) -> list[Any]:
@@ -362,6 +374,15 @@ def _matches(found: str, wanted: str) -> bool:
     return (
         name == own and len(digits) >= LEAST_DIGITS and (digits.startswith(beginning) or beginning.startswith(digits))
     )
+
+
+def _bench_gate(expr: str, results: Sequence[Mapping[str, Any]]) -> list[tuple[str, float | None, bool]]:
+    """A gate on "NAME.FIGURE" for each result of that name in a benchmark, as `_gates`; it fails if there is none."""
+    gate = parse_gate(expr)
+    name, _, figure = gate.name.rpartition(".")
+    own = [{**one.get("figures", {}), **one} for one in results if one.get("name") == name]
+    values = [number(one.get(figure)) for one in own] or [None]
+    return [(expr, value, value is not None and gate.passes(value)) for value in values]
 
 
 def _gates(gates: Sequence[str], values: Mapping[str, Any]) -> list[tuple[str, float | None, bool]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from aifx.core.artifact import short
 from aifx.registry.ledger import Entry
@@ -45,6 +45,17 @@ class NumberedVersion:
     def checkpoint(self) -> str | None:
         """The digest of the state of the checkpoint that it was pushed from."""
         return self.pushed.facts.get("checkpoint")
+
+    @property
+    def config_digest(self) -> str | None:
+        """The SHA-256 of its `config.toml`."""
+        return self.pushed.facts.get("config_digest")
+
+    def is_subject_of(self, content: Mapping[str, Any]) -> bool:
+        """Whether a document may be about it: it names this model, its checkpoint or its configuration, or none."""
+        found = (content.get("subject") or {}).get("digest") or content.get("model")
+        is_its_model = found in (None, self.digest, self.checkpoint)
+        return is_its_model and content.get("config_digest") in (None, "", self.config_digest)
 
     @property
     def data(self) -> tuple[str, ...]:

@@ -36,9 +36,10 @@ from aifx.core.artifact import (
     short,
 )
 from aifx.core.code_digest import modules_below
+from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, CheckpointError, UsageError
 from aifx.core.files import check_tree, make_folders, open_file
-from aifx.core.json_files import write_text
+from aifx.core.json_files import encode, write_text
 from aifx.core.json_values import plain
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory, cache_path
@@ -503,6 +504,11 @@ def _value(column: Column) -> Any:
     if column.kind in ("numeric", "date"):
         return column.mean if column.kind == "numeric" else "2026-01-31"
     return next(iter(column.categories), None)
+
+
+def digest_of_settings(sections: Mapping[str, Section]) -> str:
+    """The SHA-256 of `config.toml` of the version that a run with this configuration is pushed as."""
+    return sha256_of(encode(to_toml(_answering(sections)[0], None)))
 
 
 def _answering(sections: Mapping[str, Section]) -> tuple[dict[str, dict[str, Any]], list[str]]:

@@ -314,14 +314,16 @@ def registry_push(
     from aifx.kinds import read_config
     from aifx.loading.restore import choose_step
     from aifx.registry.acts import push
-    from aifx.registry.versions import write_version
+    from aifx.registry.versions import digest_of_settings, write_version
 
     found, _ = find_root(root, project)
     home = find_project(Path(project))
     directory = home.existing_run(run)
-    at = choose_step(directory, read_config(directory.config, home), parse_step(step))
+    config = read_config(directory.config, home, environ={})
+    at = choose_step(directory, config, parse_step(step))
     checkpoint = read_manifest(directory.checkpoints / str(at)).state_digest
-    facts = {"run": directory.name, "step": at, "checkpoint": checkpoint, **_data_facts(directory, home)}
+    digests = {"checkpoint": checkpoint, "config_digest": digest_of_settings(dict(config.sections()))}
+    facts = {"run": directory.name, "step": at, **digests, **_data_facts(directory, home)}
     caller = _caller(request, reason, dry_run)
     signer = None if key is None else Path(key)
     origin = read_origin(directory, home)

@@ -25,6 +25,7 @@ class Refusal(Exception):
 class SseServer:
     """Attributes:
     tokens: answers of /tokenize; 404 if None.
+    digests: of the model, by /ready, one after the other; 404 if there is none.
     bodies: of the requests that were sent.
     at_once: the largest number of requests that ran together.
     closes_reused: whether a connection takes one request, which its client cannot know.
@@ -33,6 +34,7 @@ class SseServer:
 
     def __init__(self, answer: Answer, tokens: list[int] | None = None) -> None:
         self.answer, self.tokens = answer, tokens
+        self.digests: list[str] = []
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.running = self.at_once = 0
@@ -76,6 +78,9 @@ class SseServer:
     async def _respond(self, path: str, body: dict[str, Any], key: str | None, writer: asyncio.StreamWriter) -> None:
         if path == "/v1/models":
             return _whole(writer, 200, {"data": [{"id": "toy"}]})
+        if path == "/ready":
+            digest = self.digests.pop(0) if self.digests else None
+            return _whole(writer, 200 if digest else 404, {"served": {"digest": digest}} if digest else {})
         if path == "/tokenize":
             return _whole(writer, 404 if self.tokens is None else 200, {"tokens": self.tokens or []})
         self.bodies.append(body)

@@ -406,6 +406,19 @@ def test_a_connection_that_the_server_has_closed_is_opened_again(
     assert found["throughput"].figures["failed_requests"] == 0
 
 
+def test_results_name_the_model_that_answered(
+    servers: Callable[..., SseServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = servers(plain)
+    server.digests = ["d1", "d1"]
+    found = measured(server, caplog, requests=2, output_tokens="2")
+    assert {one.model for one in found.values()} == {"d1"}
+    server.digests = ["d1", "d2"]
+    with pytest.raises(EnvironmentFault, match="another model took over"):
+        measured(server, caplog, requests=2, output_tokens="2")
+    assert measured(server, caplog, requests=2, output_tokens="2")["latency"].model is None
+
+
 def test_chats_are_measured_from_their_first_words(
     servers: Callable[..., SseServer], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -310,7 +310,7 @@ def test_each_look_at_the_same_rows_is_counted(root: Root) -> None:
 
     compare(1, "rows")
     other = {"metric": "loss", "verdict": "better", "against": incumbent, "data_digest": "others"}
-    for about in ({"subject": {"digest": "5" * 64}}, {"model": "5" * 64}):
+    for about in ({"subject": {"digest": "5" * 64}}, {"model": "5" * 64}, {"config_digest": "5" * 64}):
         with pytest.raises(DataError, match="is not about fraud@v2"):
             attest_version(root, "fraud@v2", "comparison", {**other, **about}, None, ANN)
     kept = root.store.files("objects")

@@ -19,12 +19,14 @@ from aifx.checkpoint.storage import StoredArrays
 from aifx.checkpoint.writing import write_checkpoint
 from aifx.core.artifact import Artifact, DamagedArtifact, damaged_files
 from aifx.core.artifact_copies import stored_artifact
+from aifx.core.digests import sha256_of_file
 from aifx.core.errors import CheckpointError, DataError
 from aifx.core.progress import report_progress
 from aifx.core.project import Project
 from aifx.core.stores import open_store
+from aifx.kinds import load_config
 from aifx.registry.roots import KIND, VERSION
-from aifx.registry.versions import WEIGHTS, content_of, write_version
+from aifx.registry.versions import WEIGHTS, content_of, digest_of_settings, write_version
 from aifx.registry.weight_file import StoredArray, WeightFile, write_weights
 
 Projects = Callable[[str], Project]
@@ -64,6 +66,8 @@ def test_the_same_checkpoint_is_the_same_version_everywhere(name: str, projects:
     assert stored_artifact(open_store(str(tmp_path / "first")), KIND, VERSION) == first
     assert stored_artifact(open_store(str(tmp_path / "third")), KIND, VERSION) is None
     assert not damaged_files(tmp_path / "first", first)
+    as_drilled = load_config(project, ["train.num_steps=9"]).sections()
+    assert digest_of_settings(dict(as_drilled)) == sha256_of_file(tmp_path / "first/config.toml")
 
 
 def change_code(project: Project) -> None:

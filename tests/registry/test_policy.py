@@ -22,7 +22,7 @@ from aifx.registry.policy import FIRST, change_policy, parse_policy, read_policy
 from aifx.registry.roots import Root
 from aifx.registry.signing import CURVES, Envelope, parse_envelope, sign, write_key
 
-V1, V2 = "1" * 64, "2" * 64
+V1, V2, CONFIG = "1" * 64, "2" * 64, "f" * 64
 DATA, TEST = f"reviews@{'a' * 64}", f"held-out@{'b' * 64}"
 
 
@@ -58,7 +58,7 @@ class Model:
 @pytest.fixture
 def model(tmp_path: Path) -> Model:
     root = Root(open_store(str(tmp_path / "registry")))
-    facts = {"data": [DATA], "licenses": ["CC0-1.0", "MIT"]}
+    facts = {"data": [DATA], "licenses": ["CC0-1.0", "MIT"], "config_digest": CONFIG}
     for entry in (
         Entry("push", "eve", version=V1, facts=facts),
         Entry("promote", "eve", version=V1, alias="production"),
@@ -181,23 +181,28 @@ def test_slices_benchmarks_drills_and_files(model: Model) -> None:
     now = datetime.now(UTC)
     slices = 'slices = { columns = ["country"], gates = ["slices.country.worst >= 0.8"] }'
     bench, drill, card = (
-        'bench = { gates = ["tokens_per_s >= 100"] }',
+        'bench = { gates = ["serve.throughput.units_per_s >= 100", "serve.ttft.median_s < 1"] }',
         "drill = { days = 7 }",
         'file = { names = ["CARD.md"] }',
     )
     assert not any(model.judge(rule).passed for rule in (slices, bench, drill, card))
     model.attest("eval", report(slices={"country": {"worst": 0.79}}))
-    model.attest("bench", {"tokens_per_s": 99})
-    model.attest("drill", {"passed": False})
+    first_token = {"name": "serve.ttft", "median_s": 0.5}
+    slow, quick = ({"name": "serve.throughput", "figures": {"units_per_s": rate}} for rate in (99, 100))
+    for results in ([first_token], [first_token, quick, slow]):  # each load must pass
+        model.attest("bench", {"model": V2, "results": results})
+        assert not model.judge(bench).passed
+    model.attest("drill", {"config_digest": CONFIG, "passed": False})
     assert not any(model.judge(rule).passed for rule in (slices, bench, drill, card))
     model.attest("eval", report(slices={"country": {"worst": 0.8}}))
-    model.attest("bench", {"tokens_per_s": 100})
-    model.attest("drill", {"passed": True, "ended": (now - timedelta(days=8)).isoformat()})  # attested today
+    model.attest("bench", {"model": V2, "results": [first_token, quick]})
+    old = (now - timedelta(days=8)).isoformat()  # it is attested today
+    model.attest("drill", {"config_digest": CONFIG, "passed": True, "ended": old})
     assert not model.judge(drill).passed
     for ended in ({}, {"ended": "2026-12-01"}):
-        model.attest("drill", {"passed": True, **ended})
+        model.attest("drill", {"config_digest": CONFIG, "passed": True, **ended})
         assert "does not say when" in model.judge(drill).found
-    model.attest("drill", {"passed": True, "ended": now.isoformat()})
+    model.attest("drill", {"config_digest": CONFIG, "passed": True, "ended": now.isoformat()})
     model.attest("file", {"name": "CARD.md", "sha256": "c" * 64})
     assert all(model.judge(rule).passed for rule in (slices, bench, drill, card))
     assert not model.judge(drill, now + timedelta(days=8)).passed
@@ -205,12 +210,25 @@ def test_slices_benchmarks_drills_and_files(model: Model) -> None:
 
 def test_the_age_of_a_benchmark_is_that_of_its_report(model: Model) -> None:
     now, rule = datetime.now(UTC), "bench = { days = 7 }"
-    model.attest("bench", {})
+    model.attest("bench", {"model": V2})
     assert "does not say when" in model.judge(rule).found
     assert model.judge("bench = {}").passed
     for age, passes in ((6, True), (8, False), (-1, False)):  # each is attested today
-        model.attest("bench", {"time": (now - timedelta(days=age)).timestamp()})
+        model.attest("bench", {"model": V2, "time": (now - timedelta(days=age)).timestamp()})
         assert model.judge(rule).passed is passes
+
+
+def test_a_benchmark_and_a_drill_name_their_model(model: Model) -> None:
+    ended = datetime.now(UTC).isoformat()
+    model.attest("bench", {"model": V2})
+    model.attest("drill", {"config_digest": CONFIG, "passed": True, "ended": ended})
+    assert model.judge("bench = {}").passed
+    assert model.judge("drill = {}").passed
+    for other, found in (("", "does not name"), (V1, "of another model")):
+        model.attest("bench", {"model": other} if other else {})
+        model.attest("drill", {"config_digest": other, "passed": True, "ended": ended})
+        assert found in model.judge("bench = {}").found
+        assert found in model.judge("drill = {}").found
 
 
 def test_an_approval_is_of_others_and_ends_when_what_it_binds_changes(model: Model) -> None:

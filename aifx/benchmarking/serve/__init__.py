@@ -11,7 +11,7 @@ from aifx.benchmarking.results import Measured
 from aifx.benchmarking.serve.client import Client, Load
 from aifx.benchmarking.serve.figures import notes, results
 from aifx.benchmarking.serve.load import Level, LoadOptions, Planned, PromptWriter, levels, parse_slo, plan
-from aifx.benchmarking.serve.target import Server, connected, served
+from aifx.benchmarking.serve.target import Server, connected, served, served_digest
 from aifx.benchmarking.suites import Bench
 from aifx.core.errors import EnvironmentFault
 from aifx.core.progress import report_progress
@@ -41,7 +41,8 @@ def _measure(options: LoadOptions, level: Level, server: Server | None) -> Itera
         if running.client is not None:
             for note in notes(level, load, running.client.api):
                 logger.warning(note)  # of the report
-            yield from results(level, load, parse_slo(options.slo), options.price)
+            for found in results(level, load, parse_slo(options.slo), options.price):
+                yield found.model_copy(update={"model": running.model})
     if all(answered.error is not None for answered in load.answered):
         first = load.answered[0]
         raise EnvironmentFault(
@@ -50,7 +51,12 @@ def _measure(options: LoadOptions, level: Level, server: Server | None) -> Itera
 
 
 class Running:
-    """A load on its way. `client` is None until the server has answered once."""
+    """A load on its way.
+
+    Attributes:
+        client: None until the server has answered once.
+        model: the digest of the model that answers, if the server names it.
+    """
 
     def __init__(
         self, options: LoadOptions, level: Level, requests: list[Planned], load: Load, server: Server | None
@@ -58,6 +64,7 @@ class Running:
         self._options, self._level, self._requests = options, level, requests
         self._load, self._server = load, server
         self.client: Client | None = None
+        self.model: str | None = None
 
     async def run(self) -> None:
         options, level = self._options, self._level
@@ -68,8 +75,11 @@ class Running:
             at_once = max(int(level.value), 1) if level.mode == "concurrency" else 1
             if warmup := self._requests[: at_once if options.warmup is None else options.warmup]:
                 await self._send(client, Level("concurrency", at_once), warmup, prompts, Load())
-            self.client = client
+            self.client, self.model = client, await served_digest(client)
             await self._send(client, level, self._requests, prompts, self._load)
+            if (now := await served_digest(client)) != self.model:
+                why = f"{(self.model or 'none')[:12]} answered first, and {(now or 'none')[:12]} at the end"
+                raise EnvironmentFault("another model took over while it was measured", why, "aifx bench serve URL")
 
     async def _send(
         self, client: Client, level: Level, requests: list[Planned], prompts: PromptWriter, load: Load

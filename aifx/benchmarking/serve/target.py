@@ -123,6 +123,17 @@ async def _model(client: Client, options: LoadOptions) -> str | None:
     return None
 
 
+async def served_digest(client: Client) -> str | None:
+    """The digest of the model that an aifx server answers with; None for an adapter of it, and another server."""
+    url = client.api.url
+    with suppress(httpx.HTTPError, ValueError, LookupError, TypeError):
+        cards = (await client.http.get(f"{url}/v1/models", timeout=PROBE_S)).json()["data"]
+        if any(card["id"] == client.api.model and card.get("parent") for card in cards):
+            return None
+        return str((await client.http.get(f"{url}/ready", timeout=PROBE_S)).json()["served"]["digest"])
+    return None
+
+
 async def _token_ids(client: Client) -> list[int]:
     """Ids of tokens that are in the model's vocabulary and not special, by the server's tokenizer: vLLM's and aifx's
     field is `prompt`, llama.cpp's `content`. Empty if it has none."""

@@ -90,6 +90,8 @@ async def ready(request: Request) -> Response:
         why = "stopping" if state.is_draining else f"the engine ended: {state.engine.failure}"
         raise ApiError(503, why, headers={"Retry-After": "5"})
     answer = documents.Readiness(status="ready", watch=state.swaps.problem or None)
+    if (served := state.swaps.models.get(state.engine.fingerprint)) is not None:
+        answer.served = documents.ServedModel(**asdict(served))
     if (shadow := shadow_of(state)) is not None:
         model, counts = shadow.model, asdict(shadow.counts)
         answer.shadow = documents.ShadowStatus(**{**asdict(model), **counts, "problem": counts["problem"] or None})

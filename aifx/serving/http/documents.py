@@ -276,16 +276,26 @@ class Status(Answer):
     status: str
 
 
-class ShadowStatus(Answer):
+class ServedModel(Answer):
+    """A model that answers.
+
+    Attributes:
+        model: name of its run, or of the model version.
+        digest: of the model version, or of the checkpoint's arrays.
+    """
+
+    model: str
+    step: int
+    digest: str
+
+
+class ShadowStatus(ServedModel):
     """The second model of `--shadow`, and the requests that it was to answer since the start.
 
     Attributes:
         problem: why the last one failed; null if it did not.
     """
 
-    model: str
-    step: int
-    digest: str
     answered: int
     failed: int
     dropped: int
@@ -297,11 +307,13 @@ class Readiness(Answer):
 
     Attributes:
         watch: why the last look for another model failed; null if it did not. The present model goes on.
+        served: the model of new requests.
         shadow: with `--shadow` alone.
     """
 
     status: str
     watch: str | None
+    served: ServedModel | None = None
     shadow: ShadowStatus | None = None
 
 

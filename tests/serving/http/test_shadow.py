@@ -203,7 +203,9 @@ def test_a_model_that_fails_is_counted_and_its_reason_kept(
     for _ in range(2):
         assert plain(served.http.post("/v1/completions", json=PROMPT)) == alone
     wait_until(lambda: shadow.counts.failed == 2)
-    ready = served.http.get("/ready").json()["shadow"]
+    answer = served.http.get("/ready").json()
+    ready, first = answer["shadow"], answer["served"]
+    assert first == {"model": "toy", "step": 1, "digest": "d1"}
     assert (ready["model"], ready["digest"], ready["failed"]) == ("other", "d2", 2)
     assert "a toy broke" in ready["problem"]
     assert sum("did not answer request" in line for line in logged) == 1
