@@ -95,7 +95,7 @@ if TYPE_CHECKING:
         launch_slurm_script,
         launch_stop,
     )
-    from aifx.verbs.line_files import line_check
+    from aifx.verbs.line_files import line_check, line_graph, line_k8s, line_unit
     from aifx.verbs.lines import line_run, line_status
     from aifx.verbs.notifying import notify_ls, notify_replay, notify_run, notify_test
     from aifx.verbs.planning import plan, plan_hardware
@@ -178,7 +178,7 @@ _NAMES = {
     "drills": "drill",
     "launching": "launch_local launch_local_plan launch_node launch_slurm launch_slurm_script launch_k8s "
     "launch_k8s_manifest launch_k8s_check launch_ls launch_logs launch_follow launch_stop",
-    "line_files": "line_check",
+    "line_files": "line_check line_graph line_unit line_k8s",
     "lines": "line_run line_status",
     "planning": "plan plan_hardware",
     "kernels": "kernels_explain kernels_tune kernels_ls kernels_clear",

@@ -204,9 +204,7 @@ def render_jobset(config: Config, name: str, arguments: Sequence[str]) -> dict[s
         name: of the JobSet.
     """
     launch, k8s = config.launch, config.k8s
-    for key, value in {"launch.image": launch.image, "k8s.runs_claim": k8s.runs_claim}.items():
-        if not value:
-            raise UsageError(f"{key} is not set", "pods need it", f"--set {key}=NAME, or set it in aifx.toml")
+    _check_settings(launch, k8s)
     names = _names(name, launch, k8s)
     metadata: dict[str, Any] = {"name": name, "labels": {"app.kubernetes.io/managed-by": "aifx"}}
     if k8s.namespace is not None:
@@ -286,6 +284,60 @@ def _job(names: Names, pod: Mapping[str, Any]) -> dict[str, Any]:
 def _pod(
     launch: LaunchSection, k8s: KubernetesSection, stop_timeout_s: float, names: Names, arguments: Sequence[str]
 ) -> dict[str, Any]:
+    own, shared, pod = _base(launch, k8s, stop_timeout_s)
+    if launch.doctor:
+        doctor = {"name": "doctor", "image": launch.image, "command": ["sh", "-c", DOCTOR], "env": own}
+        pod["initContainers"] = [doctor | shared]
+    # The launch is the JobSet itself, whose starts are counted: the last ones must have brought the run further.
+    supervise = ["launch", "node", "--id", "$(AIFX_LAUNCH_ID)", "-n", str(launch.processes_per_node), "--"]
+    train = {
+        "name": CONTAINER,
+        "image": launch.image,
+        "command": ["aifx", *supervise],
+        "args": [literal(word) for word in arguments],
+        "env": [*own, *_job_variables(names)],
+    }
+    pod["containers"] = [train | shared]
+    pod["volumes"] = list(_volumes(k8s))
+    return pod
+
+
+def pod_of(
+    launch: LaunchSection,
+    k8s: KubernetesSection,
+    stop_timeout_s: float,
+    arguments: Sequence[str],
+    folders: Mapping[str, str],
+) -> dict[str, Any]:
+    """A pod that runs `aifx arguments` alone. Raises UsageError, ConfigError.
+
+    Args:
+        folders: of the project that the claim of runs keeps, with the name that each has there.
+    """
+    _check_settings(launch, k8s)
+    own, shared, pod = _base(launch, k8s, stop_timeout_s)
+    kept = [{"name": "runs", "mountPath": f"{k8s.project_dir}/{to}", "subPath": at} for to, at in folders.items()]
+    container = {
+        "name": CONTAINER,
+        "image": launch.image,
+        "command": ["aifx"],
+        "args": [literal(word) for word in arguments],
+        "env": own,
+    }
+    mounts = {"volumeMounts": [*shared["volumeMounts"], *kept]}
+    return {**pod, "containers": [container | shared | mounts], "volumes": list(_volumes(k8s))}
+
+
+def _check_settings(launch: LaunchSection, k8s: KubernetesSection) -> None:
+    for key, value in {"launch.image": launch.image, "k8s.runs_claim": k8s.runs_claim}.items():
+        if not value:
+            raise UsageError(f"{key} is not set", "pods need it", f"--set {key}=NAME, or set it in aifx.toml")
+
+
+def _base(
+    launch: LaunchSection, k8s: KubernetesSection, stop_timeout_s: float
+) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """The variables of each container, what else all containers of a pod have, and a pod without containers."""
     selector = dict(k8s.node_selector)
     if k8s.tpu is not None:
         selector["cloud.google.com/gke-tpu-accelerator"] = k8s.tpu
@@ -317,21 +369,7 @@ def _pod(
         pod["tolerations"] = [_toleration(text) for text in k8s.tolerations]
     if k8s.image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": secret} for secret in k8s.image_pull_secrets]
-    if launch.doctor:
-        doctor = {"name": "doctor", "image": launch.image, "command": ["sh", "-c", DOCTOR], "env": own}
-        pod["initContainers"] = [doctor | shared]
-    # The launch is the JobSet itself, whose starts are counted: the last ones must have brought the run further.
-    supervise = ["launch", "node", "--id", "$(AIFX_LAUNCH_ID)", "-n", str(launch.processes_per_node), "--"]
-    train = {
-        "name": CONTAINER,
-        "image": launch.image,
-        "command": ["aifx", *supervise],
-        "args": [literal(word) for word in arguments],
-        "env": [*own, *_job_variables(names)],
-    }
-    pod["containers"] = [train | shared]
-    pod["volumes"] = list(_volumes(k8s))
-    return pod
+    return own, shared, pod
 
 
 def _security(user: int) -> dict[str, Any]:

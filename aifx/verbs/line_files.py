@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
+from aifx.core.errors import EnvironmentFault
 from aifx.core.project import Project, find_project
-from aifx.verbs.arguments import StrPath
+from aifx.verbs.arguments import Settings, StrPath, overrides
 
 if TYPE_CHECKING:
     from aifx.lines.checks import CheckedLine, Finding
+    from aifx.lines.graph import LineGraph
 
 
 def line_check(
@@ -40,6 +43,125 @@ def line_check(
 
     found = find_project(Path(project))
     return check_line(_path(file, found), found, Knowledge(os.environ, check_command, _has_field))
+
+
+def line_graph(file: StrPath | None = None, *, svg: StrPath | None = None, project: StrPath = ".") -> LineGraph:
+    """Read which stations of a line need which, and the outcome of each one's last end. Runs nothing.
+
+    Args:
+        file: by default line.toml of the project.
+        svg: file for a picture.
+        project: a folder in the project.
+
+    Example:
+        >>> aifx.line_graph("nightly.toml")
+        Traceback (most recent call last):
+        ...
+        aifx.core.errors.ConfigError: ...
+    """
+    from aifx.core.pages import write_page
+    from aifx.lines.file import read_line
+    from aifx.lines.graph import graph_of
+    from aifx.lines.journal import Journal
+    from aifx.lines.runner import folder_of
+    from aifx.lines.state import fold
+
+    line = read_line(_path(file, find_project(Path(project))))
+    folder = folder_of(line)
+    state = fold(Journal(folder).records()) if folder.is_dir() else fold(())
+    found = graph_of(line, {name: one.last.outcome for name, one in state.stations.items() if one.last is not None})
+    if svg is not None:
+        write_page(found.svg(), Path(svg))
+    return found
+
+
+def line_unit(
+    file: StrPath | None = None,
+    *,
+    watch: bool = False,
+    name: str | None = None,
+    environment_file: StrPath | None = None,
+    project: StrPath = ".",
+) -> dict[str, str]:
+    """Write the units of systemd that start a line, by the names of their files: a service, and a timer for its ticks.
+
+    Args:
+        file: by default line.toml of the project.
+        watch: a service that runs for ever, without a timer.
+        name: of the units; by default that of the project's folder, behind "aifx-line-".
+        environment_file: lines NAME=VALUE with the variables that the line needs.
+        project: a folder in the project.
+
+    Example:
+        >>> aifx.line_unit("nightly.toml")
+        Traceback (most recent call last):
+        ...
+        aifx.core.errors.ConfigError: ...
+    """
+    from aifx.core.processes import aifx_command
+    from aifx.lines.deploying import units
+    from aifx.lines.file import read_line, read_targets
+
+    found = find_project(Path(project))
+    path = _path(file, found)
+    line, targets = read_line(path), read_targets(path)
+    secrets = None if environment_file is None else Path(environment_file)
+    name = name or f"aifx-line-{re.sub('[^A-Za-z0-9_.-]+', '-', found.root.name)}"
+    program = aifx_command()
+    return units(line, targets, found, program, name=name, watch=watch, environment_file=secrets)
+
+
+def write_units(units: Mapping[str, str], folder: Path) -> list[Path]:
+    """Write files into a folder, and return their paths."""
+    from aifx.core.files import write_output
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in units.items():
+            write_output(folder / name, text.encode())
+    except OSError as e:
+        why = e.strerror or str(e)
+        raise EnvironmentFault(f"{folder} cannot be written", why, "--output FOLDER names another") from None
+    return [folder / name for name in units]
+
+
+def line_k8s(
+    file: StrPath | None = None,
+    *,
+    watch: bool = False,
+    name: str | None = None,
+    settings: Settings = None,
+    project: StrPath = ".",
+) -> str:
+    """Write the CronJob of Kubernetes that starts a line, or with `watch` a Deployment that runs for ever.
+
+    Args:
+        file: by default line.toml of the project.
+        watch: a Deployment that runs `aifx line watch` instead.
+        name: by default that of the project's folder.
+        settings: values over those of `[launch]` and `[k8s]`, by key.
+        project: a folder in the project.
+
+    Example:
+        >>> aifx.line_k8s("nightly.toml")
+        Traceback (most recent call last):
+        ...
+        aifx.core.errors.ConfigError: ...
+    """
+    from aifx.kinds import load_config
+    from aifx.lines.bindings import locate
+    from aifx.lines.deploying import manifest
+    from aifx.lines.file import read_line, read_targets
+
+    found = find_project(Path(project))
+    path = _path(file, found)
+    line, targets = read_line(path), read_targets(path)
+    config = load_config(found, overrides(settings))
+    name = name or re.sub("[^a-z0-9-]+", "-", found.root.name.lower()).strip("-")
+    grace = config.checkpoint.stop_timeout_s
+    return manifest(
+        line, targets, locate(found), config.launch, config.k8s, name=name, watch=watch, stop_timeout_s=grace
+    )
 
 
 def _path(file: StrPath | None, project: Project) -> Path:

@@ -75,6 +75,7 @@ def command_types() -> dict[str, Any]:
     from aifx.kernels import report as kernels
     from aifx.lines import delivery
     from aifx.lines.checks import CheckedLine
+    from aifx.lines.graph import LineGraph
     from aifx.planning.hardware import HardwareList
     from aifx.planning.planner import PlanList
     from aifx.registry import reports as registry
@@ -114,6 +115,7 @@ def command_types() -> dict[str, Any]:
         "line-check": CheckedLine,
         "line-run": LineTick,
         "line-status": LineStatus,
+        "line-graph": LineGraph,
         "eval": held_out.Report | dataset.DatasetReports | against.Comparison | shadow.ShadowReport,
         "predict": Predictions,
         "generate": GeneratedText,

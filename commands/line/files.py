@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from aifx.commands.console.options import JsonOption
+from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.terminal import terminal
 from aifx.core.plurals import counted
 
@@ -19,7 +19,8 @@ FileOption = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the group `aifx line`."""
-    app.command()(check)
+    for command in (check, graph, unit, k8s):
+        app.command()(command)
 
 
 def _check_command(words: Sequence[str]) -> None:
@@ -51,3 +52,73 @@ def check(file: FileOption = None, json: JsonOption = False) -> None:
                 out.print(f"  hint: {one.hint}")
         valid = f"valid, {counted(len(found.stations), 'station')}"
         out.print(f"{found.path}: {counted(len(found.findings), 'finding') if found.findings else valid}")
+
+
+def graph(
+    file: FileOption = None,
+    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Write a picture to FILE.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show which stations need which, and how each ended last.
+
+    Examples:
+        aifx line graph
+        aifx line graph --svg line.svg
+    """
+    with terminal(json) as out:
+        from aifx.verbs.line_files import line_graph
+
+        found = line_graph(file, svg=svg)
+        out.result(found)
+        for row in found.text():
+            out.print(row)
+
+
+WatchOption = Annotated[bool, typer.Option("--watch", help="Run `aifx line watch` for ever, instead of each tick.")]
+NameOption = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="Name. By default that of the project's folder.")
+]
+
+
+def unit(
+    file: FileOption = None,
+    watch: WatchOption = False,
+    name: NameOption = None,
+    environment_file: Annotated[
+        Path | None,
+        typer.Option("--environment-file", metavar="FILE", help="File with lines NAME=VALUE that the line needs."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FOLDER", help="Write the units into FOLDER.")
+    ] = None,
+) -> None:
+    """Print units of systemd that start a line: a service and a timer, or with --watch a service that stays.
+
+    Examples:
+        aifx line unit
+        aifx line unit --output ~/.config/systemd/user && systemctl --user enable --now aifx-line-NAME.timer
+        aifx line unit --watch --environment-file ~/.config/aifx/line.env
+    """
+    with terminal() as out:
+        from aifx.verbs.line_files import line_unit, write_units
+
+        made = line_unit(file, watch=watch, name=name, environment_file=environment_file)
+        if output is None:
+            for title, text in made.items():
+                out.write(f"# {title}\n{text}\n")
+            return
+        for path in write_units(made, output):
+            out.print(str(path))
+
+
+def k8s(file: FileOption = None, watch: WatchOption = False, name: NameOption = None, set_: SetOption = None) -> None:
+    """Print a CronJob of Kubernetes that starts a line, or with --watch a Deployment that stays.
+
+    Examples:
+        aifx line k8s > line.yaml
+        aifx line k8s --watch --set launch.image=registry/lm:1 --set k8s.runs_claim=runs
+    """
+    with terminal() as out:
+        from aifx.verbs.line_files import line_k8s
+
+        out.write(line_k8s(file, watch=watch, name=name, settings=set_))

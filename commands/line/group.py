@@ -28,6 +28,7 @@ app = typer.Typer(
         aifx line watch                  a tick per period, for ever
         aifx line status                 the state of each station
         aifx line check                  find mistakes, without running anything
+        aifx line unit                   units of systemd that start it
     """
 )
 files.add_to(app)
