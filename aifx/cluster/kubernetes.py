@@ -29,6 +29,8 @@ from aifx.core.processes import Ended
 from aifx.core.sanitize import escape_controls
 from aifx.parallel.processes import OURS, PORT
 
+LAUNCH = "aifx-launch"
+"""The label with the id of a launch for a request."""
 FIRST_POD = "jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
 """Labels of the pod of process 0, which writes what a run reports."""
 
@@ -48,9 +50,31 @@ def apply(manifest: Path) -> str:
     Raises EnvironmentFault if the server refuses it.
     """
     _apply(manifest)
+    return current_place()
+
+
+def current_place() -> str:
+    """The place that kubectl's context means, as `apply` returns it."""
     context = ask_kubernetes("config", "current-context")
     view = ask_kubernetes("config", "view", "--minify", "--output=jsonpath={..namespace}")
     return "/".join(ended.output.decode("utf-8", "replace").strip() for ended in (context, view))
+
+
+def find_job(record: LaunchRecord, folder: Path) -> str | None:
+    """The name of the JobSet that a launch for a request made; None if there is none. Raises EnvironmentFault."""
+    how = [f"--selector={LAUNCH}={record.id}", "--output=jsonpath={.items[*].metadata.name}"]
+    ended = ask_kubernetes(*_place(record), "get", "jobset", *how)
+    if not ended.succeeded:
+        what, hint = "Kubernetes does not say whether the JobSet was created", "kubectl get jobsets --all-namespaces"
+        raise EnvironmentFault(what, _why(ended), hint, transient=True)
+    return next(iter(ended.output.decode("utf-8", "replace").split()), None)
+
+
+def with_request(jobset: Mapping[str, Any], launch: str, request: str) -> dict[str, Any]:
+    """A JobSet with labels of the launch and the request that make it."""
+    metadata = jobset["metadata"]
+    labels = {**metadata["labels"], LAUNCH: launch, "aifx-request": request}
+    return {**jobset, "metadata": {**metadata, "labels": labels}}
 
 
 def _apply(manifest: Path, *options: str) -> None:

@@ -17,14 +17,13 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from aifx.cluster.jobs import OVER, POLL_S, Backend, JobStatus, LaunchRecord, read_events
-from aifx.cluster.slurm import find_job
 from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
 from aifx.core.files import make_folders, read_file
 from aifx.core.json_files import write_json
 from aifx.core.os_errors import first_line
 from aifx.core.project import Project
-from aifx.core.requests import Request
+from aifx.core.requests import Request, check_act
 from aifx.core.results import Result
 
 IDLE_S = 0.2
@@ -77,11 +76,19 @@ def write_asked(project: Project, record: LaunchRecord) -> None:
     write_json(folder_of(project, record.id) / ASKED, asdict(record))
 
 
-def find_asked(project: Project, launch: str) -> LaunchRecord | None:
-    """The record of a launch that a request made; None if nothing was submitted. The caller holds the launch.
+def find_asked(project: Project, request: Request, backend: str) -> LaunchRecord | None:
+    """The record of the launch of a request; None if nothing was submitted. The caller holds the launch.
 
     A job whose record was not written any more is found by the scheduler or by what it has written itself.
+    Raises UsageError if its id is of a launch on another scheduler, EnvironmentFault if the scheduler does not answer.
     """
+    record = _find_asked(project, requested_id(project, request))
+    if record is not None:
+        check_act(request.id, record.backend == backend, f"it is of a launch on {record.backend}")
+    return record
+
+
+def _find_asked(project: Project, launch: str) -> LaunchRecord | None:
     folder = folder_of(project, launch)
     try:
         return _RECORD.validate_json(read_file(folder / "record.json", below=project.runs_path))
@@ -91,7 +98,7 @@ def find_asked(project: Project, launch: str) -> LaunchRecord | None:
         asked = _RECORD.validate_json(read_file(folder / ASKED, below=project.runs_path))
     except FileNotFoundError:
         return None
-    job = find_job(asked, folder)
+    job = importlib.import_module(BACKENDS[asked.backend]).find_job(asked, folder)
     if job is None:
         return None
     write_record(project, record := replace(asked, job=job))

@@ -50,7 +50,7 @@ COMMANDS: Mapping[str, Command] = {
         Command("drill", ("passed",), reads_code=True),
         Command("doctor", ("status",), is_source=True),
         Command("launch slurm", reads_code=True, takes_request=True, has_document=False),
-        Command("launch k8s", reads_code=True, has_document=False),
+        Command("launch k8s", reads_code=True, takes_request=True, has_document=False),
         Command("data add", _STEP, "data", is_source=True, takes_request=True),
         Command("data make", ("data_sets",), "data", is_source=True, takes_request=True),
         *(Command(f"data {step}", _STEP, "data")

@@ -292,7 +292,7 @@ def launch_slurm(
         return _submit_slurm(found, command, settings, options)
     launch = requested_id(found, asked)
     with exclusive(make_folder(found, launch) / "lock"):
-        if (record := find_asked(found, launch)) is not None:
+        if (record := find_asked(found, asked, "slurm")) is not None:
             return record
         return _submit_slurm(found, command, settings, options, asked)
 
@@ -360,7 +360,12 @@ def _slurm_job(
 
 
 def launch_k8s(
-    command: Sequence[str], *, name: str | None = None, settings: Settings = None, project: StrPath = "."
+    command: Sequence[str],
+    *,
+    name: str | None = None,
+    settings: Settings = None,
+    request: str | None = None,
+    project: StrPath = ".",
 ) -> LaunchRecord:
     """Hand a command to Kubernetes as a JobSet, by kubectl.
 
@@ -371,6 +376,7 @@ def launch_k8s(
         command: of aifx, with its options: `["train", "--run", "wide"]`.
         name: of the JobSet; by default the run's.
         settings: values over those of `[launch]` and `[k8s]`, by key: `{"launch.nodes": 2}`.
+        request: an id. A second call with it returns the first one's JobSet, and creates none.
         project: a folder in the project.
 
     Example:
@@ -379,23 +385,48 @@ def launch_k8s(
         ...
         aifx.core.errors.UsageError: ...
     """
-    from aifx.cluster.jobs import LaunchRecord
-    from aifx.cluster.kubernetes import apply
-    from aifx.cluster.launched import make_folder, new_id, write_record
+    from aifx.cluster.launched import find_asked, make_folder, requested_id
 
-    found = find_project(Path(project))
-    asked, config, jobset = _jobset(found, command, name, settings)
-    launch, metadata = new_id(asked.run_name), jobset["metadata"]
-    manifest = make_folder(found, launch) / "jobset.yaml"
+    found, asked = find_project(Path(project)), find_request(request, "launch k8s")
+    if asked is None:
+        return _apply_jobset(found, command, name, settings)
+    with exclusive(make_folder(found, requested_id(found, asked)) / "lock"):
+        if (record := find_asked(found, asked, "kubernetes")) is not None:
+            return record
+        return _apply_jobset(found, command, name, settings, asked)
+
+
+def _apply_jobset(
+    project: Project, command: Sequence[str], name: str | None, settings: Settings, request: Request | None = None
+) -> LaunchRecord:
+    """Create a JobSet, between a record for the request, if there is one, and that of the launch."""
+    from aifx.cluster.jobs import LaunchRecord
+    from aifx.cluster.kubernetes import apply, current_place, with_request
+    from aifx.cluster.launched import make_folder, new_id, requested_id, write_asked, write_record
+
+    if request is not None and name is None:  # one of another request must not be changed instead
+        run_name = _read(_command(command, "aifx launch k8s train")).run_name or "main"
+        name = f"{run_name}-{requested_id(project, request)[-6:]}"
+    asked, config, jobset = _jobset(project, command, name, settings)
+    launch = new_id(asked.run_name) if request is None else requested_id(project, request)
+    jobset = jobset if request is None else with_request(jobset, launch, request.id)
+    metadata = jobset["metadata"]
+    manifest = make_folder(project, launch) / "jobset.yaml"
     write_text(manifest, to_yaml(jobset))
-    context, _, namespace = apply(manifest).rpartition("/")
-    place = f"{context}/{metadata.get('namespace', namespace)}"
+
+    def place_in(current: str) -> str:
+        context, _, namespace = current.rpartition("/")
+        return f"{context}/{metadata.get('namespace', namespace)}"
+
     pods = sum(job["replicas"] * job["template"]["spec"]["completions"] for job in jobset["spec"]["replicatedJobs"])
     sizes = pods, config.launch.processes_per_node
     record = LaunchRecord(
-        launch, "kubernetes", metadata["name"], place, asked.run_name, asked.arguments, *sizes, time.time()
+        launch, "kubernetes", metadata["name"], "", asked.run_name, asked.arguments, *sizes, time.time()
     )
-    write_record(found, record)
+    if request is not None:
+        write_asked(project, replace(record, place=place_in(current_place())))
+    record = replace(record, place=place_in(apply(manifest)))
+    write_record(project, record)
     return record
 
 

@@ -263,6 +263,7 @@ def k8s(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="With --apply: let the API server check it, and create nothing.")
     ] = False,
+    request: RequestOption = None,
 ) -> None:
     """Print a command as a JobSet of Kubernetes, or hand it to Kubernetes.
 
@@ -287,7 +288,7 @@ def k8s(
             checked = launch_k8s_check(command, name=name, settings=settings)
             out.print(f"Kubernetes takes JobSet {checked}; nothing was created")
             return
-        record = launch_k8s(command, name=name, settings=settings)
+        record = launch_k8s(command, name=name, settings=settings, request=request)
         out.log(f"launch {record.id}: JobSet {record.job}")
         if follow:
             follow_job(out, record.id)

@@ -105,6 +105,38 @@ def test_apply_hands_over_what_is_printed_and_keeps_a_record(project: Project, k
     assert found.arguments == ("train", "--run", "wide")
 
 
+def test_a_jobset_is_created_once_for_a_request(project: Project, kubectl: Kubectl) -> None:
+    def ask(run: str) -> tuple[int, str, str]:
+        return aifx(project, "k8s", "--apply", "--no-follow", "--request", "r1", "train", "--run", run)
+
+    def applied() -> int:
+        return sum(call[0] == "apply" for call in kubectl(**answers))
+
+    answers = {"config": "case $* in *context*) echo prod;; *) printf team-b;; esac", "get": "exit 0"}
+    kubectl(**answers)
+    first = ask("wide")
+    assert first[0] == 0, first[2]
+    (record,) = read_records(project)
+    assert (record.job[:5], record.place, applied()) == ("wide-", "prod/team-b", 1)
+    folder = project.runs_path / ".launched" / record.id
+    labels = yaml.safe_load((folder / "jobset.yaml").read_text())["metadata"]["labels"]
+    assert (labels["aifx-request"], labels["aifx-launch"]) == ("r1", record.id)
+    assert ask("other") == first
+    (folder / "record.json").unlink()
+    answers["get"] = f"echo {record.job}"
+    kubectl(**answers)
+    assert ask("other") == first
+    assert (read_records(project), applied()) == ([record], 1)
+    (folder / "record.json").unlink()
+    answers["get"] = 'echo "Unable to connect" >&2; exit 1'
+    kubectl(**answers)
+    code, _, err = ask("other")
+    assert (code, "does not say whether" in err, applied()) == (2, True, 1)
+    answers["get"] = "exit 0"
+    kubectl(**answers)
+    assert (ask("wide"), applied()) == (first, 2)
+
+
 def test_a_dry_run_creates_nothing(project: Project, kubectl: Kubectl) -> None:
     code, out, _ = aifx(project, "k8s", "--apply", "--dry-run", "train", "--run", "wide")
     assert code == 0
