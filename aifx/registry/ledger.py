@@ -113,8 +113,13 @@ class Ledger:
     def inspect(self) -> tuple[tuple[Entry, ...], list[str]]:
         """The entries that can be read, and a line for each that is damaged, missing or in the wrong place."""
         files = {name: data for name, data in self.store.read_files().items() if _NAME.fullmatch(name)}
-        entries, problems, previous = list[Entry](), list[str](), ""
-        for number in range(1, max((int(name.removesuffix(".json")) for name in files), default=0) + 1):
+        entries, problems, previous, last = list[Entry](), list[str](), "", 0
+        for number in sorted({int(name.removesuffix(".json")) for name in files}):
+            if (gap := number - last) > 1:  # one line: a stray file may have any number
+                after = f", and so are the {gap - 2} after it" if gap > 2 else ""
+                problems.append(f"{self._url(number - gap + 1)} is missing{after}")
+                previous = "unknown"
+            last = number
             try:
                 entry = _parse(files.get(file_name(number)), number)
             except ValueError as e:

@@ -39,7 +39,7 @@ MODELS, OBJECTS, POLICY = "models", "objects", "policy"
 
 ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,49}")
 LEAST_DIGITS = 4
-_LABEL = re.compile(r"v(\d+)")
+_LABEL = re.compile(r"v[0-9]+")
 _DIGITS = re.compile(r"[0-9a-f]{4,64}")
 
 MOST_TRIES = 100
@@ -240,8 +240,8 @@ def find_version(state: ModelState, reference: str) -> NumberedVersion:
     """The version that a reference means to a model as it is, or was. Raises UsageError naming the nearest."""
     _, _, word = reference.partition("@")
     versions = list(state.versions.values())
-    if found := _LABEL.fullmatch(word):
-        matching = [version for version in versions if version.number == int(found[1])]
+    if _LABEL.fullmatch(word):
+        matching = [version for version in versions if version.label == word]
     elif word in state.aliases:
         digest = state.aliases[word].version
         matching = [version for version in versions if version.digest == digest]
@@ -250,7 +250,7 @@ def find_version(state: ModelState, reference: str) -> NumberedVersion:
         matching = [version for version in versions if is_digits and version.digest.startswith(word)]
     if len(matching) == 1:
         return matching[0]
-    if found:
+    if _LABEL.fullmatch(word):
         why = f"the newest is {versions[-1].label}" if versions else "no version was pushed"
     else:
         known = [*state.aliases, *(version.label for version in versions[-5:])]

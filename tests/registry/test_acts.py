@@ -388,6 +388,21 @@ def test_a_pulled_folder_is_whole(root: Root, tmp_path: Path) -> None:
         assert own.read_text() == "{}"
 
 
+@pytest.mark.parametrize("word", ["v0", "v01", "v\uff11", "v" + "9" * 5000])
+def test_a_version_has_one_label(root: Root, word: str) -> None:
+    push_text(root, "a")
+    with pytest.raises(UsageError, match="names no version"):
+        root.find(f"fraud@{word}")
+
+
+def test_a_stray_entry_of_any_number_is_one_problem_per_gap(root: Root) -> None:
+    push_text(root, "a")
+    (Path(root.store.path) / "models" / "fraud" / "ledger" / "99999999.json").write_text("{}")
+    missing, stray = verify_root(root, (), ()).problems
+    assert missing.why.endswith("00000002.json is missing, and so are the 99999996 after it")
+    assert "99999999.json is no entry" in stray.why
+
+
 def test_two_versions_are_compared(root: Root) -> None:
     push_text(root, "a", data=["x@1"])
     push_text(root, "bc", data=["y@1"])
