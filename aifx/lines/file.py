@@ -91,6 +91,13 @@ class _StationTable(_Table):
         _checked(parse_condition, when)
         return when
 
+    @field_validator("on")
+    @classmethod
+    def _is_here(cls, on: Place) -> Place:
+        if on != "local":
+            raise ValueError(f'{on!r} cannot be used yet: run = "launch {on} ..." hands over a job, and does not wait')
+        return on
+
     @field_validator("run")
     @classmethod
     def _are_commands(cls, run: list[str]) -> list[str]:

@@ -236,7 +236,7 @@ class TickRun:
                 self._write_report(failed)
             return
         commands = [
-            _program(words, station, f"{one.attempt}-{number}") for number, words in enumerate(_commands(one), 1)
+            _program(words, station, f"{one.attempt}-{number}") for number, words in enumerate(commands_of(one), 1)
         ]
         child = one.start(commands, environ, self.project.root)
         if child is not None:
@@ -280,7 +280,7 @@ class TickRun:
 
     def _settle(self, name: str, station: Station | None, opened: Open, one: Try, found: Exit) -> None:
         """Write down what a try came to: the end of the attempt, or that it is tried again."""
-        words = _commands(one)[found.command - 1]
+        words = commands_of(one)[found.command - 1]
         document = _document(one.output(found.command))
         hidden = self._hidden(name, station)
         error = _without(_error(name, found, document, one), hidden) if found.code else {}
@@ -343,7 +343,8 @@ def _program(words: Sequence[str], station: Station, request: str) -> list[str]:
     return [*AIFX, *words[:end], *options, *words[end:]]
 
 
-def _commands(one: Try) -> list[list[str]]:
+def commands_of(one: Try) -> list[list[str]]:
+    """The words of the commands of an attempt. Raises OSError, ValueError."""
     doc = parse_json((one.path.parent / COMMANDS).read_bytes())
     return [[str(word) for word in command] for command in doc["commands"]]
 

@@ -20,6 +20,7 @@ from aifx.verbs.arguments import StrPath
 
 if TYPE_CHECKING:
     from aifx.lines.file import Line, Station
+    from aifx.lines.journal import Kind, Record
     from aifx.lines.runner import TickRun
     from aifx.lines.state import StationState
     from aifx.lines.tick import Decision
@@ -246,3 +247,508 @@ def _next(line: Line, station: Station, own: StationState, state: str, now: floa
     if state == "ready" and line.every_s is not None:
         return next_start(now, line.every_s, line.timezone)
     return None
+
+
+@dataclass(frozen=True)
+class LineEvent:
+    """A record of a line's journal.
+
+    Attributes:
+        number: from 1.
+        time: Unix time.
+        kind: tick, started, repeated, ended, reported, approved, retry, skip, paused or resumed.
+        station: empty if it is about the whole line.
+        outcome: of an end: done, verdict or failed; of a report, the state; otherwise empty.
+        code: exit code of the last command, of an end.
+        duration_s: of an attempt that ended.
+        why: reason of a person, or the error.
+    """
+
+    number: int
+    time: float
+    kind: str
+    station: str
+    attempt: str
+    outcome: str
+    code: int | None
+    duration_s: float | None
+    why: str
+
+
+@dataclass(frozen=True)
+class LineHistory(Result):
+    """What a line did, newest first."""
+
+    file: str
+    records: tuple[LineEvent, ...]
+
+
+@dataclass(frozen=True)
+class CommandLog:
+    """What a command of an attempt wrote, up to a limit."""
+
+    words: tuple[str, ...]
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True)
+class StationLogs(Result):
+    """What the last attempt of a station wrote.
+
+    Attributes:
+        number: of its try, from 1.
+        code: exit code of its last command; null while it runs.
+    """
+
+    station: str
+    attempt: str
+    number: int
+    commands: tuple[CommandLog, ...]
+    code: int | None
+
+
+@dataclass(frozen=True)
+class LineDecision(Result):
+    """A person's decision, as the journal has it.
+
+    Attributes:
+        kind: approved, retry, skip, paused or resumed.
+        station: empty if it is about the whole line.
+        key: digest of the work that it is about; empty for a pause.
+        by: the person.
+    """
+
+    kind: str
+    station: str
+    key: str
+    by: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Backfill(Result):
+    """Ticks that were made up for, or with --dry-run the times of them."""
+
+    ticks: tuple[LineTick, ...]
+    times: tuple[float, ...]
+    is_planned: bool = False
+
+    @property
+    def exit_code(self) -> ExitCode:
+        codes = {one.exit_code for one in self.ticks}
+        order = (ExitCode.INTERRUPTED, ExitCode.PREEMPTED, ExitCode.UNABLE, ExitCode.VERDICT)
+        return next((code for code in order if code in codes), ExitCode.OK)
+
+
+def line_history(
+    station: str | None = None, *, limit: int | None = None, file: StrPath | None = None, project: StrPath = "."
+) -> LineHistory:
+    """List what a line did, newest first. Starts and writes nothing.
+
+    Args:
+        station: only records of this station.
+        limit: number of records; by default all.
+        file: of the line; by default line.toml of the project.
+        project: a folder in the project.
+
+    Example:
+        >>> [(one.station, one.outcome) for one in aifx.line_history("keys").records]
+        [('keys', 'done'), ('keys', '')]
+    """
+    from aifx.lines.journal import Journal
+    from aifx.lines.runner import folder_of
+
+    line, _ = _open(file, project)
+    records = Journal(folder_of(line)).records()
+    if station is not None and not any(one.station == station for one in records):
+        _check_station(line, station)
+    found = [one for one in reversed(records) if station in (None, one.station)][:limit]
+    return LineHistory(str(line.path), tuple(_event(one) for one in found))
+
+
+def line_logs(station: str, *, file: StrPath | None = None, project: StrPath = ".") -> StationLogs:
+    """Return what the last attempt of a station wrote. It may still run.
+
+    Args:
+        station: its name.
+        file: of the line; by default line.toml of the project.
+        project: a folder in the project.
+
+    Example:
+        >>> aifx.line_logs("keys").code
+        0
+    """
+    from aifx.lines.journal import Journal
+    from aifx.lines.runner import ATTEMPTS, commands_of, folder_of
+    from aifx.lines.running import Exit, Try
+
+    line, _ = _open(file, project)
+    journal = Journal(folder_of(line))
+    tries = [one for one in journal.records() if one.station == station and one.kind in ("started", "repeated")]
+    if not tries:
+        _check_station(line, station)
+        raise UsageError(f"{station} has never run", "it has no attempt", "aifx line status")
+    last = tries[-1]
+    one = Try(journal.folder / ATTEMPTS, last.attempt, int(last.facts["number"]))
+    found = one.look()
+    try:
+        commands = commands_of(one)
+    except (OSError, ValueError) as e:
+        raise UsageError(f"{one.path.parent} is gone", str(e).splitlines()[0], f"aifx line history {station}") from None
+    logs = tuple(
+        CommandLog(tuple(redact_arguments(words)), _text(one.output(number)), _text(one.errors(number)))
+        for number, words in enumerate(commands, 1)
+    )
+    return StationLogs(station, one.attempt, one.number, logs, found.code if isinstance(found, Exit) else None)
+
+
+def line_retry(station: str, *, reason: str = "", file: StrPath | None = None, project: StrPath = ".") -> LineDecision:
+    """Let the next tick try a station again that failed, had a bad verdict or was skipped.
+
+    A station that failed is tried under the same id, so that effects that it had are not repeated.
+
+    Args:
+        station: its name.
+        reason: for the history.
+        file: of the line; by default line.toml of the project.
+        project: a folder in the project.
+
+    Example:
+        >>> aifx.line_retry("release").kind  # it was skipped
+        'retry'
+    """
+    line, found = _open(file, project)
+    _check_station(line, station)
+    run, made, _ = _look(line, found)
+    own = run.state.of(station)
+    _refuse_running(station, own)
+    decision = made.get(station)
+    end = own.last if decision is None else own.ends.get(decision.key, own.last)
+    if end is None or end.outcome == "done":
+        why = "it has never run" if end is None else "its last attempt is done"
+        if own.report is not None:
+            why = "it was not started; each tick looks at it again"
+        raise UsageError(f"{station} has nothing to retry", why, "aifx line run")
+    return _write(run, "retry", station, end.key, reason)
+
+
+def line_skip(station: str, *, reason: str = "", file: StrPath | None = None, project: StrPath = ".") -> LineDecision:
+    """Let a station count as ended for the work that it would do now. Later stations use its outputs before that.
+
+    Args:
+        station: its name.
+        reason: for the history.
+        file: of the line; by default line.toml of the project.
+        project: a folder in the project.
+
+    Example:
+        >>> aifx.line_skip("release", reason="a holiday").kind
+        'skip'
+    """
+    line, found = _open(file, project)
+    _check_station(line, station)
+    run, made, problem = _look(line, found)
+    _refuse_running(station, run.state.of(station))
+    if problem is not None:
+        raise AifxError(problem["what"], problem["why"], problem["hint"], transient=problem["transient"])
+    decision = made[station]
+    if not decision.key or decision.state in ("done", "pending", "skipped"):
+        why = f"it is {decision.state} {decision.why}".strip()
+        raise UsageError(f"{station} has nothing to skip", why, "aifx line status")
+    return _write(run, "skip", station, decision.key, reason)
+
+
+def line_approve(
+    station: str, *, reason: str = "", file: StrPath | None = None, project: StrPath = "."
+) -> LineDecision:
+    """Approve the work that a station waits with. Other work of it is asked for again.
+
+    Args:
+        station: its name.
+        reason: for the history.
+        file: of the line; by default line.toml of the project.
+        project: a folder in the project.
+
+    Example:
+        >>> aifx.line_approve("release", reason="read it").kind
+        'approved'
+    """
+    line, found = _open(file, project)
+    _check_station(line, station)
+    run, made, _ = _look(line, found)
+    own = run.state.of(station)
+    if not own.asks_for:
+        state = "running" if own.open is not None else made[station].state if station in made else "unknown"
+        why = f'it is {state}; a tick asks before it starts a station with ask = "approval"'
+        raise UsageError(f"{station} waits for no approval", why, "aifx line run")
+    return _write(run, "approved", station, own.asks_for, reason)
+
+
+def line_pause(
+    station: str | None = None, *, reason: str = "", file: StrPath | None = None, project: StrPath = "."
+) -> LineDecision:
+    """Start nothing more of a line, or of a station, until `line_resume`. What runs goes on.
+
+    Args:
+        station: its name; by default the whole line.
+        reason: for the history and the status.
+        file: of the line; by default line.toml of the project.
+        project: a folder in the project.
+
+    Example:
+        >>> aifx.line_pause(reason="maintenance").kind
+        'paused'
+    """
+    return _pause("paused", station, reason, file, project)
+
+
+def line_resume(
+    station: str | None = None, *, reason: str = "", file: StrPath | None = None, project: StrPath = "."
+) -> LineDecision:
+    """End a pause of a line or of a station.
+
+    Args:
+        station: its name; by default the whole line.
+        reason: for the history.
+        file: of the line; by default line.toml of the project.
+        project: a folder in the project.
+
+    Example:
+        >>> aifx.line_resume().kind
+        'resumed'
+    """
+    return _pause("resumed", station, reason, file, project)
+
+
+def line_backfill(
+    begin: str,
+    end: str,
+    *,
+    file: StrPath | None = None,
+    allow_shell: bool = False,
+    dry_run: bool = False,
+    stop: Sequence[int] = (),
+    on_line: Report = lambda text: None,
+    project: StrPath = ".",
+) -> Backfill:
+    """Run the ticks of a time that has passed, the oldest first. Work that is done already is not done again.
+
+    Args:
+        begin: date or time, such as "2026-12-01" or "2026-12-01T06:00", in the line's time zone.
+        end: date or time up to which, and with which, ticks are run.
+        file: of the line; by default line.toml of the project.
+        allow_shell: run stations with `shell = true`, which start any program.
+        dry_run: list the times, and do nothing.
+        stop: numbers of signals. As soon as it has one, the tick ends; what runs is left to the next tick.
+        on_line: called with each thing that happens.
+        project: a folder in the project.
+
+    Example:
+        >>> len(aifx.line_backfill("2026-11-01", "2026-11-03", dry_run=True).times)
+        3
+    """
+    from aifx.lines.runner import Settings, TickRun, held
+
+    line, found = _open(file, project)
+    times = _times(line, begin, end)
+    if dry_run:
+        return Backfill((), times, is_planned=True)
+    ticks = list[LineTick]()
+    with held(line):
+        left = list(times)
+        while left and not stop:
+            settings = Settings(
+                os.environ, left[0], allows_shell=allow_shell, is_past=True, should_stop=lambda: bool(stop),
+                report=on_line,
+            )  # fmt: skip
+            run = TickRun(line, found, settings)
+            is_another = run.state.tick is not None and run.state.tick.facts["line"] == line.digest
+            made = run.run()  # one that was interrupted comes first
+            on_line(f"tick {run.tick} is over")
+            if not is_another:
+                ticks.append(LineTick(str(line.path), run.tick, _ticked(made), False, stop[0] if stop else None))
+                left.pop(0)
+    return Backfill(tuple(ticks), times)
+
+
+SEND_S = 60.0
+"""Between two deliveries of events while a line waits."""
+LOOK_S = 0.5
+
+
+def line_watch(
+    *,
+    file: StrPath | None = None,
+    allow_shell: bool = False,
+    stop: Sequence[int] = (),
+    on_line: Report = lambda text: None,
+    project: StrPath = ".",
+) -> None:
+    """Run a tick per period until a signal comes, and send the events of the line's targets.
+
+    Ticks that were missed become one. A decision of a person, such as an approval, begins a tick at once. The file is
+    read again for each tick. An error is reported, and the next tick begins in its period.
+
+    Args:
+        file: of the line; by default line.toml of the project.
+        allow_shell: run stations with `shell = true`, which start any program.
+        stop: numbers of signals. As soon as it has one, the tick ends; what runs is left to the next tick.
+        on_line: called with each thing that happens.
+        project: a folder in the project.
+
+    Example:
+        >>> aifx.line_watch(stop=[15])
+    """
+    from aifx.lines.runner import Settings, TickRun, held
+
+    line, found = _open(file, project)
+    if line.every_s is None:
+        why = "aifx line watch ticks once per period"
+        raise UsageError(f"{line.path} has no period", why, 'write every = "1h" below [line], or: aifx line run')
+    sender = _Sender(found, line.path, on_line)
+    told = ""
+    while not stop:
+        began = time.time()
+        try:
+            line = _open(file, project)[0]
+            settings = Settings(
+                os.environ, began, allows_shell=allow_shell, should_stop=lambda: bool(stop), report=on_line,
+                while_waiting=sender.send_if_due,
+            )  # fmt: skip
+            with held(line):
+                TickRun(line, found, settings).run()
+            told = ""
+        except AifxError as e:
+            if str(e) != told:
+                on_line(f"the tick ended: {e.what}: {e.why}" + (f"; {e.hint}" if e.hint else ""))
+            told = str(e)
+        if not stop:
+            sender.send()
+            _wait(line, began, stop, sender)
+
+
+def _wait(line: Line, began: float, stop: Sequence[int], sender: _Sender) -> None:
+    """Wait for the next period, a record of another process, or a signal."""
+    from aifx.lines.journal import JOURNAL
+    from aifx.lines.runner import folder_of
+    from aifx.lines.schedule import is_due
+
+    path = folder_of(line) / JOURNAL
+    size = path.stat().st_size if path.exists() else 0
+    every_s = line.every_s or 3600.0  # the period may have been removed from the file meanwhile
+    while not stop and not is_due(began, time.time(), every_s, line.timezone):
+        if path.exists() and path.stat().st_size != size:
+            return
+        sender.send_if_due()
+        time.sleep(LOOK_S)
+
+
+class _Sender:
+    """Sends events of a line's targets, and reports each failure once."""
+
+    def __init__(self, project: Project, path: Path, on_line: Report) -> None:
+        self.project, self.path, self.on_line = project, path, on_line
+        self._at, self._told = 0.0, frozenset[str]()
+
+    def send_if_due(self) -> None:
+        if time.monotonic() - self._at >= SEND_S:
+            self.send()
+
+    def send(self) -> None:
+        from aifx.lines.bindings import locate
+        from aifx.lines.delivery import deliver
+        from aifx.lines.file import read_targets
+
+        try:
+            if not (targets := read_targets(self.path)):
+                return
+            found = deliver(locate(self.project), targets, os.environ, limit_s=20)
+            errors = [*found.problems, *(one.problem for one in found.targets if one.problem is not None)]
+            texts = {f"{one['what']}: {one['why']}" for one in errors}
+            texts |= {f"events wait for {one.target}: {one.failed[0].reason}" for one in found.targets if one.failed}
+        except AifxError as e:
+            texts = {f"{e.what}: {e.why}"}
+        finally:
+            self._at = time.monotonic()
+        for text in sorted(texts - self._told):
+            self.on_line(text)
+        self._told = frozenset(texts)
+
+
+def _times(line: Line, begin: str, end: str) -> tuple[float, ...]:
+    """The begins of the periods between two times. Raises UsageError."""
+    from datetime import datetime
+    from zoneinfo import ZoneInfo
+
+    from aifx.lines.schedule import next_start, period_start
+
+    if line.every_s is None:
+        raise UsageError(f"{line.path} has no period", "a backfill has a tick per period", 'every = "1d" below [line]')
+    given = []
+    for option, text in (("--from", begin), ("--to", end)):
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            raise UsageError(f"{option} {text!r} is no time", "", f"{option} 2026-12-01T06:00") from None
+        given.append((moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(line.timezone))).timestamp())
+    first, last = given
+    if last < first or last > time.time():
+        why = f"--from {begin} is later than --to {end}" if last < first else f"--to {end} lies in the future"
+        raise UsageError("there is no tick to make up for", why, "aifx line backfill --from 2026-12-01 --to 2026-12-02")
+    at = period_start(first, line.every_s, line.timezone)
+    times = [at] if at >= first else []
+    while (at := next_start(at, line.every_s, line.timezone)) <= last:
+        times.append(at)
+        if len(times) > MOST_TICKS:
+            why = f"more than {MOST_TICKS:,} periods lie between --from and --to"
+            raise UsageError("too many ticks", why, "aifx line backfill with a later --from")
+    return tuple(times)
+
+
+MOST_TICKS = 10_000
+
+
+def _event(record: Record) -> LineEvent:
+    facts = record.facts
+    error = facts.get("error") or {}
+    why = ": ".join(part for part in (error.get("what", ""), error.get("why", "")) if part)
+    outcome = str(facts.get("outcome") or (facts.get("state") if record.kind == "reported" else "") or "")
+    return LineEvent(
+        record.number, record.time, record.kind, record.station, record.attempt, outcome, facts.get("code"),
+        facts.get("duration_s"), why or str(facts.get("why") or facts.get("reason") or ""),
+    )  # fmt: skip
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")
+
+
+def _check_station(line: Line, name: str) -> None:
+    if name not in line.stations:
+        raise UsageError(f"the line has no station {name!r}", did_you_mean(name, line.stations), "aifx line status")
+
+
+def _refuse_running(name: str, own: StationState) -> None:
+    if own.open is not None:
+        raise UsageError(f"{name} is running", f"attempt {own.open.attempt} has not ended", f"aifx line logs {name}")
+
+
+def _write(run: TickRun, kind: Kind, station: str, key: str, reason: str) -> LineDecision:
+    by = user_name(os.getuid())
+    run.journal.append(kind, station, key, by=by, reason=reason)
+    return LineDecision(kind, station, key, by, reason)
+
+
+def _pause(kind: Kind, station: str | None, reason: str, file: StrPath | None, project: StrPath) -> LineDecision:
+    from aifx.lines.runner import Settings, TickRun
+
+    line, found = _open(file, project)
+    if station is not None:
+        _check_station(line, station)
+    run = TickRun(line, found, Settings(os.environ, time.time()))
+    before = run.state.paused if station is None else run.state.of(station).paused
+    name, hint = station or "the line", f"aifx line status --file {file}" if file else "aifx line status"
+    if (before is not None) == (kind == "paused"):
+        raise UsageError(f"{name} is {'paused already' if before else 'not paused'}", "", hint)
+    return _write(run, kind, station or "", "", reason)

@@ -97,7 +97,7 @@ def command_types() -> dict[str, Any]:
     from aifx.verbs.data_expect import ExpectedVersion, InferredContract
     from aifx.verbs.data_labels import LabelServerStarted
     from aifx.verbs.data_steps import CombinedVersion, MadeMix
-    from aifx.verbs.lines import LineStatus, LineTick
+    from aifx.verbs.lines import Backfill, LineDecision, LineHistory, LineStatus, LineTick, StationLogs
     from aifx.verbs.prediction import Predictions
     from aifx.verbs.recipe_writing import WrittenRecipe
     from aifx.verbs.recipes import MadeRecipes, PlannedRecipes
@@ -116,6 +116,10 @@ def command_types() -> dict[str, Any]:
         "line-run": LineTick,
         "line-status": LineStatus,
         "line-graph": LineGraph,
+        "line-history": LineHistory,
+        "line-logs": StationLogs,
+        "line-backfill": Backfill,
+        **{f"line-{name}": LineDecision for name in ("retry", "skip", "approve", "pause", "resume")},
         "eval": held_out.Report | dataset.DatasetReports | against.Comparison | shadow.ShadowReport,
         "predict": Predictions,
         "generate": GeneratedText,

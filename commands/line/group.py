@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.console.format import date
+from aifx.commands.console.format import clock, date
 from aifx.commands.console.options import DryRunOption, JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.line import files
-from aifx.core.errors import AifxError
-from aifx.core.lifecycle import collect_signals
+from aifx.core.errors import AifxError, ExitCode
+from aifx.core.lifecycle import collect_signals, exit_code_of
 
 if TYPE_CHECKING:
     from aifx.verbs.lines import LineTick, StationStatus, StationTick
@@ -126,3 +127,221 @@ def _print_hints(out: Output, hints: Iterable[tuple[str, str]]) -> None:
     for station, hint in hints:
         if hint:
             out.print(f"{station}: {hint}")
+
+
+StationArgument = Annotated[str, typer.Argument(metavar="STATION", help="Station of the line.")]
+ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason, for the history.")]
+
+
+@app.command()
+def watch(allow_shell: AllowShellOption = False, file: FileOption = None) -> None:
+    """Run a tick per period, for ever, and send the events of the line's targets.
+
+    Examples:
+        aifx line watch
+        aifx line watch --allow-shell
+
+    Ticks that were missed become one. An approval or another decision begins a tick at once. SIGTERM ends the command
+    with 0, and Ctrl-C with 130: what runs goes on, and the next tick adopts it.
+    """
+    with terminal() as out:
+        from aifx.verbs.lines import line_watch
+
+        with collect_signals() as came:
+            line_watch(
+                file=file, allow_shell=allow_shell, stop=came,
+                on_line=lambda text: out.log(f"{date(time.time())} {text}"),
+            )  # fmt: skip
+        if came and exit_code_of(came[0]) == ExitCode.INTERRUPTED:
+            raise KeyboardInterrupt
+
+
+@app.command()
+def history(
+    station: Annotated[
+        str | None, typer.Argument(metavar="[STATION]", help="Show only this station. By default all.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, help="Number of records.")] = 20,
+    file: FileOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List what the line did, newest first.
+
+    Examples:
+        aifx line history
+        aifx line history train --limit 5
+    """
+    with terminal(json) as out:
+        from aifx.verbs.lines import line_history
+
+        found = line_history(station, limit=limit, file=file)
+        out.result(found)
+        rows = [
+            (one.number, date(one.time), one.station or None, one.kind, one.outcome or None,
+             None if one.duration_s is None else clock(one.duration_s), one.why or None)
+            for one in found.records
+        ]  # fmt: skip
+        if rows:
+            columns = ["record", "time", "station", "kind", "outcome", "took", "why"]
+            out.table(columns, rows, right=["record", "took"])
+        else:
+            out.log("the line has done nothing yet: aifx line run")
+
+
+@app.command()
+def logs(station: StationArgument, file: FileOption = None, json: JsonOption = False) -> None:
+    """Print what the last attempt of a station wrote. It may still run.
+
+    Examples:
+        aifx line logs train
+        aifx line logs train --json
+    """
+    with terminal(json) as out:
+        from aifx.verbs.lines import line_logs
+
+        found = line_logs(station, file=file)
+        out.result(found)
+        for one in found.commands:
+            out.print(f"$ {shlex.join(one.words)}")
+            for text in (one.stdout, one.stderr):
+                if text.strip():
+                    out.print(text.rstrip("\n"))
+        out.log(f"attempt {found.attempt}, try {found.number}: "
+                + ("it has not ended" if found.code is None else f"exit code {found.code}"))  # fmt: skip
+
+
+@app.command()
+def retry(
+    station: StationArgument, reason: ReasonOption = "", file: FileOption = None, json: JsonOption = False
+) -> None:
+    """Let the next tick try a station again that failed, had a bad verdict or was skipped.
+
+    Examples:
+        aifx line retry train
+        aifx line retry train --reason "the disk has room again"
+
+    A station that failed is tried under the same id, so that effects that it had are not repeated.
+    """
+    with terminal(json) as out:
+        from aifx.verbs.lines import line_retry
+
+        out.result(line_retry(station, reason=reason, file=file))
+        out.print(f"{station} is tried again by the next tick: aifx line run")
+
+
+@app.command()
+def skip(
+    station: StationArgument, reason: ReasonOption = "", file: FileOption = None, json: JsonOption = False
+) -> None:
+    """Let a station count as ended for the work that it would do now.
+
+    Examples:
+        aifx line skip evaluate --reason "its data is late"
+
+    Stations after it use what it made before. Its next work is not skipped.
+    """
+    with terminal(json) as out:
+        from aifx.verbs.lines import line_skip
+
+        found = line_skip(station, reason=reason, file=file)
+        out.result(found)
+        out.print(f"{station} is skipped for work {found.key[:12]}")
+
+
+@app.command()
+def approve(
+    station: StationArgument, reason: ReasonOption = "", file: FileOption = None, json: JsonOption = False
+) -> None:
+    """Approve the work that a station waits with.
+
+    Examples:
+        aifx line approve promote
+        aifx line approve promote --reason "read the report"
+
+    The approval holds for this work: for another model or other data, the line asks again.
+    """
+    with terminal(json) as out:
+        from aifx.verbs.lines import line_approve
+
+        found = line_approve(station, reason=reason, file=file)
+        out.result(found)
+        out.print(f"{station} is approved for work {found.key[:12]}; the next tick starts it: aifx line run")
+
+
+OptionalStationArgument = Annotated[
+    str | None, typer.Argument(metavar="[STATION]", help="Station of the line. By default the whole line.")
+]
+
+
+@app.command()
+def pause(
+    station: OptionalStationArgument = None,
+    reason: ReasonOption = "",
+    file: FileOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Start nothing more of the line, or of a station. What runs goes on.
+
+    Examples:
+        aifx line pause
+        aifx line pause train --reason "the cluster moves"
+    """
+    with terminal(json) as out:
+        from aifx.verbs.lines import line_pause
+
+        out.result(line_pause(station, reason=reason, file=file))
+        out.print(f"{station or 'the line'} is paused until: aifx line resume {station or ''}".rstrip())
+
+
+@app.command()
+def resume(
+    station: OptionalStationArgument = None,
+    reason: ReasonOption = "",
+    file: FileOption = None,
+    json: JsonOption = False,
+) -> None:
+    """End a pause of the line or of a station.
+
+    Examples:
+        aifx line resume
+        aifx line resume train
+    """
+    with terminal(json) as out:
+        from aifx.verbs.lines import line_resume
+
+        out.result(line_resume(station, reason=reason, file=file))
+        out.print(f"{station or 'the line'} is not paused any more")
+
+
+@app.command()
+def backfill(
+    begin: Annotated[str, typer.Option("--from", metavar="TIME", help="Date or time of the first tick.")],
+    end: Annotated[str, typer.Option("--to", metavar="TIME", help="Date or time of the last tick.")],
+    allow_shell: AllowShellOption = False,
+    dry_run: DryRunOption = False,
+    file: FileOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Run the ticks of a time that has passed, the oldest first.
+
+    Examples:
+        aifx line backfill --from 2026-11-01 --to 2026-11-30
+        aifx line backfill --from 2026-12-01T06:00 --to 2026-12-01T12:00 --dry-run
+
+    Times are those of the line's time zone. Work that is done already is not done again.
+    """
+    with terminal(json) as out:
+        from aifx.verbs.lines import line_backfill
+
+        with collect_signals() as came:
+            found = line_backfill(
+                begin, end, file=file, allow_shell=allow_shell, dry_run=dry_run, stop=came, on_line=out.log
+            )
+        out.result(found)
+        if dry_run:
+            for moment in found.times:
+                out.print(f"would tick for {date(moment)}")
+        rows = [(one.tick, station.station, station.state, _reason(station))
+                for one in found.ticks for station in one.stations]  # fmt: skip
+        if rows:
+            out.table(["tick", "station", "state", "why"], rows)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +112,114 @@ def test_a_missing_or_wrong_file_is_named(line: Terminal, command: str) -> None:
     assert f"{line.root}/line.toml:5: two stations 'a'" in line.document(command, code=2)["error"]["what"]
     (line.root / "other.toml").write_text(station("b"))
     assert "b" in line.aifx(command, "--file", "other.toml").stdout
+
+
+def test_a_station_on_another_machine_is_refused_with_its_place(line: Terminal) -> None:
+    line.write(station("a", on="slurm"))
+    what = line.document("run", code=2)["error"]["what"]
+    assert what.startswith(f"{line.root}/line.toml:5: ")
+    assert "launch slurm" in what
+
+
+def test_an_approval_starts_what_was_asked_for(line: Terminal) -> None:
+    line.write(station("a", ask="approval") + station("b"))
+    assert "waits for no approval" in line.document("approve", "a", code=2)["error"]["what"]
+    line.aifx("run", "--allow-shell")
+    found = line.document("approve", "a", "--reason", "read it")
+    assert (found["kind"], found["key"]) == ("approved", line.records("reported")[0].key)
+    assert line.states("run", "--allow-shell") == {"a": "done", "b": "done"}
+    (record,) = line.records("approved")
+    assert record.facts["reason"] == "read it"
+    assert "waits for no approval" in line.document("approve", "b", code=2)["error"]["what"]
+
+
+def test_a_retry_goes_on_under_the_same_id(line: Terminal) -> None:
+    line.write(station("a", "sh -c 'echo x >>a.count; [ -e ready ]'") + station("b"))
+    line.aifx("run", "--allow-shell", code=2)
+    (line.root / "ready").touch()
+    line.aifx("run", "--allow-shell", code=2)
+    assert line.count("a") == 1
+    line.aifx("retry", "a")
+    assert line.states("run", "--allow-shell") == {"a": "done", "b": "done"}
+    assert len({one.attempt for one in line.records("started", "a")}) == 1
+    for name in ("a", "b"):
+        assert "nothing to retry" in line.document("retry", name, code=2)["error"]["what"]
+
+
+def test_a_skipped_station_does_not_keep_others_back(line: Terminal) -> None:
+    line.write(station("a", "sh -c 'exit 3'") + station("b", after=["a"]))
+    line.aifx("run", "--allow-shell", code=2)
+    assert "nothing to skip" not in line.aifx("skip", "a", "--reason", "late").stderr
+    assert line.states("run", "--allow-shell") == {"a": "skipped", "b": "done"}
+    assert "nothing to skip" in line.document("skip", "b", code=2)["error"]["what"]
+
+
+def test_a_pause_holds_until_it_is_ended(line: Terminal) -> None:
+    line.write(station("a") + station("b"))
+    line.aifx("pause", "--reason", "maintenance")
+    assert line.states("run", "--allow-shell") == {"a": "paused", "b": "paused"}
+    assert line.document("status")["is_paused"]
+    assert "paused already" in line.document("pause", code=2)["error"]["what"]
+    line.aifx("resume")
+    line.aifx("pause", "b")
+    assert line.states("run", "--allow-shell") == {"a": "done", "b": "paused"}
+    line.aifx("resume", "b")
+    assert line.states("run", "--allow-shell") == {"a": "done", "b": "done"}
+    assert "not paused" in line.document("resume", "b", code=2)["error"]["what"]
+
+
+def test_history_and_logs_say_what_happened(line: Terminal) -> None:
+    line.write(station("a", "sh -c 'echo out; echo err >&2; exit 3'") + station("b"))
+    assert "has never run" in line.document("logs", "a", code=2)["error"]["what"]
+    assert line.document("history")["records"] == []
+    line.aifx("run", "--allow-shell", code=2)
+    logs = line.document("logs", "a")
+    (command,) = logs["commands"]
+    assert (command["stdout"], command["stderr"], logs["code"]) == ("out\n", "err\n", 3)
+    ended, started = line.document("history", "a")["records"]
+    assert (ended["kind"], ended["outcome"], ended["code"], started["kind"]) == ("ended", "failed", 3, "started")
+    assert len(line.document("history", "--limit", "3")["records"]) == 3
+    for command in ("logs", "history", "retry", "skip", "approve", "pause"):
+        assert "did you mean 'a'?" in line.document(command, "aa", code=2)["error"]["why"]
+
+
+def test_a_backfill_has_a_tick_per_period(line: Terminal) -> None:
+    line.write('[line]\nevery = "1d"\n' + station("a", "sh -c 'echo {date} >>a.count'"))
+    period = ("--from", "2026-10-24", "--to", "2026-10-26")
+    assert len(line.document("backfill", *period, "--dry-run")["times"]) == 3
+    assert line.count("a") == 0
+    for _ in range(2):  # the second time nothing is left to do
+        assert len(line.document("backfill", *period, "--allow-shell")["ticks"]) == 3
+        assert (line.root / "a.count").read_text().split() == ["2026-10-24", "2026-10-25", "2026-10-26"]
+    for wrong in (("2026-10-26", "2026-10-24"), ("x", "2026-10-24"), ("2026-10-24", "2999-01-01")):
+        line.aifx("backfill", "--from", wrong[0], "--to", wrong[1], code=2)
+    line.write(station("a"))
+    assert "no period" in line.document("backfill", *period, code=2)["error"]["what"]
+
+
+def watching(line: Terminal) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "aifx.commands.main", "line", "watch", "--allow-shell"]
+    return subprocess.Popen(command, cwd=line.root, stderr=subprocess.PIPE, text=True)
+
+
+def until(process: subprocess.Popen[str], holds: Callable[[], object]) -> None:
+    limit = time.monotonic() + 60
+    while not holds():
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_watch_acts_on_decisions_and_ends_at_sigterm_leaving_what_runs(line: Terminal) -> None:
+    wait = "sh -c 'echo x >>b.count; n=0; while [ ! -e go ] && [ $n -lt 2000 ]; do n=$((n+1)); sleep 0.02; done'"
+    line.write('[line]\nevery = "1d"\n' + station("a", ask="approval") + station("b", wait, after=["a"]))
+    watch = watching(line)
+    until(watch, lambda: line.records("reported"))
+    line.aifx("approve", "a")
+    until(watch, lambda: line.count("b"))
+    watch.send_signal(signal.SIGTERM)
+    assert watch.wait(60) == 0
+    (line.root / "go").touch()
+    assert line.states("run", "--allow-shell") == {"a": "done", "b": "done"}
+    assert line.count("b") == 1
