@@ -34,6 +34,7 @@ from aifx.core.steps import StepChoice
 from aifx.data.base import TEXT_BYTES, Batch, BatchSource, Dataset
 from aifx.data.spec import DataSpec, Field
 from aifx.data.splits import Split
+from aifx.data.versions.catalog import whole_reference
 from aifx.evaluation.settings import check_overrides, measuring_settings
 from aifx.evaluation.slices import Slices, check_slice_gates, measure_slices
 from aifx.kinds import read_config
@@ -343,14 +344,19 @@ def _with_split_alone(split: Split, config: Config, project: Project, assets: Pa
 
 def _compare_data(run: RunDirectory, project: Project, config: Config, task: Task) -> None:
     """Warn when the data is not what the run was trained on: text that is held out now may have been learnt."""
+    whole: dict[str, str] = {}
     if isinstance(run, ModelDirectory):
         before = (run.content.data or {}).get("digest")
+        if (reference := getattr(config.data, "dataset", None)) is not None:  # a run has the version that it means
+            whole["dataset"] = whole_reference(reference, config.apply_to(project))
+            config = replace(config, data=config.data.model_copy(update=whole))
     else:
         before = read_provenance(run).get("data_digest")
     if before is None or before == data_digest(task, config):
         return
     # The digest covers how the data is read as well. Look again without the overrides that change that.
     own = read_current(run, project) if isinstance(run, ModelDirectory) else read_config(run.config, project)
+    own = replace(own, data=own.data.model_copy(update=whole))
     is_same = data_settings(own) == data_settings(config)
     if is_same or before != data_digest(open_task(own, project, run.assets), own):
         logger.warning(

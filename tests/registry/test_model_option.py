@@ -131,6 +131,24 @@ def test_a_table_is_measured_and_predicted_as_by_its_run(tmp_path: Path, monkeyp
 
 
 @pytest.mark.slow
+def test_only_other_data_than_a_version_was_trained_on_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toml = model_runs.TABLE.replace('path = "data/table.csv"', 'dataset = "rows"')
+    monkeypatch.chdir(model_runs.make_project(tmp_path / "project", toml).root)
+    aifx.data_add("rows", "data/table.csv", license="CC0-1.0")
+    aifx.data_split("rows", validation=0.2, test=0.2)
+    assert run("train", "--run", "main", "--set", "train.num_steps=1")[0] == 0
+    aifx.registry_push("main", "tiny")
+    assert "the data has changed" not in run("eval", "--model", "tiny@v1")[2]
+    with open("data/table.csv", "a") as file:
+        file.write("0.5,x,yes\n" * 20)
+    aifx.data_add("rows", "data/table.csv", license="CC0-1.0")
+    aifx.data_split("rows", validation=0.2, test=0.2)
+    assert "the data has changed since model tiny@v1" in run("eval", "--model", "tiny@v1")[2]
+
+
+@pytest.mark.slow
 def test_a_language_model_writes_serves_and_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "TEXT", monkeypatch)
     ours, theirs = (aifx.generate(model, "the", max_tokens=8) for model in ("runs/main", "tiny@v1"))
