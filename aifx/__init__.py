@@ -191,7 +191,7 @@ _NAMES = {
     "launching": "launch_local launch_local_plan launch_node launch_slurm launch_slurm_script launch_k8s "
     "launch_k8s_manifest launch_k8s_check launch_ls launch_logs launch_follow launch_stop",
     "line_files": "line_check line_graph line_unit line_k8s",
-    "lines": "line_run line_status line_history line_logs line_skip line_retry line_pause line_resume line_approve "
+    "lines": "line_run line_status line_history line_logs line_approve line_skip line_retry line_pause line_resume "
     "line_backfill line_watch",
     "planning": "plan plan_hardware",
     "kernels": "kernels_explain kernels_tune kernels_ls kernels_clear",
