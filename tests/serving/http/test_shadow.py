@@ -46,7 +46,8 @@ def shadowed(serve: Callable[..., Served], tmp_path: Path) -> Iterator[Shadowed]
             engine=engine, tokenizer=engine.tokenizer, renderer=renderer, name="other", settings=served.state.settings,
             log=AccessLog(tmp_path / "other.jsonl"), operations=TEXT_OPERATIONS,
         )  # fmt: skip
-        models = {"toy-weights": ModelIdentity("toy", 1, "d1")}
+        models = served.state.swaps.models
+        models[served.state.engine.fingerprint] = ModelIdentity("toy", 1, "d1")
         found = Shadow(state, ModelIdentity("other", 2, "d2"), models, JsonLines(tmp_path / "shadow.jsonl"), share)
         served.state.shadow = found
         served.state.drains.append(found.drain)
