@@ -43,7 +43,7 @@ def check_overrides(
 def measuring_settings(trained: RestoredRun) -> dict[str, Any]:
     """The settings that the figures of an evaluation depend on, by key: those of MEASURING, and other overrides.
 
-    The other settings of the model are part of it, and its digest stands for them.
+    The digest of the model covers its other settings.
     """
     values = trained.config.values()
     found = {}

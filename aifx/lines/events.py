@@ -43,7 +43,7 @@ MOST_DATA_BYTES = 32 << 10
 """Bytes of JSON that the data of an event have at most: each CloudEvents intermediary takes 64 KiB."""
 
 _OWN_EVENTS = ("train", "registry promote")
-"""Commands whose bad verdict another source tells of: events.jsonl, and the ledger."""
+"""Commands whose bad verdict another source records: events.jsonl, or the ledger."""
 
 _ACTIONS = {"promote": "promoted", "rollback": "rolled_back", "refuse": "gate.failed"}
 

@@ -607,7 +607,7 @@ def line_watch(
         why = "aifx line watch ticks once per period"
         raise UsageError(f"{line.path} has no period", why, 'write every = "1h" below [line], or: aifx line run')
     sender = _Sender(found, line.path, on_line)
-    told = ""
+    reported = ""
     while not stop:
         began = time.time()
         try:
@@ -618,11 +618,11 @@ def line_watch(
             )  # fmt: skip
             with held(line):
                 TickRun(line, found, settings).run()
-            told = ""
+            reported = ""
         except AifxError as e:
-            if str(e) != told:
+            if str(e) != reported:
                 on_line(f"the tick ended: {e.what}: {e.why}" + (f"; {e.hint}" if e.hint else ""))
-            told = str(e)
+            reported = str(e)
         if not stop:
             sender.send()
             _wait(line, began, stop, sender)
@@ -649,7 +649,7 @@ class _Sender:
 
     def __init__(self, project: Project, path: Path, on_line: Report) -> None:
         self.project, self.path, self.on_line = project, path, on_line
-        self._at, self._told = 0.0, frozenset[str]()
+        self._at, self._reported = 0.0, frozenset[str]()
 
     def send_if_due(self) -> None:
         if time.monotonic() - self._at >= SEND_S:
@@ -671,9 +671,9 @@ class _Sender:
             texts = {f"{e.what}: {e.why}"}
         finally:
             self._at = time.monotonic()
-        for text in sorted(texts - self._told):
+        for text in sorted(texts - self._reported):
             self.on_line(text)
-        self._told = frozenset(texts)
+        self._reported = frozenset(texts)
 
 
 def _times(line: Line, begin: str, end: str) -> tuple[float, ...]:
@@ -690,7 +690,7 @@ def _times(line: Line, begin: str, end: str) -> tuple[float, ...]:
         try:
             moment = datetime.fromisoformat(text)
         except ValueError:
-            raise UsageError(f"{option} {text!r} is no time", "", f"{option} 2026-12-01T06:00") from None
+            raise UsageError(f"{option} {text!r} is not a time", "", f"{option} 2026-12-01T06:00") from None
         given.append((moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(line.timezone))).timestamp())
     first, last = given
     if last < first or last > time.time():
