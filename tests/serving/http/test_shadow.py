@@ -160,6 +160,7 @@ def test_the_end_of_a_server_waits_for_the_second_model(shadowed: Shadowed, tmp_
     served, shadow, engine = shadowed()
     engine.pause = True
     served.http.post("/v1/completions", json=PROMPT)
+    wait_until(lambda: shadow._waiting)  # a client has its answer before the second model gets a copy
     shadow.drain()
     threading.Timer(0.2, setattr, (engine, "pause", False)).start()
     shadow.close()
@@ -181,6 +182,7 @@ def test_an_answer_that_is_cut_has_no_second_one(shadowed: Shadowed) -> None:
     served.engine.wait_idle()
     served.http.post("/v1/completions", json={**PROMPT, "model": "legal"})  # an adapter
     served.http.post("/v1/completions", json=PROMPT)
+    wait_until(lambda: shadow.counts.answered)
     shadow.drain()
     shadow.close()
     assert len(engine.requests) == 1
