@@ -240,6 +240,7 @@ class PowerMeter:
     """
 
     def __init__(self, devices: Sequence[Any], declared_w: float | None = None) -> None:
+        self.devices = devices
         self._counters: Sequence[Counter] = ()
         self._power: Power | None = None
         try:

@@ -44,7 +44,7 @@ from aifx.serving.predictor import Predictor, PredictorWeights, fields_of_spec, 
 from aifx.serving.record import Recorder
 from aifx.serving.requests import Delta, GenerationRequest, SamplingSettings, complete_answer
 from aifx.serving.rows import Row, Weights
-from aifx.serving.worker import Shares, Worker
+from aifx.serving.worker import Shares, WorkClock, Worker
 from aifx.specs import ArraySpec, Params, Specs, array_names
 from aifx.tasks.registry import load_task
 
@@ -79,8 +79,11 @@ class ServedModel:
         return Weights(self.params, f"fp_{fingerprint}", fingerprint.encode(), tuple(self.adapters))
 
 
-def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
+def start_engine(trained: RestoredRun, serve: ServeSection, clock: WorkClock | None = None) -> Engine:
     """An engine whose programs are compiled, whose weights are loaded, and which has written once.
+
+    Args:
+        clock: of an engine that works beside it; both share its time.
 
     Raises UsageError for a model that does not write, or settings that do not fit.
     """
@@ -108,7 +111,6 @@ def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
     check_layout(served, slots, chunk)
     num_pages = pool_pages(served.decoding, serve, max(slots), max_len)
     programs = ServingPrograms(served.decoding, served.params, num_pages, max_len, served.layout)
-    meter = PowerMeter(served.decoding.layout.devices, serve.power_w)
     device = Device(programs, slots, chunk)
     device.compile()
     weights = served.weights(device)
@@ -119,7 +121,7 @@ def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
         queue=serve.queue,
         prefix_cache=serve.prefix_cache,
         pooling=serve.pooling,
-        shares=Shares(meter, serve.price_per_hour),
+        shares=_shares(served.decoding.layout, serve, clock),
         recorder=_recorder(trained, serve),
     )
     _report_bits(engine, "an answer", "requests", find_difference(device, weights, served.tokenizer))
@@ -131,6 +133,16 @@ def start_engine(trained: RestoredRun, serve: ServeSection) -> Engine:
     engine.start()
     _write_once(engine)
     return engine
+
+
+def _shares(layout: Layout, serve: ServeSection, clock: WorkClock | None) -> Shares:
+    """The shares of an engine on these devices, by a new clock, or by one that then meters them, too."""
+    devices = dict.fromkeys([*(clock.meter.devices if clock and clock.meter else ()), *layout.devices])
+    if clock is None:
+        return Shares(WorkClock(PowerMeter(list(devices), serve.power_w), serve.price_per_hour))
+    if clock.meter is not None and len(devices) > len(clock.meter.devices):
+        clock.meter = PowerMeter(list(devices), serve.power_w)
+    return Shares(clock)
 
 
 def _recorder(trained: RestoredRun, serve: ServeSection) -> Recorder | None:
@@ -229,8 +241,11 @@ def free_memory(platform: str) -> int:
     return int(stats.get("bytes_limit", 0)) - int(stats.get("bytes_in_use", 0))
 
 
-def start_predictor(trained: RestoredRun, serve: ServeSection) -> Predictor:
+def start_predictor(trained: RestoredRun, serve: ServeSection, clock: WorkClock | None = None) -> Predictor:
     """A predictor whose program is compiled, and which has predicted.
+
+    Args:
+        clock: of an engine that works beside it; both share its time.
 
     Raises UsageError for a task that does not predict, or settings of `[serve]` that are for text.
     """
@@ -246,7 +261,7 @@ def start_predictor(trained: RestoredRun, serve: ServeSection) -> Predictor:
         fields = fields_of_spec(programs.task.data)
         program_digest = sha256_of(lower_prediction(programs, fields).as_text())
         weights = load_weights(trained, program_digest)
-        shares = Shares(PowerMeter(programs.layout.devices, serve.power_w), serve.price_per_hour)
+        shares = _shares(programs.layout, serve, clock)
         predictor = Predictor(
             programs, weights, program_digest, queue=serve.queue, shares=shares, recorder=_recorder(trained, serve)
         )

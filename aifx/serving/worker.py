@@ -16,7 +16,7 @@ from aifx.serving.record import Recorder
 from aifx.serving.requests import Draining, EnergyBasis, QueueFull
 
 if TYPE_CHECKING:  # it opens NVML, which `aifx generate` does not need
-    from aifx.machine.energy import PowerMeter
+    from aifx.machine.energy import Power, PowerMeter
 
 logger = logging.getLogger(__name__)
 
@@ -65,24 +65,70 @@ class RequestState(Generic[W]):
         self.is_cancelled = True
 
 
+class WorkClock:
+    """Divides the time of this process among the engines that work at once, with its power and price.
+
+    What all of them are charged adds up to the whole. An engine that has no request is charged nothing.
+
+    Attributes:
+        meter: of the devices of all engines; None if it is not known.
+    """
+
+    def __init__(self, meter: PowerMeter | None = None, price_per_hour: float | None = None) -> None:
+        self.meter, self.price_per_hour = meter, price_per_hour
+        self._lock = threading.Lock()
+        self._working: set[Shares] = set()
+        self._read_at, self._seconds_each = time.monotonic(), 0.0
+
+    def begin(self, engine: Shares) -> float:
+        """Count an engine among those that work, and return `seconds`."""
+        with self._lock:
+            found = self._advance()
+            if self.meter is not None:
+                self.meter.resume()
+            self._working.add(engine)
+            return found
+
+    def pause(self, engine: Shares) -> None:
+        """Count it no more, until it begins again."""
+        with self._lock:
+            self._advance()
+            self._working.discard(engine)
+            if self.meter is not None and not self._working:
+                self.meter.pause()
+
+    def seconds(self) -> float:
+        """The seconds that each engine at work is charged, since some moment."""
+        with self._lock:
+            return self._advance()
+
+    @property
+    def power(self) -> Power | None:
+        with self._lock:
+            return None if self.meter is None else self.meter.power
+
+    def _advance(self) -> float:
+        now = time.monotonic()
+        self._seconds_each += (now - self._read_at) / max(len(self._working), 1)
+        self._read_at = now
+        return self._seconds_each
+
+
 class Shares:
     """Gives requests their share of the energy and price of the time that the engine works."""
 
-    def __init__(self, meter: PowerMeter | None = None, price_per_hour: float | None = None) -> None:
-        self._meter, self._price_per_hour = meter, price_per_hour
+    def __init__(self, clock: WorkClock | None = None) -> None:
+        self.clock = clock or WorkClock()
         self._parts: list[tuple[RequestState[Any], int]] = []
-        self._since = time.monotonic()
+        self._since = self.clock.seconds()
 
     def pause(self) -> None:
         """Stop counting: no request is there until `begin`."""
-        if self._meter is not None:
-            self._meter.pause()
+        self.clock.pause(self)
 
     def begin(self) -> None:
         """Restart the clock after idle time. What cancelled requests used just before it is nobody's."""
-        if self._meter is not None:
-            self._meter.resume()
-        self._since = time.monotonic()
+        self._since = self.clock.begin(self)
         self._parts.clear()
 
     def add(self, request: RequestState[Any], count: int) -> None:
@@ -91,18 +137,18 @@ class Shares:
 
     def settle(self) -> None:
         """Divide what was used since the last call among the parts since then."""
-        now = time.monotonic()
+        now = self.clock.seconds()
         seconds, self._since = now - self._since, now
         parts, self._parts = self._parts, []
         total = sum(count for _, count in parts)
-        power = self._meter.power if self._meter is not None else None
+        power, price_per_hour = self.clock.power, self.clock.price_per_hour
         for request, count in parts:
             share = seconds * count / total
             if power is not None:
                 request.joules = (request.joules or 0.0) + power.watts * share
                 request.energy_basis = power.basis
-            if self._price_per_hour is not None:
-                request.cost = (request.cost or 0.0) + self._price_per_hour / 3600 * share
+            if price_per_hour is not None:
+                request.cost = (request.cost or 0.0) + price_per_hour / 3600 * share
 
 
 R = TypeVar("R", bound=RequestState[Any])
@@ -147,6 +193,10 @@ class Worker(ABC, Generic[W, R]):
     @property
     def fingerprint(self) -> str:
         return self.weights.fingerprint
+
+    @property
+    def clock(self) -> WorkClock:
+        return self._shares.clock
 
     def start(self) -> None:
         self._thread.start()
@@ -208,6 +258,7 @@ class Worker(ABC, Generic[W, R]):
 
     def _run(self) -> None:
         self._compilations.start()
+        self._shares.begin()
         try:
             while not self._is_stopping:
                 if not self._turn():
@@ -218,6 +269,7 @@ class Worker(ABC, Generic[W, R]):
         except Exception as error:  # the requests must hear of it, and the server must not look healthy
             logger.exception(f"the {type(self).__name__.lower()} has failed")
             self.failure = f"{type(error).__name__}: {error}"
+        self._shares.pause()
         with self._lock:
             self._arrived.clear()
             unfinished = list(self._unfinished)

@@ -13,7 +13,7 @@ from aifx.serving import worker
 from aifx.serving.http.completions import usage_answer
 from aifx.serving.http.text import total_usage
 from aifx.serving.requests import Usage
-from aifx.serving.worker import Shares
+from aifx.serving.worker import Shares, WorkClock
 
 CPU = SimpleNamespace(device_kind="cpu")
 
@@ -44,7 +44,7 @@ def requests(count: int) -> list[Any]:
 
 
 def test_shares_are_by_tokens(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    shares, (one, other) = Shares(meter(monkeypatch, None, declared_w=20.0), price_per_hour=36.0), requests(2)
+    shares, (one, other) = Shares(WorkClock(meter(monkeypatch, None, declared_w=20.0), 36.0)), requests(2)
     clock.now += 50  # no request is there
     shares.begin()
     shares.add(one, 6)  # of its prompt
@@ -60,6 +60,30 @@ def test_shares_are_by_tokens(clock: SimpleNamespace, monkeypatch: pytest.Monkey
     shares.settle()
     assert other.joules == pytest.approx(30)
     assert one.joules == pytest.approx(70)
+
+
+@pytest.mark.parametrize("is_measured", [True, False])
+def test_engines_that_work_at_once_divide_what_both_use(
+    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, is_measured: bool
+) -> None:
+    """As with `--shadow`: what requests of both are charged adds up to the whole."""
+    work = WorkClock(meter(monkeypatch, (lambda: 20 * clock.now) if is_measured else None, declared_w=20.0), 36.0)
+    (first, second), (one, other) = (Shares(work), Shares(work)), requests(2)
+    for engine in (first, second):
+        engine.pause()
+    clock.now += 50  # neither works
+    first.begin()
+    first.add(one, 1)
+    clock.now += 2
+    second.begin()
+    second.add(other, 1)
+    clock.now += 4
+    second.settle()
+    second.pause()
+    clock.now += 1
+    first.settle()
+    assert (one.joules, other.joules) == (pytest.approx(20 * (2 + 2 + 1)), pytest.approx(20 * 2))
+    assert (one.cost, other.cost) == (pytest.approx(0.05), pytest.approx(0.02))
 
 
 def test_a_counter_is_read_and_wraps(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +102,7 @@ def test_idle_time_is_charged_to_nobody(clock: SimpleNamespace, monkeypatch: pyt
     def pass_time(seconds: float, watts: float) -> None:
         clock.now, used.joules = clock.now + seconds, used.joules + seconds * watts
 
-    shares, (first, second, third) = Shares(meter(monkeypatch, lambda: used.joules % 1000)), requests(3)
+    shares, (first, second, third) = Shares(WorkClock(meter(monkeypatch, lambda: used.joules % 1000))), requests(3)
     pass_time(3, 80)  # programs are compiled
     for request in (first, second):
         shares.pause()
@@ -113,7 +137,7 @@ def test_a_counter_that_fails_leaves_energy_unknown(
     assert found.power is None
     assert found.power is None
     assert len([line for line in logged if line.startswith("warning: ") and "permission denied" in line]) == 1
-    shares, (one,) = Shares(found), requests(1)
+    shares, (one,) = Shares(WorkClock(found)), requests(1)
     shares.add(one, 1)
     shares.settle()
     assert (one.joules, one.energy_basis, one.cost) == (None, None, None)

@@ -16,7 +16,7 @@ from answers import Answer, Whole, ask, bits, random_request, send
 from aifx.serving.engine import Engine, PageAllocator, PrefixCache
 from aifx.serving.requests import Delta, Draining, GenerationRequest, QueueFull, RequestError, SamplingSettings
 from aifx.serving.rows import Weights
-from aifx.serving.worker import Shares
+from aifx.serving.worker import Shares, WorkClock
 
 Engines = Callable[..., Engine]
 
@@ -237,7 +237,7 @@ def test_an_embedding_is_the_mean_of_the_hidden_states(engines: Engines, decodin
 @pytest.mark.representative("an answer in company")
 def test_each_request_has_its_share_of_the_price(engines: Engines) -> None:
     """Also one that is only read. Nothing is kept of requests that are done."""
-    shares = Shares(price_per_hour=3600.0)
+    shares = Shares(WorkClock(price_per_hour=3600.0))
     engine, start = engines(shares=shares), time.monotonic()
     embedded: queue.Queue[Any] = queue.Queue()
     costs = []
@@ -250,6 +250,16 @@ def test_each_request_has_its_share_of_the_price(engines: Engines) -> None:
     assert all(cost is not None and cost > 0 for cost in costs)
     assert sum(costs) <= time.monotonic() - start
     assert not shares._parts
+
+
+@pytest.mark.representative("an answer in company")
+def test_two_engines_charge_no_more_than_the_time_of_both(engines: Engines) -> None:
+    clock = WorkClock(price_per_hour=3600.0)
+    both, start = [engines(pages=pages, shares=Shares(clock)) for pages in (24, 4)], time.monotonic()
+    answers = [send(engine, GenerationRequest([2] * 70, 100)) for engine in both]
+    costs = [Whole.of(answer.all()).last.usage.cost for answer in answers]
+    elapsed = time.monotonic() - start
+    assert elapsed / 2 < sum(cost or 0.0 for cost in costs) <= elapsed
 
 
 @pytest.mark.representative("an answer in company")

@@ -42,6 +42,7 @@ from aifx.serving.record import SHADOW_FILE
 from aifx.serving.requests import Embedded
 from aifx.serving.start import free_memory, start_engine, start_predictor
 from aifx.serving.swap import SHARE_OF_COPY, ModelIdentity, ModelSource, Watcher, watch
+from aifx.serving.worker import WorkClock
 
 logger = logging.getLogger(__name__)
 
@@ -132,33 +133,36 @@ class Service:
         trained: the model, without its arrays.
         fits: the fields of `aifx serve --json` that say how much the engine takes at once.
         watch: lets other models take over. Raises UsageError, DataError.
+        clock: of the engine's work.
     """
 
     state: ServerState
     trained: RestoredRun
     fits: Mapping[str, Any]
     watch: Watch
+    clock: WorkClock
 
 
-def open_service(trained: RestoredRun, **common: Any) -> Service:
+def open_service(trained: RestoredRun, clock: WorkClock | None = None, **common: Any) -> Service:
     """Start the engine or the predictor of a run.
 
     Args:
+        clock: of a service beside it; both share its time.
         common: fields of `ServerState`, "settings" among them.
 
     Raises AifxError for what cannot be served.
     """
     programs = build(trained.config, trained.task, trained.layout)
     is_text = unable_to_write(programs) is None
-    state, fits = _text(trained, **common) if is_text else _predictions(trained, **common)
+    state, fits = (_text if is_text else _predictions)(trained, clock, **common)
     state.swaps.models[state.engine.fingerprint] = ModelIdentity.of(trained)
     trained, engine = _without_arrays(trained), state.engine
+    assert isinstance(engine, Engine | Predictor)
 
     def start_watch(source: ModelSource, canary: Path | None) -> Watcher[Any]:
-        assert isinstance(engine, Engine | Predictor)
         return watch(engine, state.settings, source, canary=canary, project=trained.project, counts=state.swaps)
 
-    return Service(state, trained, fits, start_watch)
+    return Service(state, trained, fits, start_watch, engine.clock)
 
 
 def add_shadow(
@@ -181,7 +185,8 @@ def add_shadow(
             _check_shadow_memory(service, directory, project, step, overrides)
             trained = restore_run(directory, project, step=step, overrides=overrides)
             own = settings.model_copy(update={"log_requests": False, "adapters": ()})
-            second = open_service(trained, name=directory.name, settings=own, log=state.log, key=state.key).state
+            common = {"name": directory.name, "settings": own, "log": state.log, "key": state.key}
+            second = open_service(trained, service.clock, **common).state
             opened.callback(second.engine.stop)
         except AifxError as error:
             error.what = f"--shadow {directory.name}: {error.what}"
@@ -215,8 +220,8 @@ def _check_shadow_memory(
         raise UsageError("a second model does not fit", why, "aifx serve --memory with a smaller pool")
 
 
-def _text(trained: RestoredRun, **common: Any) -> tuple[TextState, Mapping[str, Any]]:
-    engine = start_engine(trained, common["settings"])
+def _text(trained: RestoredRun, clock: WorkClock | None, **common: Any) -> tuple[TextState, Mapping[str, Any]]:
+    engine = start_engine(trained, common["settings"], clock)
     state = TextState(
         engine=engine,
         tokenizer=engine.tokenizer,
@@ -235,9 +240,11 @@ def _text(trained: RestoredRun, **common: Any) -> tuple[TextState, Mapping[str, 
     return state, fits
 
 
-def _predictions(trained: RestoredRun, **common: Any) -> tuple[PredictionState, Mapping[str, Any]]:
+def _predictions(
+    trained: RestoredRun, clock: WorkClock | None, **common: Any
+) -> tuple[PredictionState, Mapping[str, Any]]:
     form, data = trained.task.format, trained.task.data
-    predictor = start_predictor(trained, common["settings"])
+    predictor = start_predictor(trained, common["settings"], clock)
     assert form is not None
     operations = (prediction_operation(form, data.classes),)
     state = PredictionState(engine=predictor, form=form, data=data, operations=operations, **common)

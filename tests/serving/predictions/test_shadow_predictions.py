@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 import aifx
 from aifx.core.project import Project
+from aifx.serving.http.services import add_shadow
 
 POLICY = "[roles]\nadmin = []\n[aliases.production]\nbetter = {}\n"
 
@@ -62,6 +64,15 @@ def test_a_second_model_is_promoted_by_its_recorded_answers(
     (root / "report.json").write_text(json.dumps(found.document()))
     aifx.registry_attest("kinds@v2", "report.json", "comparison")
     assert aifx.registry_promote("kinds@v2", "production").action == "promote"
+
+
+def test_both_models_share_a_clock(table: Project, serve: Callable[..., Any]) -> None:
+    """So that no second is charged twice."""
+    service = serve(table).service
+    shadow = add_shadow(service, table.run("main"), table, 1, ())
+    shadow.close()
+    engine: Any = shadow._state.engine
+    assert engine.clock is service.clock
 
 
 @pytest.mark.slow
