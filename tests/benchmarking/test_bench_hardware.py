@@ -79,6 +79,7 @@ def test_memory_goes_through_every_cache(monkeypatch):
     assert hardware.memory_sizes("gpu")[0] in (1 << 20, 2 << 20)
 
 
+@pytest.mark.slow
 def test_memory_counts_bytes_as_stream_does(bench, monkeypatch):
     monkeypatch.setattr(hardware, "memory_sizes", lambda platform, quick: [1 << 14])
     monkeypatch.setattr(hardware, "CALL_BYTES", {"cpu": 1 << 16})

@@ -49,6 +49,7 @@ def test_a_form_that_memory_does_not_hold_is_left_out_with_a_word(monkeypatch, c
     assert any("rotary, reference" in note and re.search(r"\b2 bytes.*\b1 \w+ free", note) for note in notes)
 
 
+@pytest.mark.slow
 def test_what_xla_does_not_tell_of_a_program_is_not_told(monkeypatch):
     monkeypatch.setattr(jax.stages.Compiled, "memory_analysis", lambda self: None)
     monkeypatch.setattr(jax.stages.Compiled, "cost_analysis", lambda self: None)

@@ -75,6 +75,7 @@ def calls_of_a_save(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> li
     return calls.made
 
 
+@pytest.mark.slow
 def test_any_call_of_a_save_may_fail_once(saved: Path, calls_of_a_save: list[str], folder: Path) -> None:
     assert len(calls_of_a_save) > 30
     for at in range(len(calls_of_a_save)):

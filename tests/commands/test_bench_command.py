@@ -238,6 +238,7 @@ def test_a_gate_measures_what_the_baseline_measured(bench, tmp_path, here):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+@pytest.mark.slow
 def test_a_gate_whose_disk_is_full_or_whose_launch_dies_keeps_what_it_measured(bench, tmp_path, here):
     write_report(report(here, thing("hardware.first", 0.5), quick=True), tmp_path / "main.json")
     for body, output, told in (

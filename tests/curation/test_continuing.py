@@ -171,6 +171,7 @@ def check_overlaps(seed: int, generations: int) -> list[tuple[int, int]]:
     return compared
 
 
+@pytest.mark.slow
 def test_only_new_rows_are_compared_with_the_own_test_rows() -> None:
     (first, _), *others = check_overlaps(3, 2)
     assert first > 0

@@ -80,6 +80,7 @@ def test_every_type(tmp_path: Path, server: Server) -> None:
     assert found == TYPES
 
 
+@pytest.mark.slow
 def test_dates_beyond_those_of_python(tmp_path: Path, server: Server) -> None:
     done = add(tmp_path, server, "SELECT '20000-01-01'::date AS a, '4713-01-01 BC'::timestamptz AS b")
     assert done.returncode == 0, done.stderr

@@ -55,6 +55,7 @@ def check_conflict(conflict: Any, kernel: str = "kernel", tools: str = "tools") 
     assert conflict["url"] == "https://www.gnu.org/licenses/gpl-faq.html#AllCompatibility"
 
 
+@pytest.mark.slow
 def test_documents_have_the_conflicts(project: Path) -> None:
     mix = ("ours:1", "kernel:1", "tools:1")
     assert document(project, "data", "mix", "fine", "ours:1", "kernel:1")["license_conflicts"] == []

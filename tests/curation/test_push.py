@@ -245,6 +245,7 @@ def test_rows_that_come_while_others_are_copied(folder: Path, server: Server, mo
     assert json.loads(done.stdout)["replaced_rows"] == 3, done.stderr
 
 
+@pytest.mark.slow
 def test_values_without_a_type_of_postgresql(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     table = pa.table(
         {

@@ -434,6 +434,7 @@ def copies(folder: Path, count: int, size: tuple[int, int]) -> list[Picture]:
 
 
 @pytest.mark.usefixtures("project")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
     files = copies(tmp_path / "many", 1500, (64, 64))
     tracemalloc.start()

@@ -39,6 +39,7 @@ def open_images(project: Project, **keys: object) -> ArrayDataset:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.slow
 def test_the_batches_are_those_of_the_folder(project: Project, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "FEW", 4)
     for number, (label, data) in enumerate(zip(LABELS, PICTURES, strict=True)):

@@ -188,6 +188,7 @@ def test_a_request_of_another_version_is_an_error(capsys):
     assert len(capsys.readouterr().err.splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_a_name_that_means_another_address_at_home(ranks):
     """Debian's /etc/hosts gives a host's own name 127.0.1.1; "localhost" stands for such a name here."""
     with _listening("localhost", by_name=True) as listener:

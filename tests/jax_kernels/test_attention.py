@@ -274,6 +274,7 @@ def test_partial_results_combine_by_their_log_sum_exp():
     assert relative_error(jit(combined)(*given_arrays[:3]), out) < 1e-6
 
 
+@pytest.mark.slow
 def test_the_hidden_half_is_not_computed():
     """A causal mask costs about half of the products (62 % in 4 blocks, 53 % in 16)."""
     q = jax.ShapeDtypeStruct((1, 1024, 2, 64), jnp.float32)
@@ -407,6 +408,7 @@ def test_what_does_not_fit_is_named(changes, named):
 @pytest.mark.covering(1)
 @pytest.mark.parametrize("implementation", EVERYWHERE)
 @pytest.mark.parametrize("is_traced", [True, False])
+@pytest.mark.slow
 def test_a_piece_of_packed_rows_is_that_of_the_whole_rows(implementation, is_traced):
     """Queries have segment ids of their own where they are fewer than the keys."""
     call = replace(case("packed documents", "float32"), q_len=60, kv_len=60)

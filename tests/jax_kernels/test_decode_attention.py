@@ -265,6 +265,7 @@ def test_a_window_that_attention_takes(window):
     agree([decode_attention(*operands, window=window)], defined(case, *operands)[:1], "float32")
 
 
+@pytest.mark.slow
 def test_gradients_of_what_no_query_sees_are_zeros():
     case = named("window over pages")
     *given_arrays, table, lengths = arrays(case, [30, 0], dtype="float32")
@@ -275,6 +276,7 @@ def test_gradients_of_what_no_query_sees_are_zeros():
         assert not np.any(gradient[np.isnan(array)])
 
 
+@pytest.mark.slow
 def test_partial_results_combine_by_their_log_sum_exp():
     q, k_pages, v_pages, table, lengths = arrays(named("head_dim of Llama"), [70, 45], dtype="float32")
     part = jit(lambda table, lengths: decode_attention_with_lse(q, k_pages, v_pages, table, lengths))

@@ -273,6 +273,7 @@ def test_no_tokens(reduction):
     assert not np.any(d_weight)
 
 
+@pytest.mark.slow
 def test_small_integers_can_be_labels():
     case = Case("uint8", 40, 16, 300)
     x, weight, _ = arrays(case)

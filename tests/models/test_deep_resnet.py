@@ -112,6 +112,7 @@ def test_the_stride_of_a_bottleneck_is_at_its_first_convolution_on_request():
     assert early.flops(1) < late.flops(1)
 
 
+@pytest.mark.slow
 def test_a_network_starts_as_its_shortcuts():
     """The last norm of a block has a scale of zero, so one without a convolution in its shortcut changes nothing."""
     model = network((8, 8, 4), stem="3x3", channels=(4,), blocks_per_stage=(1,))

@@ -48,6 +48,7 @@ def test_the_same_key_gives_the_same_values():
     assert_trees_equal(stack_layers(unrolled), scanned)
 
 
+@pytest.mark.slow
 def test_twice_is_once():
     scanned, unrolled = (params_of(kind) for kind in ("scanned", "unrolled"))
     assert_trees_equal(unstack_layers(unrolled), unrolled)

@@ -119,6 +119,7 @@ def test_adapters_are_what_a_plan_trains(project: Project) -> None:
     assert found.frozen == 4 * (sum(spec.size for spec in specs) - adapters)
 
 
+@pytest.mark.slow
 def test_micro_batches_divide_the_activations(project: Project) -> None:
     config = load_config(project)
     whole = counted(project, config)

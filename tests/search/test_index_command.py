@@ -159,6 +159,7 @@ def test_columns_without_texts(project: Path) -> None:
     assert "--kind hnsw" in done.stderr
 
 
+@pytest.mark.slow
 def test_recall_below_the_bound(project: Path, version: Version) -> None:
     """Exits 1, and a search still takes the index before."""
     aifx(project, "index", "corpus")

@@ -228,6 +228,7 @@ def test_arguments_come_through_whole(value: dict[str, object], key: str) -> Non
     assert json.loads(calls[0][1]) == {**value, key: "</tool_call"}
 
 
+@pytest.mark.slow
 def test_what_is_deeply_nested_is_text() -> None:
     """A model may write so, and Python's JSON gives up by RecursionError."""
     call = '{"name": ' + "[" * 100_000

@@ -184,6 +184,7 @@ def test_a_disk_that_refuses_is_not_the_projects_mistake(tmp_path: Path) -> None
         failing()
 
 
+@pytest.mark.slow
 def test_a_source_without_end_is_not_measured(tmp_path: Path) -> None:
     code = PARTS.replace(
         "class Days(ArrayFormat):\n",

@@ -144,6 +144,7 @@ def test_quantiles_of_a_column_are_in_its_unit(project: Path) -> None:
         assert 8e5 < low <= median == row["prediction"] <= high < 1.2e6
 
 
+@pytest.mark.slow
 def test_an_objective_that_does_not_fit_the_target(project: Path) -> None:
     write_toml(project, "price", "label", "classification")
     wrong = command(project, "train", code=2)

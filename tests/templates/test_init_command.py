@@ -90,6 +90,7 @@ def test_questions_on_a_terminal(tmp_path: Path) -> None:
     assert "Moby-Dick" in text
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_given_is_not_asked(tmp_path: Path) -> None:
     person = Person(tmp_path, "init", "a", "-t", "vision-inspection", "-a", "project_name=b", "-a", "tracker=none")
     person.wait_for("What is it for, in one line?")

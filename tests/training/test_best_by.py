@@ -137,6 +137,7 @@ def test_the_first_validation_is_its_own_mean(scored) -> None:
     assert "mean of" not in aifx(scored, "runs", "show", "main")
 
 
+@pytest.mark.slow
 def test_the_last_one_that_beats_the_best_is_remarked(scored) -> None:
     result = scored.train("checkpoint.best_by=min accuracy", "checkpoint.keep_last=1")
     assert result.best_step == 8

@@ -45,6 +45,7 @@ def refused(tiny, path: Path, *settings: str) -> CheckpointError:
     return found.value
 
 
+@pytest.mark.slow
 def test_a_run_that_nobody_touched_goes_on(trained) -> None:
     digests = json.loads(trained.run().digests.read_text())
     assert trained.train("checkpoint.keep_best=0").resumed_from == 8

@@ -158,6 +158,7 @@ class StopsAt(Hook):
 
 
 @pytest.mark.parametrize(("step", "status"), [(2, "early_stopped"), (3, "completed")])
+@pytest.mark.slow
 def test_a_stop_at_the_last_step_is_its_end(tiny, step: int, status: str) -> None:
     settings = ("train.num_steps=3", "train.validate_every=0", "checkpoint.every=0")
     result = tiny.train(*settings, hooks=[StopsAt(step)])

@@ -117,6 +117,7 @@ def start_stuck(tiny, start: Start, *settings: str) -> warm.Process:
     return process
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_it_at_once(tiny, start: Start) -> None:
     process = start_stuck(tiny, start)
     process.send_signal(signal.SIGINT)

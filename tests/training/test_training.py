@@ -76,6 +76,7 @@ def test_a_run_tells_its_story_on_disk(whole) -> None:
     assert json.loads(json.dumps(document)) == document
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_told_again(whole, trained) -> None:
     first = whole.result
     left = trained.run().path / ".kernels.json.0123456789ab.tmp"  # by a process that was killed

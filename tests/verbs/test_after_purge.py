@@ -31,6 +31,7 @@ def texts() -> list[str]:
     return sorted(row[0] for row in aifx.data_query("letters", "SELECT text FROM data").rows)
 
 
+@pytest.mark.slow
 def test_files_are_added_to_the_rows_that_are_left(purged: Path) -> None:
     (purged / "letters" / "c.txt").write_text("Dear Bob, goodbye.")
     assert not aifx.data_add("letters", "letters/a.txt", license="MIT").is_new
@@ -81,6 +82,7 @@ def test_erased_rows_are_known_in_files_of_other_names_and_contents(purged: Path
     assert files_with(purged / "datasets", "Smith") == []
 
 
+@pytest.mark.slow
 def test_steps_in_one_pass_write_no_erased_row(purged: Path) -> None:
     recipe = purged / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("{ dedupe = {} }", "{ dedupe = {} }, { pii = { mask = true } }"))

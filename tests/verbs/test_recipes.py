@@ -189,6 +189,7 @@ def test_the_reason_compares_a_step_that_is_there_twice_with_the_same_one_of_the
     assert aifx.data_make_plan("corpus").data_sets[0].steps[1].why == "near changed: 0.8 before, 0.7 now"
 
 
+@pytest.mark.slow
 def test_a_version_that_is_deleted_is_made_again(project: Path) -> None:
     made = aifx.data_make("corpus").data_sets[0]
     name, _, version = made.steps[0].reference.partition("@")
