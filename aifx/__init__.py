@@ -95,20 +95,17 @@ if TYPE_CHECKING:
         launch_slurm_script,
         launch_stop,
     )
-    from aifx.verbs.line_files import line_check, line_graph, line_k8s, line_unit
-    from aifx.verbs.lines import (
+    from aifx.verbs.line_decisions import (
         line_approve,
-        line_backfill,
         line_history,
         line_logs,
         line_pause,
         line_resume,
         line_retry,
-        line_run,
         line_skip,
-        line_status,
-        line_watch,
     )
+    from aifx.verbs.line_files import line_check, line_graph, line_k8s, line_unit
+    from aifx.verbs.line_ticks import line_backfill, line_run, line_status, line_watch
     from aifx.verbs.notifying import notify_ls, notify_replay, notify_run, notify_test
     from aifx.verbs.planning import plan, plan_hardware
     from aifx.verbs.prediction import load, predict, predict_files
@@ -191,8 +188,8 @@ _NAMES = {
     "launching": "launch_local launch_local_plan launch_node launch_slurm launch_slurm_script launch_k8s "
     "launch_k8s_manifest launch_k8s_check launch_ls launch_logs launch_follow launch_stop",
     "line_files": "line_check line_graph line_unit line_k8s",
-    "lines": "line_run line_status line_history line_logs line_approve line_skip line_retry line_pause line_resume "
-    "line_backfill line_watch",
+    "line_ticks": "line_run line_status line_backfill line_watch",
+    "line_decisions": "line_history line_logs line_approve line_skip line_retry line_pause line_resume",
     "planning": "plan plan_hardware",
     "kernels": "kernels_explain kernels_tune kernels_ls kernels_clear",
     "benchmarks": "bench bench_serve bench_show bench_compare bench_gate bench_ls bench_history",

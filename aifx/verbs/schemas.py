@@ -97,7 +97,8 @@ def command_types() -> dict[str, Any]:
     from aifx.verbs.data_expect import ExpectedVersion, InferredContract
     from aifx.verbs.data_labels import LabelServerStarted
     from aifx.verbs.data_steps import CombinedVersion, MadeMix
-    from aifx.verbs.lines import Backfill, LineDecision, LineHistory, LineStatus, LineTick, StationLogs
+    from aifx.verbs.line_decisions import LineDecision, LineHistory, StationLogs
+    from aifx.verbs.line_ticks import Backfill, LineStatus, LineTick
     from aifx.verbs.prediction import Predictions
     from aifx.verbs.recipe_writing import WrittenRecipe
     from aifx.verbs.recipes import MadeRecipes, PlannedRecipes

@@ -10,11 +10,8 @@ import typer
 
 from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.terminal import terminal
+from aifx.commands.line.options import FileOption
 from aifx.core.plurals import counted
-
-FileOption = Annotated[
-    Path | None, typer.Option("--file", metavar="FILE", help="File of the line. By default line.toml of the project.")
-]
 
 
 def add_to(app: typer.Typer) -> None:

@@ -5,21 +5,28 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aifx.commands.console.format import clock, date
-from aifx.commands.console.options import DryRunOption, JsonOption
+from aifx.commands.console.options import JsonOption, option_group
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.line import files
+from aifx.commands.line.options import (
+    AllowShellOption,
+    DecisionOptions,
+    FileOption,
+    OptionalStationArgument,
+    StationArgument,
+    TickOptions,
+)
 from aifx.core.errors import AifxError, ExitCode
 from aifx.core.lifecycle import collect_signals, exit_code_of
 
 if TYPE_CHECKING:
-    from aifx.verbs.lines import LineTick, StationStatus, StationTick
+    from aifx.verbs.line_ticks import LineTick, StationStatus, StationTick
 
 app = typer.Typer(
     help="""Run stations by themselves, in their order, as data and models change.
@@ -34,14 +41,6 @@ app = typer.Typer(
 )
 files.add_to(app)
 
-FileOption = Annotated[
-    Path | None,
-    typer.Option("--file", metavar="FILE", help="Line to use. By default line.toml of the project.",
-                 show_default=False),
-]  # fmt: skip
-AllowShellOption = Annotated[
-    bool, typer.Option("--allow-shell", help="Run stations with shell = true, which start any program.")
-]
 SelectOption = Annotated[
     list[str] | None,
     typer.Option("--select", metavar="STATION[+]", help="Run only this station; with + also what follows it. Can be "
@@ -50,13 +49,8 @@ SelectOption = Annotated[
 
 
 @app.command()
-def run(
-    select: SelectOption = None,
-    allow_shell: AllowShellOption = False,
-    dry_run: DryRunOption = False,
-    file: FileOption = None,
-    json: JsonOption = False,
-) -> None:
+@option_group
+def run(select: SelectOption = None, *, options: TickOptions) -> None:
     """Run one tick: start the stations that are due, in their order, and wait for them.
 
     Examples:
@@ -68,12 +62,17 @@ def run(
     A station whose work is done is not started again. Ctrl-C and SIGTERM end the tick, and leave what runs to the next
     one. Exits 1 if a verdict is bad, and 2 if a station failed.
     """
-    with terminal(json) as out:
-        from aifx.verbs.lines import line_run
+    with terminal(options.json) as out:
+        from aifx.verbs.line_ticks import line_run
 
         with collect_signals() as came:
             found = line_run(
-                file=file, select=select or (), allow_shell=allow_shell, dry_run=dry_run, stop=came, on_line=out.log
+                select=select or (),
+                file=options.file,
+                allow_shell=options.allow_shell,
+                dry_run=options.dry_run,
+                stop=came,
+                on_line=out.log,
             )
         out.result(found)
         _print_tick(out, found)
@@ -90,7 +89,7 @@ def status(file: FileOption = None, json: JsonOption = False) -> None:
     Starts nothing and writes nothing.
     """
     with terminal(json) as out:
-        from aifx.verbs.lines import line_status
+        from aifx.verbs.line_ticks import line_status
 
         found = line_status(file=file)
         out.result(found)
@@ -129,10 +128,6 @@ def _print_hints(out: Output, hints: Iterable[tuple[str, str]]) -> None:
             out.print(f"{station}: {hint}")
 
 
-StationArgument = Annotated[str, typer.Argument(metavar="STATION", help="Station of the line.")]
-ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason, for the history.")]
-
-
 @app.command()
 def watch(allow_shell: AllowShellOption = False, file: FileOption = None) -> None:
     """Run a tick per period, for ever, and send the events of the line's targets.
@@ -145,7 +140,7 @@ def watch(allow_shell: AllowShellOption = False, file: FileOption = None) -> Non
     with 0, and Ctrl-C with 130: what runs goes on, and the next tick adopts it.
     """
     with terminal() as out:
-        from aifx.verbs.lines import line_watch
+        from aifx.verbs.line_ticks import line_watch
 
         with collect_signals() as came:
             line_watch(
@@ -172,7 +167,7 @@ def history(
         aifx line history train --limit 5
     """
     with terminal(json) as out:
-        from aifx.verbs.lines import line_history
+        from aifx.verbs.line_decisions import line_history
 
         found = line_history(station, limit=limit, file=file)
         out.result(found)
@@ -197,7 +192,7 @@ def logs(station: StationArgument, file: FileOption = None, json: JsonOption = F
         aifx line logs train --json
     """
     with terminal(json) as out:
-        from aifx.verbs.lines import line_logs
+        from aifx.verbs.line_decisions import line_logs
 
         found = line_logs(station, file=file)
         out.result(found)
@@ -211,9 +206,8 @@ def logs(station: StationArgument, file: FileOption = None, json: JsonOption = F
 
 
 @app.command()
-def retry(
-    station: StationArgument, reason: ReasonOption = "", file: FileOption = None, json: JsonOption = False
-) -> None:
+@option_group
+def retry(station: StationArgument, *, options: DecisionOptions) -> None:
     """Let the next tick try a station again that failed, had a bad verdict or was skipped.
 
     Examples:
@@ -222,17 +216,16 @@ def retry(
 
     A station that failed is tried under the same id, so that effects that it had are not repeated.
     """
-    with terminal(json) as out:
-        from aifx.verbs.lines import line_retry
+    with terminal(options.json) as out:
+        from aifx.verbs.line_decisions import line_retry
 
-        out.result(line_retry(station, reason=reason, file=file))
+        out.result(line_retry(station, reason=options.reason, file=options.file))
         out.print(f"{station} is tried again by the next tick: aifx line run")
 
 
 @app.command()
-def skip(
-    station: StationArgument, reason: ReasonOption = "", file: FileOption = None, json: JsonOption = False
-) -> None:
+@option_group
+def skip(station: StationArgument, *, options: DecisionOptions) -> None:
     """Let a station count as ended for the work that it would do now.
 
     Examples:
@@ -240,18 +233,17 @@ def skip(
 
     Stations after it use what it made before. Its next work is not skipped.
     """
-    with terminal(json) as out:
-        from aifx.verbs.lines import line_skip
+    with terminal(options.json) as out:
+        from aifx.verbs.line_decisions import line_skip
 
-        found = line_skip(station, reason=reason, file=file)
+        found = line_skip(station, reason=options.reason, file=options.file)
         out.result(found)
         out.print(f"{station} is skipped for work {found.key[:12]}")
 
 
 @app.command()
-def approve(
-    station: StationArgument, reason: ReasonOption = "", file: FileOption = None, json: JsonOption = False
-) -> None:
+@option_group
+def approve(station: StationArgument, *, options: DecisionOptions) -> None:
     """Approve the work that a station waits with.
 
     Examples:
@@ -260,67 +252,53 @@ def approve(
 
     The approval holds for this work: for another model or other data, the line asks again.
     """
-    with terminal(json) as out:
-        from aifx.verbs.lines import line_approve
+    with terminal(options.json) as out:
+        from aifx.verbs.line_decisions import line_approve
 
-        found = line_approve(station, reason=reason, file=file)
+        found = line_approve(station, reason=options.reason, file=options.file)
         out.result(found)
         out.print(f"{station} is approved for work {found.key[:12]}; the next tick starts it: aifx line run")
 
 
-OptionalStationArgument = Annotated[
-    str | None, typer.Argument(metavar="[STATION]", help="Station of the line. By default the whole line.")
-]
-
-
 @app.command()
-def pause(
-    station: OptionalStationArgument = None,
-    reason: ReasonOption = "",
-    file: FileOption = None,
-    json: JsonOption = False,
-) -> None:
+@option_group
+def pause(station: OptionalStationArgument = None, *, options: DecisionOptions) -> None:
     """Start nothing more of the line, or of a station. What runs goes on.
 
     Examples:
         aifx line pause
         aifx line pause train --reason "the cluster moves"
     """
-    with terminal(json) as out:
-        from aifx.verbs.lines import line_pause
+    with terminal(options.json) as out:
+        from aifx.verbs.line_decisions import line_pause
 
-        out.result(line_pause(station, reason=reason, file=file))
+        out.result(line_pause(station, reason=options.reason, file=options.file))
         out.print(f"{station or 'the line'} is paused until: aifx line resume {station or ''}".rstrip())
 
 
 @app.command()
-def resume(
-    station: OptionalStationArgument = None,
-    reason: ReasonOption = "",
-    file: FileOption = None,
-    json: JsonOption = False,
-) -> None:
+@option_group
+def resume(station: OptionalStationArgument = None, *, options: DecisionOptions) -> None:
     """End a pause of the line or of a station.
 
     Examples:
         aifx line resume
         aifx line resume train
     """
-    with terminal(json) as out:
-        from aifx.verbs.lines import line_resume
+    with terminal(options.json) as out:
+        from aifx.verbs.line_decisions import line_resume
 
-        out.result(line_resume(station, reason=reason, file=file))
+        out.result(line_resume(station, reason=options.reason, file=options.file))
         out.print(f"{station or 'the line'} is not paused any more")
 
 
 @app.command()
+@option_group
 def backfill(
     begin: Annotated[str, typer.Option("--from", metavar="TIME", help="Date or time of the first tick.")],
     end: Annotated[str, typer.Option("--to", metavar="TIME", help="Date or time of the last tick.")],
-    allow_shell: AllowShellOption = False,
-    dry_run: DryRunOption = False,
-    file: FileOption = None,
-    json: JsonOption = False,
+    *,
+    options: TickOptions,
 ) -> None:
     """Run the ticks of a time that has passed, the oldest first.
 
@@ -330,15 +308,21 @@ def backfill(
 
     Times are those of the line's time zone. Work that is done already is not done again.
     """
-    with terminal(json) as out:
-        from aifx.verbs.lines import line_backfill
+    with terminal(options.json) as out:
+        from aifx.verbs.line_ticks import line_backfill
 
         with collect_signals() as came:
             found = line_backfill(
-                begin, end, file=file, allow_shell=allow_shell, dry_run=dry_run, stop=came, on_line=out.log
+                begin,
+                end,
+                file=options.file,
+                allow_shell=options.allow_shell,
+                dry_run=options.dry_run,
+                stop=came,
+                on_line=out.log,
             )
         out.result(found)
-        if dry_run:
+        if options.dry_run:
             for moment in found.times:
                 out.print(f"would tick for {date(moment)}")
         rows = [(one.tick, station.station, station.state, _reason(station))
