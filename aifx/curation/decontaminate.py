@@ -7,7 +7,7 @@ the index is compared with the reference word by word, so that none is found by 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -58,7 +58,7 @@ BYTES_PER_RUN = 96
 """Memory for each run while the index is made."""
 
 EXAMPLE_BYTES = 300
-OVERLAPS = 2
+OVERLAPS = 3
 """Version of the decisions that are kept for each shard. Raise it if a row would get another."""
 
 
@@ -236,16 +236,16 @@ def _check_memory(runs: int, limits: Limits) -> None:
 
 @dataclass(frozen=True)
 class Overlap:
-    """A row that shares runs of words with a reference text.
+    """A row that shares runs of words with a reference text, or is a copy of a row of a reference.
 
     Attributes:
         row: its `_row`.
-        runs: of 13 words that it shares with any reference.
-        words: of the longest fragment that it shares.
-        reference: name of the reference that the fragment is in.
-        place: of the fragment's text in the reference: file and number of the row, from 0.
-        twin: `_row` of that text; None if it is in a file.
-        text: the beginning of the fragment, as the row has it.
+        runs: of 13 words that it shares with any reference; 0 of a copy.
+        words: of the longest fragment that it shares; 0 of a copy.
+        reference: name of the reference that the fragment or the copied row is in.
+        place: of it in the reference: file and number of the row, from 0.
+        twin: `_row` of it; None if it is in a file.
+        text: the beginning of the fragment, as the row has it; empty of a copy.
     """
 
     row: str
@@ -268,16 +268,17 @@ def find_overlaps(
 ) -> Iterator[tuple[int, list[tuple[int, Overlap]]]]:
     """Read shards of a version, and yield for each its number and its overlaps, each with its row in the shard.
 
-    If its validation and test rows are among the references, they are not compared.
+    If validation and test rows of its data set are among the references, its own are not compared.
 
     Args:
         work: the folder with the index.
         shards: the numbers of the rows to compare, by the number of the shard; None for all.
         kept: keeps the fingerprints of shards all of whose rows are compared.
     """
-    files, is_own = version.manifest.shards, _is_own(version, references)
-    columns = [name for name in (ROW, SOURCE, "text") if name in version.manifest.columns]
-    scan = partial(_scan, work, [*columns, SPLIT] if is_own else columns)
+    files, columns = version.manifest.shards, [ROW, SOURCE, "text"]
+    if compares_training(version, references):
+        columns.append(SPLIT)
+    scan = partial(_scan, work, [name for name in columns if name in version.manifest.columns])
     scans = [
         (version.shards[shard], rows, kept.fingerprint_file(shard) if kept is not None and rows is None else None)
         for shard, rows in shards.items()
@@ -293,6 +294,11 @@ def _is_own(version: Version, references: Sequence[Reference]) -> bool:
     """Whether a version's own validation and test rows are among the references."""
     digest = version.manifest.sha256
     return any(each.is_held_out and each.version.manifest.sha256 == digest for each in references)
+
+
+def compares_training(version: Version, references: Sequence[Reference]) -> bool:
+    """Whether held-out rows of any version of the data set are references, so that its own are no training rows."""
+    return any(each.is_held_out and each.version.manifest.name == version.manifest.name for each in references)
 
 
 def _scan(work: Path, columns: Sequence[str], shard: tuple[Path, I64 | None, Path | None]) -> list[tuple[int, Overlap]]:
@@ -376,8 +382,8 @@ class Contamination(Result):
     """The document of `aifx data decontaminate --json` without --drop.
 
     Attributes:
-        rows: that were compared.
-        overlapping: rows that share a run of 13 words with a reference.
+        rows: of the version.
+        overlapping: rows that share a run of 13 words with a reference, or in tables and lists of pictures are copies.
         by_reference: the same by the reference with the row's longest fragment.
         overlaps: the first of them.
     """
@@ -437,18 +443,22 @@ class Decontaminate(DecidedStep):
             last = sketches / f"overlaps-{sha256_of_json(key)}.parquet"
             rows |= _keep_decisions(own, held_out, read_compared(last), missing)
         for shard, found in find_overlaps(version, self.references, work, limits, missing, own):
-            rows[shard] = pa.concat_tables([rows.get(shard, _decisions_of([])), _decisions_of(found)]).sort_by("row")
+            rows[shard] = pa.concat_tables([rows.get(shard, decisions_of([])), decisions_of(found)]).sort_by("row")
             with replacing(files[shard]) as file:
                 parquet.write_table(rows[shard], file)
         if own is not None:
             write_compared(last, held_out, {version.manifest.shards[shard].sha256: rows[shard] for shard in rows})
-        firsts = first_rows(version.manifest.shards).tolist()
-        placed = [rows[shard].set_column(0, "row", pc.add(rows[shard]["row"], firsts[shard])) for shard in sorted(rows)]
-        write_decisions(work, pa.concat_tables([_decisions_of([]), *placed]))
+        self.write(work, rows)
         return {
             "reference_texts": sum(each.texts for each in against),
             "too_short": sum(each.too_short for each in against),
         }
+
+    def write(self, work: Path, rows: Mapping[int, Table]) -> None:
+        """Write the decisions, which have the numbers of rows in their shards, by the numbers of the shards."""
+        firsts = first_rows(self.parents[0].manifest.shards).tolist()
+        placed = [rows[shard].set_column(0, "row", pc.add(rows[shard]["row"], firsts[shard])) for shard in sorted(rows)]
+        write_decisions(work, pa.concat_tables([decisions_of([]), *placed]))
 
     def apply(self, rows: Table, decisions: Table) -> Outcome:
         return without_dropped(rows, decisions, twin="twin")
@@ -483,7 +493,7 @@ def _keep_decisions(
     return kept
 
 
-def _decisions_of(overlaps: Sequence[tuple[int, Overlap]]) -> Table:
+def decisions_of(overlaps: Sequence[tuple[int, Overlap]]) -> Table:
     """The decisions about the rows of a shard, which has these overlaps."""
     return pa.table(
         {
@@ -499,11 +509,27 @@ def find_contamination(
 ) -> Contamination:
     """Compare the rows of a version with references, and report `most` of those that overlap."""
     check_shards(version)
+    references = with_versions(references)
     against = build_index(references, work, limits)
+    every = dict.fromkeys(range(len(version.shards)))
+    return report_overlaps(version, against, find_overlaps(version, references, work, limits, every), most)
+
+
+def with_versions(references: Sequence[Reference]) -> list[Reference]:
+    """The references with the names of their versions, also of that which is compared: the name is evidence."""
+    return [replace(each, name=each.version.reference) if each.has_ids else each for each in references]
+
+
+def report_overlaps(
+    version: Version,
+    against: tuple[ReferenceTexts, ...],
+    shards: Iterable[tuple[int, list[tuple[int, Overlap]]]],
+    most: int,
+) -> Contamination:
+    """The report on the overlaps of each shard of a version, with `most` of them."""
     counts: Counter[str] = Counter()
     by_shard: dict[int, list[Overlap]] = {}
-    every = dict.fromkeys(range(len(version.shards)))
-    for shard, found in find_overlaps(version, references, work, limits, every):
+    for shard, found in shards:
         counts.update(overlap.reference for _, overlap in found)
         by_shard[shard] = [overlap for _, overlap in found[:most]]
     overlaps = [overlap for shard in sorted(by_shard) for overlap in by_shard[shard]]

@@ -1,4 +1,4 @@
-"""The texts that `aifx data decontaminate` compares rows with: those of tests, and by default of a project's splits."""
+"""The rows that `aifx data decontaminate` compares with: those of tests, and by default of a project's splits."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from aifx.curation.decontaminate import Reference
 from aifx.curation.held_out import HELD_OUT
 from aifx.curation.step import Limits
 from aifx.data.corpus import Corpus, open_corpora, version_corpus
-from aifx.data.names import SPLIT
+from aifx.data.names import SPLIT, Kind
 from aifx.data.readers.base import ReadOptions
 from aifx.data.readers.documents import find_files
 from aifx.data.readers.sources import list_sources, name_of, without_secrets
-from aifx.data.sections import TextSection
+from aifx.data.sections import DatasetSection, TextSection
 from aifx.data.splits import Split
 from aifx.data.versions.catalog import DATASET_NAME, Catalog, check_shards, open_catalog
 from aifx.data.versions.manifest import Version
@@ -30,19 +30,21 @@ from aifx.data.versions.manifest import Version
 
 @dataclass(frozen=True)
 class ReferenceFiles:
-    """Collects the texts of files as `aifx data add` does.
+    """Collects the rows of files as `aifx data add` does.
 
     Attributes:
         base: the folder to which names of files are relative.
-        work: an empty folder for the texts.
+        work: an empty folder for the rows.
+        kind: of the rows.
     """
 
     base: Path
     work: Path
     limits: Limits
+    kind: Kind = "text"
 
     def read(self, path: str, text_field: str) -> Reference:
-        """The texts of a file, folder, glob or URL. Raises UsageError, DataError."""
+        """The rows of a file, folder, glob or URL. Raises UsageError, DataError."""
         name = self._name(path)
         listing = list_sources([path], self.base, follow_links=True)  # a part of a test that is left out finds nothing
         if not listing.files:
@@ -50,7 +52,7 @@ class ReferenceFiles:
             raise UsageError(f"{name} cannot be compared with", why, hint)
         self.work.mkdir(exist_ok=True)
         catalog = open_catalog(str(self.work / str(len(list(self.work.iterdir())))))
-        options = ReadOptions("text", text_field)
+        options = ReadOptions(self.kind, text_field)
         check_options(options)
         plan = plan_add(catalog, "reference", listing, options, "unknown")
         version = run_add(plan, "reference", catalog, self.limits).version
@@ -83,12 +85,12 @@ class ReferenceFiles:
 def open_references(
     against: Sequence[str], catalog: Catalog, files: ReferenceFiles, text_field: str, own: Version
 ) -> tuple[Reference, ...]:
-    """The texts of data sets, and of files as `aifx data add` takes them.
+    """The rows of data sets, and of files as `aifx data add` takes them.
 
     Args:
         own: the version that is compared, which the catalog need not have.
 
-    Raises UsageError for a data set that holds no text.
+    Raises UsageError for a data set of another kind.
     """
     references = []
     for each in against:
@@ -103,16 +105,17 @@ def open_references(
         else:
             references.append(files.read(each, text_field))
     for reference in references:
-        if reference.version.manifest.kind != "text":
-            why = f"it holds {reference.version.manifest.kind}"
-            raise UsageError(f"{reference.name} cannot be compared with", why, "--against a file or data set of texts")
+        kind, wanted = reference.version.manifest.kind, own.manifest.kind
+        if kind != wanted:
+            why = f"it holds {kind}, and {own.reference} holds {wanted}"
+            raise UsageError(f"{reference.name} cannot be compared with", why, "aifx data ls")
     return tuple(references)
 
 
 def held_out_references(
     version: Version, section: Section | None, project: Project | None, files: ReferenceFiles
 ) -> tuple[Reference, ...]:
-    """The validation and test texts of the version, if it has a column `_split`, and of the project.
+    """The validation and test rows of the version, if it has a column `_split`, and of the project.
 
     Args:
         section: `[data]` of the project's configuration.
@@ -122,7 +125,7 @@ def held_out_references(
     is_split = SPLIT in version.manifest.columns
     references = [_of_itself(version)] if is_split else []
     if project is not None and section is not None:
-        if isinstance(section, TextSection) and section.dataset is not None:
+        if isinstance(section, DatasetSection) and section.dataset is not None:
             references += _of_dataset(version, section, project, files)
         else:
             field = getattr(section, "text_field", "text")
@@ -136,17 +139,22 @@ def held_out_references(
     return tuple(references)
 
 
-def _of_dataset(version: Version, section: TextSection, project: Project, files: ReferenceFiles) -> Iterator[Reference]:
-    """The rows that training on `data.dataset` holds out."""
-    for part in section.open_parts(project):
-        corpus, manifest = version_corpus(part, section), part.manifest
+def _of_dataset(
+    version: Version, section: DatasetSection, project: Project, files: ReferenceFiles
+) -> Iterator[Reference]:
+    """The rows that training on `data.dataset` holds out, if they are of the version's kind."""
+    for part in section.open_parts(project) if section.version_kind == version.manifest.kind else ():
+        manifest = part.manifest
         if manifest.name == version.manifest.name:
             if SPLIT not in version.manifest.columns:
                 why = f"data.dataset names it, and training holds out a share of its rows: it has no column {SPLIT}"
                 raise _nothing_to_compare(version, why, f"aifx data split {manifest.name}")
-        elif corpus.division == "column":
+        elif SPLIT in manifest.columns:
             yield _of_version(part.version)
-        elif splits := [split for split in HELD_OUT if corpus.has(split)]:
+        elif not isinstance(section, TextSection):
+            why = f"data.dataset names {manifest.reference}, which has no column {SPLIT}: its test is not known"
+            raise _nothing_to_compare(version, why, f"aifx data split {manifest.name}")
+        elif splits := [split for split in HELD_OUT if (corpus := version_corpus(part, section)).has(split)]:
             yield files.held_out(corpus, splits, f"{' and '.join(splits)} share of {manifest.reference}")
 
 

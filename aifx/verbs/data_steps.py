@@ -271,9 +271,11 @@ def data_decontaminate(
 ) -> MadeVersion:
     """Make a version without the rows that share 13 words in a row with the texts of a test.
 
+    Of a table or pictures, it is without the rows that have the same values, or the same picture, as a row of the test.
+
     Args:
         name: data set: "NAME" for its latest version, or "NAME@VERSION".
-        against: data sets or files with texts that must not be in it; by default its own validation and test rows,
+        against: data sets or files whose rows must not be in it; by default its own validation and test rows,
             and the validation and test splits of the project.
         text_field: field with the text in these files.
 
@@ -281,13 +283,15 @@ def data_decontaminate(
         >>> aifx.data_decontaminate("corpus", against=["benchmark.jsonl"]).dropped
         1
     """
+    from aifx.curation.copies import DropCopied
     from aifx.curation.decontaminate import Decontaminate
 
     place = open_place(**options)
     version = place.open(name)
     with tempfile.TemporaryDirectory() as folder:
         references = _references(place, version, against, text_field, Path(folder))
-        return made_version(place.execute(Decontaminate((version,), references), version.manifest.name))
+        step = (Decontaminate if version.manifest.kind == "text" else DropCopied)((version,), references)
+        return made_version(place.execute(step, version.manifest.name))
 
 
 def data_contamination(
@@ -309,12 +313,15 @@ def data_contamination(
         >>> aifx.data_contamination("corpus", against=["benchmark.jsonl"]).overlapping
         1
     """
+    from aifx.curation.copies import find_copied
     from aifx.curation.decontaminate import find_contamination
 
     place = open_place(**options)
     version = place.open(name)
     with tempfile.TemporaryDirectory() as folder:
         references = _references(place, version, against, text_field, Path(folder))
+        if version.manifest.kind != "text":
+            return find_copied(version, references, place.limits, show)
         work = Path(folder, "index")
         work.mkdir()
         return find_contamination(version, references, work, place.limits, show)
@@ -323,14 +330,15 @@ def data_contamination(
 def _references(
     place: StepPlace, version: Version, against: Sequence[StrPath], text_field: str, folder: Path
 ) -> tuple[Reference, ...]:
-    """The texts to compare with; those of files are written into a folder. Raises UsageError, DataError."""
+    """The rows to compare with; those of files are written into a folder. Raises UsageError, DataError."""
     from aifx.curation.references import ReferenceFiles, held_out_references, open_references
     from aifx.kinds import load_config
 
-    if version.manifest.kind != "text":
-        why = f"{version.reference} holds {version.manifest.kind}"
-        raise UsageError("decontaminate is for text", why, "aifx data ls")
-    files = ReferenceFiles(place.project.root if place.project else Path.cwd(), folder / "texts", place.limits)
+    kind = version.manifest.kind
+    if kind == "chat":
+        what = "decontaminate is for texts, tables and pictures"
+        raise UsageError(what, f"{version.reference} holds {kind}", "aifx data ls")
+    files = ReferenceFiles(place.project.root if place.project else Path.cwd(), folder / "texts", place.limits, kind)
     if against:
         return open_references([os.fspath(each) for each in against], place.catalog, files, text_field, version)
     section = load_config(place.project).data if place.project is not None else None

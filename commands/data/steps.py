@@ -165,7 +165,7 @@ def decontaminate(
         typer.Option(
             "--against",
             metavar="TEST",
-            help="Data set or file with texts that must not be in NAME. Can be repeated. By default the validation "
+            help="Data set or file with rows that must not be in NAME. Can be repeated. By default the validation "
             "and test rows of NAME, and the validation and test splits of the project.",
         ),
     ] = None,
@@ -176,6 +176,8 @@ def decontaminate(
     show: Annotated[int, typer.Option("--show", metavar="N", min=0, help="List N rows that overlap.")] = 20,
 ) -> None:
     """Find rows that share 13 words in a row with the texts of a test, and drop them with --drop.
+
+    Rows of tables and pictures are found if the test has the same values or the same picture.
 
     Examples:
         aifx data decontaminate corpus
@@ -199,10 +201,12 @@ def decontaminate(
 def _print_decontaminate(out: Output, found: Contamination) -> None:
     for reference in found.against:
         short = f", {reference.too_short:,} of them shorter than 13 words" if reference.too_short else ""
-        out.log(f"compared with {reference.texts:,} texts of {reference.name}{short}")
+        out.log(f"compared with {counted(reference.texts, 'row')} of {reference.name}{short}")
     for overlap in found.overlaps:
-        out.print(f"{overlap.row} of {overlap.source}: {overlap.words:,} words of {overlap.place}")
-        out.print(f"  {' '.join(overlap.text.split())}", soft_wrap=True)
+        shared = f"{overlap.words:,} words" if overlap.words else "a copy"
+        out.print(f"{overlap.row} of {overlap.source}: {shared} of {overlap.place}")
+        if overlap.text:
+            out.print(f"  {' '.join(overlap.text.split())}", soft_wrap=True)
     if found.overlapping > len(found.overlaps):
         out.print(f"and {found.overlapping - len(found.overlaps):,} more rows")
     if found.overlapping:

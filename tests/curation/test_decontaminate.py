@@ -144,7 +144,7 @@ def test_overlaps_are_listed(project: Path) -> None:
     assert lines[1].startswith("  seven0 seven1 ")
     assert lines[2].startswith("0123456789ab-8 of f.txt: 30")
     assert "2 of 30 rows" in lines[-1]
-    assert "2 texts of benchmark@" in done.stderr
+    assert "2 rows of benchmark@" in done.stderr
     assert "shorter than 13 words" in done.stderr
     found = json.loads(
         aifx(project, "decontaminate", "corpus", "--against", "benchmark", "--show", "0", "--json").stdout
@@ -323,14 +323,16 @@ def test_rows_of_the_own_test_split_are_the_default(tmp_path: Path) -> None:
     [
         (("corpus", "--against", "missing.txt"), "missing.txt cannot be read"),
         (("corpus", "--against", "table"), "table@"),
-        (("table", "--against", "test.txt"), "decontaminate is for text"),
+        (("table", "--against", "corpus"), "holds text, and table@"),
+        (("chats", "--against", "test.txt"), "decontaminate is for texts"),
         (("nothing",), "no data set 'nothing'"),
         (("corpus", "--against", "programs"), "programs cannot be compared with"),
     ],
 )
 def test_usage(project: Path, args: tuple[str, ...], what: str) -> None:
-    table = pa.table({ROW: ["0123456789ab-0"], "a": [1]})
-    execute(Made((), (table,), "table"), "table", open_catalog(str(project / "datasets")), LIMITS)
+    for name, kind, column in (("table", "table", "a"), ("chats", "chat", "chat")):
+        rows = pa.table({ROW: ["0123456789ab-0"], column: ["{}"]})
+        execute(Made((), (rows,), kind), name, open_catalog(str(project / "datasets")), LIMITS)
     (project / "programs").mkdir()
     (project / "programs" / "run.bin").write_bytes(b"\x00")
     done = aifx(project, "decontaminate", *args)
