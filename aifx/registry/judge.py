@@ -175,9 +175,9 @@ def _contamination(case: Case, rule: ContaminationRule) -> Finding:
     needed = {reference for version in (case.version, case.incumbent) if version for reference in version.data}
     report = f"aifx registry attest {case.reference} report.json --contamination"
     clean: dict[str, str] = {}
-    for one in case.attestations:
-        against = [str(texts.get("name")) for texts in one.content.get("against", ())]
-        if one.kind != "contamination" or not any(not rule.data or _matches(name, rule.data) for name in against):
+    for one in (report for report in case.attestations if report.kind == "contamination"):
+        against = [str(rows.get("name")) for rows in one.content.get("against", ())]
+        if not any(not rule.data or _matches(name, rule.data) for name in against):
             continue
         for reference in _named_by(str(one.content["reference"]), needed):
             if rows := one.content["overlapping"]:

@@ -21,7 +21,7 @@ def run(folder: Path, *args: str, **environ: str) -> subprocess.CompletedProcess
 def answer(folder: Path, *args: str, code: int = 0, **environ: str) -> dict[str, Any]:
     """The document that `aifx registry ARGS --json` prints."""
     done = run(folder, *args, "--json", **environ)
-    assert done.returncode == code, done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     found: dict[str, Any] = json.loads(done.stdout or "{}")
     return found
 

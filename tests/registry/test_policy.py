@@ -151,6 +151,7 @@ def test_the_training_data_of_both_versions_is_compared(model: Model) -> None:
         content = {"reference": reference, "against": [{"name": against}], "overlapping": overlapping}
         model.attest("contamination", content)
 
+    model.attest("comparison", {"metric": "accuracy", "verdict": "better", "against": V1})  # one that is no list
     assert DATA[:20] in model.judge(rule).found
     for against in ("others@bbbbbbbbbbbb", "held-out", "held-out@", "held-out@cccccccccccc"):  # a name is no version
         compare(against, 0)
