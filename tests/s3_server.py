@@ -27,7 +27,7 @@ def s3_server(
     import s3fs
     from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(port=0)
+    server = ThreadedMotoServer("127.0.0.1", port=0)
     server.start()
     server._server.app = wrapped(server._server.app)  # type: ignore[union-attr]
     host, port = server.get_host_and_port()

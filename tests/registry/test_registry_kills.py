@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,7 @@ class Killer:
     """Kills a process before or after the request with a number that changes the store."""
 
     def __init__(self) -> None:
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: BaseProcess | None = None
         self.at, self.changes, self.is_after = -1, 0, False
 
     def wrapped(self, moto: Application) -> Application:
@@ -64,7 +67,7 @@ class Killer:
     def kill(self) -> None:
         assert self.process is not None
         self.process.kill()
-        self.process.wait()
+        connection.wait([self.process.sentinel])
 
 
 def refused(start: Callable[..., Any]) -> list[bytes]:
@@ -72,30 +75,44 @@ def refused(start: Callable[..., Any]) -> list[bytes]:
     return [b""]
 
 
+def do(act: str, url: str, environ: Mapping[str, str]) -> None:
+    """Do an act at a root, in a process of its own."""
+    os.environ.update(environ)
+    ACTS[act](Root(open_store(url)))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("act", [act for act in ACTS if act not in WITHOUT_ENTRY])
 def test_a_kill_at_each_request_to_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str) -> None:
     killer, kills = Killer(), 0
-    environ = {**os.environ, "PYTHONPATH": PATHS, "AIFX_CACHE_DIR": str(tmp_path / "cache")}
-    with s3_server(monkeypatch, killer.wrapped):
-        environ |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    processes = multiprocessing.get_context("forkserver")  # each would import aifx again
+    processes.set_forkserver_preload([__name__])
+    with s3_server(monkeypatch, killer.wrapped) as files:
+        environ = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        environ["AIFX_CACHE_DIR"] = str(tmp_path / "cache")
 
         def run(url: str) -> None:
-            command = [sys.executable, str(HERE / "acting.py"), act, url]
-            killer.process = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE)
-            _, errors = killer.process.communicate()
-            assert killer.process.returncode in (0, -9), errors.decode()
+            killer.process = process = processes.Process(target=do, args=(act, url, environ))
+            process.start()
+            process.join()
+            assert process.exitcode in (0, -9)
             killer.process = None
 
-        calm = Root(open_store("s3://bucket/calm"))
-        fill(calm, act)
+        fill(Root(open_store("s3://bucket/filled")), act)
+        filled = files.find("bucket/filled")
+
+        def filled_root(name: str) -> Root:
+            for file in filled:
+                files.copy(file, file.replace("filled", name, 1))
+            return Root(open_store(f"s3://bucket/{name}"))
+
+        calm = filled_root("calm")
         killer.at = -1
         run(calm.store.url)
         for is_after in (False, True):
             for at in itertools.count():
-                root = Root(open_store(f"s3://bucket/{is_after}-{at}"))
-                fill(root, act)
+                root = filled_root(f"{is_after}-{at}")
                 killer.at, killer.changes, killer.is_after = at, 0, is_after
                 run(root.store.url)
                 if killer.changes <= at:
