@@ -75,16 +75,49 @@ class Record:
         return sha256_of_json(self.document())
 
 
+@dataclass(frozen=True)
+class Place:
+    """A record's line in the journal: its first byte, the byte after it, and number and digest of the record."""
+
+    begin: int = 0
+    end: int = 0
+    number: int = 0
+    digest: str = ""
+
+
 class Journal:
-    """The journal in a folder, which may not exist yet. An object reads each record once."""
+    """The journal in a folder, which may not exist yet. An object reads each record once.
+
+    Attributes:
+        place: of the last record that was read.
+        resets: times that another journal was found at its place, and read from its first record.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / JOURNAL
+        self.place, self.resets = Place(), 0
         self._records: list[Record] = []
-        self._size, self._last = 0, ""
+
+    def begin_after(self, place: Place) -> bool:
+        """Leave out the records up to a place. Returns whether the journal has that record there."""
+        try:
+            handle = open_file(self.path)
+        except FileNotFoundError:
+            return False
+        try:
+            line = os.pread(handle, max(0, place.end - place.begin), place.begin)
+            record, digest = _parse(line)
+        except (OSError, ValueError):
+            return False
+        finally:
+            os.close(handle)
+        if len(line) != place.end - place.begin or (record.number, digest) != (place.number, place.digest):
+            return False
+        self.place = place
+        return True
 
     def records(self) -> tuple[Record, ...]:
-        """All whole records in order. Raises DamagedJournal, which names the line, OSError."""
+        """The whole records in order: all, unless `begin_after` was called. Raises DamagedJournal, OSError."""
         try:
             handle = open_file(self.path)
         except FileNotFoundError:
@@ -105,40 +138,46 @@ class Journal:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             self._read(handle)
-            os.ftruncate(handle, self._size)  # a record that a killed process did not finish
-            if not self._records:
+            os.ftruncate(handle, self.place.end)  # a record that a killed process did not finish
+            if not self.place.number:
                 sync_directory(self.folder)
                 sync_directory(self.folder.parent)
-            record = Record(len(self._records) + 1, time.time(), kind, station, key, attempt, plain(facts), self._last)
+            before = self.place
+            given = (kind, station, key, attempt, plain(facts))
+            record = Record(before.number + 1, time.time(), *given, before.digest)
             digest = record.digest
             data = encode(encode_json({**record.document(), "digest": digest}, ensure_ascii=False) + "\n")
             try:
-                _write(handle, data, self._size)
+                _write(handle, data, before.end)
             except OSError as e:
-                os.ftruncate(handle, self._size)
+                os.ftruncate(handle, before.end)
                 raise cannot_write(self.path, e, len(data)) from e
         finally:
             os.close(handle)
-        self._records.append(record)
-        self._size, self._last = self._size + len(data), digest
+        self._take(record, digest, len(data))
         return record
+
+    def _take(self, record: Record, digest: str, size: int) -> None:
+        self._records.append(record)
+        self.place = Place(self.place.end, self.place.end + size, record.number, digest)
 
     def _read(self, handle: int) -> None:
         """Read what was added since the last call."""
-        if os.fstat(handle).st_size < self._size:  # somebody put an older copy at its place
-            self._records, self._size, self._last = [], 0, ""
+        if os.fstat(handle).st_size < self.place.end:  # somebody put an older copy at its place
+            self._records, self.place, self.resets = [], Place(), self.resets + 1
         added = bytearray()
-        while part := os.pread(handle, 1 << 20, self._size + len(added)):
+        while part := os.pread(handle, 1 << 20, self.place.end + len(added)):
             added += part
         for line in bytes(added[: added.rfind(b"\n") + 1]).splitlines(keepends=True):
-            number = len(self._records) + 1
+            number = self.place.number + 1
             try:
-                record, digest = _parse(line, number, self._last)
+                record, digest = _parse(line)
+                if record.number != number or record.previous != self.place.digest:
+                    raise ValueError(f"record {number} should be here, and record {record.number} is")
             except ValueError as e:
                 hint = "put back a copy of the file; without it, move the folder away and run the line again"
                 raise DamagedJournal(f"{self.path}:{number} is damaged", str(e), hint) from None
-            self._records.append(record)
-            self._size, self._last = self._size + len(line), digest
+            self._take(record, digest, len(line))
 
 
 def _write(handle: int, data: bytes, at: int) -> None:
@@ -148,17 +187,15 @@ def _write(handle: int, data: bytes, at: int) -> None:
     os.fsync(handle)
 
 
-def _parse(line: bytes, number: int, previous: str) -> tuple[Record, str]:
-    """The record in a line, and its digest. Raises ValueError with the reason if it is not the expected one."""
+def _parse(line: bytes) -> tuple[Record, str]:
+    """The record in a line, and its digest. Raises ValueError with the reason if it is none, or was changed."""
     try:
         doc = parse_json(line)
         digest = doc.pop("digest")
         record = Record(**doc)
-        is_whole = digest == record.digest
+        is_whole = digest == sha256_of_json(doc)  # of a record as it is read: `document` costs more than all else
     except (ValueError, TypeError, AttributeError, KeyError) as e:
         raise ValueError("it is no record") from e
     if not is_whole:
         raise ValueError("the record was changed")
-    if record.number != number or record.previous != previous:
-        raise ValueError(f"record {number} should be here, and record {record.number} is")
     return record, digest

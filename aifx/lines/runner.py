@@ -24,12 +24,13 @@ from aifx.core.project import Project
 from aifx.core.redaction import REMOVED, redact, redact_arguments, redact_values
 from aifx.core.version import __version__
 from aifx.lines.bindings import TICK, fix_bindings
+from aifx.lines.checkpoint import Replay
 from aifx.lines.commands import find_command
 from aifx.lines.file import Line, Station
 from aifx.lines.journal import Journal
 from aifx.lines.meaning import LineMeaning
 from aifx.lines.running import AIFX, GRACE_S, Exit, Try, environment_of
-from aifx.lines.state import LineState, Open, fold
+from aifx.lines.state import LineState, Open
 from aifx.lines.tick import Decision, Meaning, Rules, decide
 
 ATTEMPTS = "attempts"
@@ -93,7 +94,7 @@ class TickRun:
     project: Project
     settings: Settings
     journal: Journal = field(init=False)
-    state: LineState = field(init=False)
+    _replay: Replay = field(init=False)
     _meaning: Meaning | None = None
     _bindings: Mapping[str, str] = field(default_factory=dict)
     _is_written: bool = False
@@ -103,8 +104,13 @@ class TickRun:
     _unstartable: dict[str, AifxError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.journal = Journal(folder_of(self.line))
-        self.state = fold(self.journal.records())
+        self._replay = Replay(folder_of(self.line))
+        self.journal = self._replay.journal
+
+    @property
+    def state(self) -> LineState:
+        """What the journal says, as far as the tick has read it."""
+        return self._replay.state
 
     @property
     def tick(self) -> str:
@@ -117,12 +123,10 @@ class TickRun:
         Raises AifxError if the journal cannot be read or written, or names cannot be fixed; attempts that run go on.
         """
         self._begin()
-        seen, made, look_s = -1, dict[str, Decision](), FIRST_LOOK_S
+        made, look_s = dict[str, Decision](), FIRST_LOOK_S
         while True:
-            records = self.journal.records()
-            if len(records) != seen:
-                self.state, seen, look_s = fold(records), len(records), FIRST_LOOK_S
-                made = self._decide()
+            if self._replay.update() or not made:
+                look_s, made = FIRST_LOOK_S, self._decide()
                 if self._report(made):
                     continue
             if self._look_after_attempts():
@@ -143,6 +147,7 @@ class TickRun:
         made |= {name: _failed(name, error) for name, error in self._unstartable.items() if name in made}
         if self._is_written:
             self.journal.append("tick", is_over=True, id=self._bindings[TICK])
+        self._replay.save()
         return made
 
     def plan(self) -> dict[str, Decision]:

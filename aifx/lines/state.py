@@ -119,9 +119,9 @@ class LineState:
         return "" if last is None else last.outcome
 
 
-def fold(records: Iterable[Record]) -> LineState:
-    """The state after all records."""
-    line = LineState()
+def fold(records: Iterable[Record], line: LineState | None = None) -> LineState:
+    """The state after records, which come after those of `line`, if that is given. It is changed in place."""
+    line = LineState() if line is None else line
     for record in records:
         if record.kind == "tick":
             line.tick = None if record.facts.get("is_over") else record
