@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -79,6 +79,7 @@ class Comparison(Result):
     Attributes:
         data: the versions of data sets that the rows are of; "" if they are of files.
         data_digest: SHA-256 of the evaluation version: which rows, whatever a model makes of them.
+        split: that the rows are; "" if they are of a file.
         against: digest of the second model's checkpoint.
         group: what a group is: "document", "row", or a column.
         value, against_value: the metric of both.
@@ -98,6 +99,7 @@ class Comparison(Result):
     data: str
     data_name: str
     data_digest: str
+    split: Split | Literal[""]
     metric: str
     direction: Direction
     group: str
@@ -136,6 +138,7 @@ def compare_runs(
     metric: BestBy | None = None,
     margin: float | None = None,
     look: int = 1,
+    earlier_looks: Callable[[str, str], int] = lambda _digest, _split: 0,
     step: StepChoice | None = None,
     against_step: StepChoice | None = None,
     overrides: Sequence[str] = (),
@@ -147,7 +150,8 @@ def compare_runs(
         data: a file or folder that both read instead.
         metric: what decides; None takes `checkpoint.best_by` of the first run.
         margin: None takes `eval.margin`.
-        look: how many comparisons there were on this data, with this one.
+        look: how many comparisons there were on this data, with this one, at least.
+        earlier_looks: how many are known to have been before, of the digest of the data and the split.
         step, against_step: the checkpoints, as `restore_run` takes them.
         overrides: `--set` strings over the configuration of both runs.
 
@@ -177,9 +181,10 @@ def compare_runs(
         data=data_reference(first.trained.config.data, project) if data is None else "",
         data_name=first.name,
         data_digest=first.digest,
+        split=first.split,
         group=first.groups.what,
         margin=config.margin if margin is None else margin,
-        look=look,
+        look=max(look, earlier_looks(first.digest, first.split) + 1),
     )
     with reports_of_step(run, first.side.step) as reports:
         reports["comparisons"].append(comparison.document())
@@ -194,6 +199,7 @@ def compare_sums(
     data: str = "",
     data_name: str,
     data_digest: str,
+    split: Split | Literal[""] = "",
     group: str,
     margin: float | None,
     look: int,
@@ -214,6 +220,7 @@ def compare_sums(
         data=data,
         data_name=data_name,
         data_digest=data_digest,
+        split=split,
         metric=metric.metric,
         direction=metric.direction,
         group=group,
@@ -243,12 +250,13 @@ def _check_look(look: int) -> None:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model scores on the rows. `digest` is that of the rows."""
+    """What a model scores on the rows. `digest` is that of the rows, of a `split` or of a file."""
 
     trained: RestoredRun
     side: Side
     name: str
     digest: str
+    split: Split | Literal[""]
     groups: Groups
     of_metric: dict[str, Sums]
 
@@ -284,7 +292,8 @@ class Answers:
             ratios = score_rows(programs, params, frozen, chosen)
         settings = measuring_settings(trained)
         side = Side(run.name, trained.step, run.model_digest or trained.manifest.state_digest, settings)
-        return cls(trained, side, name, digest, groups, {key: groups.sums(ratio) for key, ratio in ratios.items()})
+        sums = {key: groups.sums(ratio) for key, ratio in ratios.items()}
+        return cls(trained, side, name, digest, "" if data is not None else chosen, groups, sums)
 
     def sums(self, metric: str) -> Sums:
         if metric in self.of_metric:

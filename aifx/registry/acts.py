@@ -277,13 +277,13 @@ def _look(state: ModelState, comparison: Mapping[str, Any]) -> dict[str, Any]:
     Who looks again and again at the same rows finds a difference sooner or later, so each look must be made with a
     smaller alpha than the one before (`aifx.evaluation.against.alpha_of_look`).
     """
-    digest = str(comparison.get("data_digest"))
-    look, own = looks_at(state, digest) + 1, int(number(comparison.get("look")) or 1)
+    digest, split = str(comparison.get("data_digest")), str(comparison.get("split", ""))
+    look, own = looks_at(state, digest, split) + 1, int(number(comparison.get("look")) or 1)
     if own < look:
         what = f"the comparison is look {own} at these rows, and the ledger has {look - 1} of them"
         hint = f"aifx eval --against RUN --look {look}, or compare on fresh rows"
         raise UsageError(what, "each look must spend less alpha than the one before", hint)
-    return {"data_digest": digest, "look": look}
+    return {"data_digest": digest, "split": split, "look": look}
 
 
 def attest_file(root: Root, reference: str, name: str, data: bytes, key: Path | None, caller: Caller) -> Act:

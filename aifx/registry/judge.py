@@ -30,7 +30,7 @@ from aifx.registry.policy import (
     SlicesRule,
 )
 from aifx.registry.roots import LEAST_DIGITS
-from aifx.registry.state import ModelState, NumberedVersion, looks_at
+from aifx.registry.state import ModelState, NumberedVersion
 
 GOOD_VERDICTS = ("better", "not worse")
 
@@ -112,10 +112,10 @@ def judge(case: Case) -> tuple[Finding, ...]:
 
 
 def _eval(case: Case, rule: EvalRule) -> Finding:
-    evaluate = _measure(case, f" --split {rule.split}" if rule.split else "")
+    evaluate = _measure(case, _of_split(rule))
 
     def fits(one: Attestation) -> bool:
-        return _is_of_data(one, rule.data) and rule.split in ("", one.content.get("split"))
+        return _is_measured_on(one, rule)
 
     report = case.newest("eval", lambda one: fits(one) and not _other_settings(rule, one.content.get("settings")))
     if report is None and (other := case.newest("eval", fits)) is not None:
@@ -128,7 +128,7 @@ def _eval(case: Case, rule: EvalRule) -> Finding:
     if failed := _failed(results):
         return Finding("eval", False, failed, _another_run(case), (report.digest,))
     if not results:
-        hint = _measure(case, f'{f" --split {rule.split}" if rule.split else ""} --gate "METRIC >= NUMBER"')
+        hint = _measure(case, f'{_of_split(rule)} --gate "METRIC >= NUMBER"')
         return Finding("eval", False, "the evaluation has no gate, and the rule has none", hint, (report.digest,))
     return Finding("eval", True, ", ".join(expr for expr, *_ in results), evidence=(report.digest,))
 
@@ -142,8 +142,8 @@ def _better(case: Case, rule: BetterRule) -> Finding:
     margin = "" if rule.margin is None else f" --margin {rule.margin:g}"
     direction, name = rule.of_metric
     metric = f' --metric "{direction or ("min" if name == "loss" else "max")} {name}"' if name else ""
-    options = f" --against {against}{metric}{margin}"
-    looks = [one for one in case.attestations if one.kind == "comparison" and _is_of_data(one, rule.data)]
+    options = f" --against {against}{_of_split(rule)}{metric}{margin}"
+    looks = [one for one in case.attestations if one.kind == "comparison" and _is_measured_on(one, rule)]
     known = {incumbent.digest, incumbent.checkpoint} - {None}
     of_metric = (one for one in reversed(looks) if name in ("", one.content.get("metric")))
     directed = (one for one in of_metric if direction in ("", one.content.get("direction")))
@@ -153,11 +153,9 @@ def _better(case: Case, rule: BetterRule) -> Finding:
         wrong = next(own for own in _of_sides(fitting[0]) if _other_settings(rule, own))
         return _measured_otherwise("better", case, rule, fitting[0], wrong, options)
     if compared is None:
-        by = f" by {rule.metric}" if rule.metric else ""
+        by = f"{f' on the {rule.split} split' if rule.split else ''}{f' by {rule.metric}' if rule.metric else ''}"
         return Finding("better", False, f"no comparison with {against}{by} is attested", _compare(case, options))
-    content = compared.content
-    look = looks_at(case.state, str(content.get("data_digest"))) + 1
-    hint = _compare(case, f"{options} --look {look}")
+    content, hint = compared.content, _compare(case, options)
     verdict, wanted = str(content.get("verdict")), GOOD_VERDICTS if rule.margin is not None else GOOD_VERDICTS[:1]
     found = f"{content.get('metric')}: {verdict}, compared with {against}"
     if changed := content.get("different_settings"):
@@ -362,9 +360,15 @@ def _measured_otherwise(
     return Finding(name, False, found, hint, (one.digest,))
 
 
-def _is_of_data(attested: Attestation, reference: str) -> bool:
-    """Whether evidence is about a version of a data set, "NAME@DIGITS", or about any if that is empty."""
-    return not reference or _matches(str(attested.content.get("data") or ""), reference)
+def _is_measured_on(attested: Attestation, rule: EvalRule | BetterRule) -> bool:
+    """Whether evidence is about the version of a data set, "NAME@DIGITS", and the split that a rule names, if any."""
+    is_of_data = not rule.data or _matches(str(attested.content.get("data") or ""), rule.data)
+    return is_of_data and rule.split in ("", attested.content.get("split"))
+
+
+def _of_split(rule: EvalRule | BetterRule) -> str:
+    """The option that measures what a rule names."""
+    return f" --split {rule.split}" if rule.split else ""
 
 
 def _matches(found: str, wanted: str) -> bool:

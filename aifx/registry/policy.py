@@ -43,6 +43,9 @@ DataVersion = Annotated[str, AfterValidator(_named_version)]
 """A version of a data set, "NAME@DIGITS", or any if empty. A name alone may mean other rows tomorrow."""
 
 
+NamedSplit = Literal["train", "validation", "test", ""]
+
+
 class _Rule(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -88,7 +91,7 @@ class EvalRule(GatesRule, MeasuredRule):
     """
 
     data: DataVersion = ""
-    split: Literal["train", "validation", "test", ""] = ""
+    split: NamedSplit = ""
 
 
 class BetterRule(MeasuredRule):
@@ -97,12 +100,13 @@ class BetterRule(MeasuredRule):
     Attributes:
         metric: that must be compared, "max accuracy", or "accuracy" in either direction; any if empty.
         margin: by which the version may be worse; without it, it must be better.
-        data: as of `EvalRule`.
+        data, split: as of `EvalRule`.
     """
 
     metric: str = ""
     margin: float | None = Field(None, ge=0)
     data: DataVersion = ""
+    split: NamedSplit = ""
 
     @property
     def of_metric(self) -> tuple[str, str]:

@@ -155,7 +155,11 @@ class ModelState:
         return ModelState(self.name, self.entries[:count])
 
 
-def looks_at(state: ModelState, data_digest: str) -> int:
-    """How many comparisons on an evaluation version the ledger has, whatever version they are about."""
+def looks_at(state: ModelState, data_digest: str, split: str) -> int:
+    """How many comparisons on a split of an evaluation version the ledger has, whatever version they are about.
+
+    One that was attested before its split was kept counts for each.
+    """
     attested = (entry.facts for entry in state.entries if entry.action == "attest")
-    return sum(facts.get("kind") == "comparison" and facts.get("data_digest") == data_digest for facts in attested)
+    looks = (facts for facts in attested if facts.get("kind") == "comparison")
+    return sum(facts.get("data_digest") == data_digest and facts.get("split", split) == split for facts in looks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -10,7 +11,7 @@ from aifx.core.errors import UsageError
 from aifx.core.steps import parse_step
 from aifx.verbs.arguments import Settings, Step, StrPath, overrides
 from aifx.verbs.jobs import OnLost, is_first_of_job, joined_job
-from aifx.verbs.models import is_reference, open_model
+from aifx.verbs.models import is_reference, open_model, open_registry
 
 if TYPE_CHECKING:
     from aifx.data.splits import Split
@@ -193,7 +194,8 @@ def compare_models(
         data: a file or folder to measure instead of a split.
         metric: what decides: "max accuracy". By default `checkpoint.best_by` of the first run.
         margin: loss of the metric up to which the first is not worse; by default `eval.margin`.
-        look: how many comparisons there were on this data, with this one.
+        look: how many comparisons there were on this data, with this one, at least. If one of the two is a model
+            version, it is one more than its registry has of this data and split.
         step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint`.
         against_step: that of the other run.
         settings: values over those of the configurations of both runs, by key.
@@ -206,9 +208,12 @@ def compare_models(
     """
     from aifx.config.best_by import parse_best_by
     from aifx.evaluation.against import compare_runs
+    from aifx.registry.state import looks_at
 
     best_by = None if metric is None else parse_best_by(metric)
     directory, project = open_model(run, trust_code if is_reference(run) else None)
+    names = [os.fspath(model) for model in (run, against) if is_reference(model)]
+    ledgers = [open_registry(name)[0].find(name)[0] for name in names]
     return compare_runs(
         directory,
         project,
@@ -218,6 +223,7 @@ def compare_models(
         metric=best_by,
         margin=margin,
         look=look,
+        earlier_looks=lambda digest, split: max((looks_at(state, digest, split) for state in ledgers), default=0),
         step=parse_step(step),
         against_step=parse_step(against_step),
         overrides=overrides(settings),

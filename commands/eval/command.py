@@ -94,7 +94,8 @@ LookOption = Annotated[
         "--look",
         metavar="N",
         min=1,
-        help="With --against or --shadow: how many comparisons there were on this data, with this one.",
+        help="With --against or --shadow: how many comparisons there were on this data, with this one. A registry "
+        "counts those of its versions.",
     ),
 ]
 

@@ -304,8 +304,8 @@ def test_each_look_at_the_same_rows_is_counted(root: Root) -> None:
     push_text(root, "b")
     incumbent = root.find("fraud@v1")[1].digest
 
-    def compare(look: int, rows: str, caller: Caller = ANN) -> Act:
-        content = {"metric": "loss", "verdict": "better", "against": incumbent, "data_digest": rows, "look": look}
+    def compare(look: int, rows: str, caller: Caller = ANN, **of: str) -> Act:
+        content = {"metric": "loss", "verdict": "better", "against": incumbent, "data_digest": rows, "look": look, **of}
         return attest_version(root, "fraud@v2", "comparison", content, None, caller)
 
     compare(1, "rows")
@@ -319,7 +319,10 @@ def test_each_look_at_the_same_rows_is_counted(root: Root) -> None:
     assert error.value.hint.startswith("aifx eval --against RUN --look 2")
     assert root.store.files("objects") == kept
     compare(2, "rows")
-    compare(1, "fresh rows")
+    compare(1, "fresh rows", split="test")
+    compare(1, "fresh rows", split="validation")
+    with pytest.raises(UsageError, match="is look 1 at these rows, and the ledger has 1"):
+        compare(1, "fresh rows", split="test")
     assert compare(9, "rows", Caller("ann", "r")).entry == compare(9, "rows", Caller("ann", "r")).entry
 
 

@@ -127,6 +127,8 @@ def test_a_rule_takes_evidence_that_was_measured_as_it_states(model: Model) -> N
         ("better", 0.0, '{ metric = "max accuracy" }', True),
         ("better", 0.0, '{ metric = "min accuracy" }', False),
         ("better", 0.0, '{ metric = "recall" }', False),
+        ("better", 0.0, '{ split = "test" }', True),
+        ("better", 0.0, '{ split = "validation" }', False),
         ("not worse", 0.01, "{}", False),
         ("not worse", 0.01, "{ margin = 0.01 }", True),
         ("not worse", 0.02, "{ margin = 0.01 }", False),
@@ -138,6 +140,7 @@ def test_a_version_must_be_better_than_what_the_alias_means(
     model: Model, verdict: str, margin: float, rule: str, passes: bool
 ) -> None:
     content = {"metric": "accuracy", "direction": "max", "verdict": verdict, "margin": margin, "data": TEST}
+    content["split"] = "test"
     model.attest("comparison", {**content, "verdict": "better", "against": "3" * 64})
     assert not model.judge(f"better = {rule}").passed
     model.attest("comparison", {**content, "against": V1})

@@ -23,7 +23,7 @@ admin = ["ann"]
 reviewer = ["bob"]
 [aliases.production]
 eval = {{ data = "{data}", split = "test", gates = ["accuracy >= 0"] }}
-better = {{ data = "{data}", metric = "max accuracy", margin = 1.0 }}
+better = {{ data = "{data}", split = "test", metric = "max accuracy", margin = 1.0 }}
 contamination = {{ data = "{data}" }}
 licences = {{ allow = ["{licence}"] }}
 slices = {{ columns = ["colour"], gates = ["slices.colour.worst.accuracy >= 0"] }}
@@ -97,8 +97,10 @@ def test_each_rule_waits_for_its_evidence(folder: Path) -> None:
         attest("eval", "eval", "--model", "fraud@v2", "--split", "test")
 
     def compare() -> None:
-        how = ("--against", "fraud@v1", "--split", "test", "--metric", "max accuracy", "--margin", "1")
-        attest("comparison", "eval", "--model", "fraud@v2", *how, "--set", "eval.group=_row")
+        how = ("eval", "--against", "fraud@v1", "--metric", "max accuracy", "--margin", "1", "--set", "eval.group=_row")
+        attest("comparison", *how, "--model", "fraud@v2", "--split", "test")
+        assert aifx(*how, "--run", "new", "--split", "test")["look"] == 2  # the ledger has the first
+        assert aifx(*how, "--model", "fraud@v2", "--split", "validation")["look"] == 1
 
     def search() -> None:
         for reference in (new, old):
