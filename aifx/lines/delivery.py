@@ -8,14 +8,16 @@ behind it. After the last attempt it is a dead letter, and the next one of its s
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aifx.core.errors import AifxError, ErrorDocument, ExitCode, UsageError, did_you_mean
+from aifx.core.errors import AifxError, DataError, ErrorDocument, ExitCode, UsageError, did_you_mean
 from aifx.core.os_errors import first_line, is_passing
 from aifx.core.project import Project
 from aifx.core.results import Result
@@ -39,6 +41,8 @@ MOST_DOWN = 3
 """Attempts without an answer after which a target is left alone until the next call."""
 
 Clock = Callable[[], float]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -226,6 +230,10 @@ async def _serve(
     except OSError as e:
         what, hint = f"the outbox {turn.outbox.path} cannot be used", f"df -h {project.root}"
         turn.problem = AifxError(what, first_line(e), hint, transient=is_passing(e))
+    except Exception as e:  # a fault of aifx must not keep events of other targets back; its text may have the URL
+        logger.error("the delivery to %s ended: %s", target.name, "".join(traceback.format_tb(e.__traceback__)))
+        what = f"the delivery to {target.name} ended with {type(e).__name__}, a fault of aifx"
+        turn.problem = AifxError(what, "the log has where", "aifx notify ls")
     return turn.result()
 
 
@@ -294,10 +302,14 @@ def list_targets(
     """The targets with what waits for them, also what no sender has read yet. Writes nothing."""
     root, now, states, problems = open_root(None, project), clock(), list[TargetState](), list[AifxError]()
     for target in targets:
-        outbox = outbox_of(project, target).read()
+        outbox, problem = outbox_of(project, target), _problem_of(target, environ)
+        try:
+            outbox.read()
+        except DataError as e:
+            states.append(TargetState(target.name, target.on, target.url_from, {}, (), (), e.document()))
+            continue
         waiting, found = _with_new(project, root, target, outbox, now)
         problems += found
-        problem = _problem_of(target, environ)
         dead = tuple(_state(letter, now) for letter in outbox.dead.values())
         queued = tuple(_state(letter, now) for letter in waiting)
         states.append(TargetState(

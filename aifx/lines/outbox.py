@@ -16,9 +16,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from aifx.core.errors import DataError
 from aifx.core.files import holding, remove_temporary, replace_file
 from aifx.core.json_files import JsonLines, encode, read_jsonl
 from aifx.core.json_values import encode_json
+from aifx.core.os_errors import first_line
 from aifx.lines.events import Event, Position
 
 OUTBOX = "outbox.jsonl"
@@ -62,10 +64,14 @@ class Outbox:
         self._count = 0
 
     def read(self) -> Outbox:
-        """Read the file. Raises OSError, UnsafeFile."""
+        """Read the file. Raises DataError naming a record that is none, OSError, UnsafeFile."""
         self._clear()
         for record in read_jsonl(self.path):
-            self._take(record)
+            try:
+                self._take(record)
+            except (KeyError, TypeError, ValueError) as e:
+                why, hint = f"{type(e).__name__}: {first_line(e)}", f"mv {self.folder} /tmp  and send the events again"
+                raise DataError(f"record {self._count} of {self.path} is damaged", why, hint) from None
         return self
 
     def _take(self, record: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import Any
 import inprocess
 import pytest
 from ticking import Ticking, station
+from webhook_receiver import SECRET, Answer, receiver
+
+import aifx
 
 
 class Terminal(Ticking):
@@ -208,6 +212,26 @@ def until(process: subprocess.Popen[str], holds: Callable[[], object]) -> None:
         assert process.poll() is None
         assert time.monotonic() < limit
         time.sleep(0.02)
+
+
+def test_a_watch_sends_the_events_of_its_ticks(line: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    notify = '[[notify]]\nurl_from = "OPS_URL"\nallow = ["127.0.0.0/8"]\n'
+    line.write('[line]\nevery = "1d"\n' + station("bad", "sh -c 'exit 3'") + notify)
+    stop = list[int]()
+    give_up = threading.Timer(30, stop.append, [signal.SIGTERM])
+    give_up.start()
+    with receiver() as at:
+
+        def answer(event: dict[str, Any]) -> Answer:
+            stop.append(signal.SIGTERM)
+            return 204
+
+        at.answer = answer
+        monkeypatch.setenv("OPS_URL", at.url)
+        monkeypatch.setenv("OPS_URL_SECRET", SECRET)
+        aifx.line_watch(allow_shell=True, stop=stop, project=line.root)
+    give_up.cancel()
+    assert [(event["type"], event["subject"]) for event in at.accepted] == [("aifx.station.failed", "bad")]
 
 
 @pytest.mark.slow

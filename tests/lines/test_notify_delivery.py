@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,7 @@ from webhook_receiver import LOOPBACK, SECRET, Answer, Receiver, receiver
 
 from aifx.core.errors import ConfigError, UsageError
 from aifx.core.project import Project
+from aifx.lines import delivery, webhook
 from aifx.lines.delivery import (
     PAUSES_S,
     Deliveries,
@@ -313,6 +316,67 @@ def test_a_name_that_cannot_be_resolved_stops_no_other_target(project: Project, 
         done = deliver(project, [other, TARGET], {**environ(at), "OTHER_URL": f"https://{host}/x"})
         assert f"{host} cannot be resolved" in done.targets[0].failed[0].reason
         assert [event.subject for event in done.targets[1].sent] == ["a"]
+
+
+def test_an_unexpected_fault_of_one_target_stops_no_other(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail(project, "a")
+    other = replace(TARGET, name="other")
+
+    def open_or_fail(target: Target, environ: Mapping[str, str]) -> webhook.Receiver:
+        if target is other:
+            raise RuntimeError(environ["OPS_URL"])
+        return webhook.open_receiver(target, environ)
+
+    monkeypatch.setattr(delivery, "open_receiver", open_or_fail)
+    with receiver() as at:
+        done = send(project, at, other, TARGET)
+    problem = done.targets[0].problem
+    assert problem is not None
+    assert "RuntimeError" in problem["what"]
+    assert "secret-part" not in str(problem)
+    assert [event.subject for event in done.targets[1].sent] == ["a"]
+    assert done.exit_code == 2
+
+
+def test_a_damaged_outbox_is_named_and_stops_no_other(project: Project) -> None:
+    fail(project, "a")
+    other = replace(TARGET, name="other")
+    path = outbox_of(project, other).path
+    path.parent.mkdir(parents=True)
+    path.write_text('{"is": "event"}\n')
+    with receiver() as at:
+        done = send(project, at, other, TARGET)
+        listed = list_targets(project, [other, TARGET], environ(at))
+    assert done.targets[0].problem == listed.targets[0].problem
+    assert f"record 1 of {path} is damaged" in str(done.targets[0].problem)
+    assert [event.subject for event in done.targets[1].sent] == ["a"]
+
+
+def test_a_name_that_means_another_address_when_aifx_connects_is_refused(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As DNS rebinding does: each look-up has another answer, and all connections go to a checked address."""
+    fail(project, "a")
+    answers, connected = iter(["1.1.1.1", "127.0.0.1", "127.0.0.1"]), list[str]()
+
+    async def getaddrinfo(self: object, host: str, port: int, **options: object) -> list[Any]:
+        address = host if host[0].isdigit() else next(answers)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    async def connect(self: object, sock: socket.socket, address: tuple[str, int]) -> None:
+        connected.append(address[0])
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "sock_connect", connect)
+    target = replace(TARGET, allow=())
+    given = {"OPS_URL": "https://rebinding.example/x", "OPS_URL_SECRET": SECRET}
+    deliver(project, [target], given)
+    assert connected
+    assert set(connected) == {"1.1.1.1"}
+    (failed,) = deliver(project, [target], given, clock=lambda: time.time() + 10).targets[0].failed
+    assert "127.0.0.1; it is not a public address" in failed.reason
+    assert set(connected) == {"1.1.1.1"}
 
 
 def test_a_test_event_is_sent_once_and_kept_nowhere(project: Project) -> None:
