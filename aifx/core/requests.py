@@ -53,12 +53,15 @@ class RequestDone(Exception):
 
 def find_request(id: str | None, act: str) -> Request | None:
     """The request with an id, if one is given. Raises UsageError for what cannot be an id."""
-    if id is None:
-        return None
+    return None if id is None else Request(check_id(id), act)
+
+
+def check_id(id: str) -> str:
+    """`id`. Raises UsageError for what cannot be an id."""
     if not _ID.fullmatch(id):
         why = "an id is letters, digits, '.', '_' and '-', 63 at most, and begins and ends with a letter or digit"
         raise UsageError(f"--request {id!r} is no id", why, "--request 2026-12-02.1")
-    return Request(id, act)
+    return id
 
 
 def check_act(id: str, is_same: bool, act: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from aifx.core.json_files import cannot_write
 from aifx.core.json_values import number
 from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
+from aifx.core.requests import check_act, check_id
 from aifx.core.results import Result
 from aifx.core.stores import open_store
 from aifx.registry.evidence import Kind, attest, attestations_of, read_attestation
 from aifx.registry.judge import Case, Finding, judge
 from aifx.registry.ledger import Entry, LostRace, find_request, new_request
-from aifx.registry.policy import FIRST, change_policy, check_policies, read_policy, read_policy_file
+from aifx.registry.policy import FIRST, change_policy, check_change, check_policies, read_policy, read_policy_file
 from aifx.registry.reports import PolicyPage, policy_page, show_policy
 from aifx.registry.roots import (
     Outcome,
@@ -33,6 +34,7 @@ from aifx.registry.roots import (
     check_model_name,
     current_actor,
     find_version,
+    names_always,
     repairable,
 )
 from aifx.registry.signing import public_pem, read_private_key, sign
@@ -60,9 +62,44 @@ class Caller:
     reason: str = ""
     dry_run: bool = False
 
+    def __post_init__(self) -> None:
+        if self.request is not None:
+            check_id(self.request)
+
     @property
     def name(self) -> str:
         return self.actor or current_actor()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a call asks for, by which a second call with its request id is known.
+
+    Attributes:
+        actions: that its entry may have.
+        version: as the caller named it. What an alias means may have changed since the first call.
+        facts: that its entry has.
+        file: the content of its evidence, if that is a file.
+    """
+
+    actions: tuple[str, ...]
+    alias: str = ""
+    version: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    file: Mapping[str, Any] | None = None
+
+    def check(self, root: Root, done: Outcome) -> Outcome:
+        """`done`. Raises UsageError if it was another act."""
+        made, state = done.entry, done.state
+        same = made.action in self.actions and self.alias in ("", made.alias)
+        word = self.version.partition("@")[2] if names_always(self.version) else ""
+        same = same and (word == state.label(made.version) or made.version.startswith(word))
+        same = same and all(made.facts.get(key) == value for key, value in self.facts.items())
+        if same and self.file is not None:
+            same = read_attestation(root, made.evidence[0]).content == self.file
+        what = " ".join(filter(None, [made.action, f"{state.name}@{state.label(made.version)}", made.alias]))
+        check_act(made.request, same, f"entry {made.number} has it: {what}")
+        return done
 
 
 @dataclass(frozen=True)
@@ -126,10 +163,18 @@ def _planned(state: ModelState, entry: Entry) -> Act:
     return replace(_act(Outcome(state, entry)), entry=None, head=None, request=None, dry_run=True)
 
 
-def _done_before(root: Root, name: str, caller: Caller, *actions: str, alias: str = "") -> Act | None:
+def _done_before(root: Root, name: str, caller: Caller, asked: _Asked) -> Act | None:
     """What the caller's request did before, if it did. Raises UsageError if that was another act."""
-    found = None if caller.request is None else root.done(name, caller.request, actions, alias)
-    return None if found is None else _act(found)
+    found = None if caller.request is None else root.done(name, caller.request)
+    return None if found is None else _act(asked.check(root, found))
+
+
+def _write(
+    root: Root, name: str, request: str | None, asked: _Asked, decide: Callable[[ModelState], Entry], *, again: bool
+) -> Outcome:
+    """As `Root.act`. Raises UsageError if another call with the same id has just done another act."""
+    outcome = root.act(name, request, decide, again=again)
+    return asked.check(root, outcome) if outcome.is_repeated else outcome
 
 
 def push(root: Root, name: str, write: Write, facts: Mapping[str, Any], caller: Caller, key: Path | None = None) -> Act:
@@ -140,8 +185,10 @@ def push(root: Root, name: str, write: Write, facts: Mapping[str, Any], caller: 
     The artefact is in its place before the entry names it, so that a kill in between leaves no entry without files.
     """
     check_model_name(name)
-    if (done := _done_before(root, name, caller, "push", "attest")) is not None:
-        return done
+    asked, author = _Asked(("push",), facts={"run": facts.get("run")}), _Asked(("attest",), facts={"kind": "author"})
+    made = root.done(name, caller.request) if caller.request else None
+    if made is not None:
+        return _act((author if made.entry.action == "attest" else asked).check(root, made))
     if key is not None:
         read_private_key(key)  # what cannot be signed is not stored
     digest, folder, repaired = _store(root, name, write, dry_run=caller.dry_run)
@@ -165,7 +212,7 @@ def push(root: Root, name: str, write: Write, facts: Mapping[str, Any], caller: 
             _, folder, _ = _store(root, name, write, dry_run=False)
         return entry
 
-    outcome = root.act(name, caller.request, decide, again=True)
+    outcome = _write(root, name, caller.request, asked, decide, again=True)
     _delete_withdrawn(root, outcome.state, digest)  # where this call may have written while `rm` deleted
     return replace(_act(outcome), repaired=repaired)
 
@@ -219,9 +266,10 @@ def _damage(root: Root, state: ModelState, artifact: Artifact) -> tuple[str, ...
 def tag(root: Root, reference: str, given: Mapping[str, str], removed: tuple[str, ...], caller: Caller) -> Act:
     """Set and remove tags of a version."""
     state, version = root.find(reference)
-    if (done := _done_before(root, state.name, caller, "tag")) is not None:
-        return done
     facts = {"set": dict(given), "removed": list(removed)}
+    asked = _Asked(("tag",), "", reference, facts)
+    if (done := _done_before(root, state.name, caller, asked)) is not None:
+        return done
 
     def decide(state: ModelState) -> Entry:
         check_in_service(state, version.digest)
@@ -229,7 +277,7 @@ def tag(root: Root, reference: str, given: Mapping[str, str], removed: tuple[str
 
     if caller.dry_run:
         return _planned(state, decide(state))
-    return _act(root.act(state.name, caller.request, decide, again=True))
+    return _act(_write(root, state.name, caller.request, asked, decide, again=True))
 
 
 def attest_version(
@@ -243,7 +291,8 @@ def attest_version(
 ) -> Act:
     """Add evidence about a version, and keep the bytes of a file, if that is the evidence."""
     state, version = root.find(reference)
-    if (done := _done_before(root, state.name, caller, "attest")) is not None:
+    asked = _Asked(("attest",), "", reference, {"kind": kind}, content if kind == "file" else None)
+    if (done := _done_before(root, state.name, caller, asked)) is not None:
         return done
 
     def entry(state: ModelState, evidence: tuple[str, ...] = ()) -> Entry:
@@ -258,7 +307,7 @@ def attest_version(
     if data is not None:
         root.put(data)
     made = attest(root, kind, version.digest, caller.name, content, key)
-    return _act(root.act(state.name, caller.request, lambda state: entry(state, (made.digest,)), again=True))
+    return _act(_write(root, state.name, caller.request, asked, lambda state: entry(state, (made.digest,)), again=True))
 
 
 def _check_subject(name: str, version: NumberedVersion, content: Mapping[str, Any]) -> None:
@@ -309,7 +358,8 @@ def approve(root: Root, reference: str, alias: str, key: Path | None, caller: Ca
     """
     state, version = root.find(reference)
     check_alias(alias)
-    if (done := _done_before(root, state.name, caller, "approve", alias=alias)) is not None:
+    asked = _Asked(("approve",), alias, reference)
+    if (done := _done_before(root, state.name, caller, asked)) is not None:
         return done
     check_in_service(state, version.digest)
     case = case_of(root, state, version, alias)
@@ -338,7 +388,7 @@ def approve(root: Root, reference: str, alias: str, key: Path | None, caller: Ca
         check_in_service(state, version.digest)
         return replace(entry, evidence=(made.digest,))
 
-    return _act(root.act(state.name, caller.request, decide, again=True))
+    return _act(_write(root, state.name, caller.request, asked, decide, again=True))
 
 
 def promote(root: Root, reference: str, alias: str, caller: Caller, *, serve_check: bool = False) -> Act:
@@ -351,9 +401,10 @@ def promote(root: Root, reference: str, alias: str, caller: Caller, *, serve_che
     """
     name = reference.partition("@")[0]
     check_alias(alias)
-    if (done := _done_before(root, name, caller, "promote", "refuse", alias=alias)) is not None:
-        return done
     root.find(reference)
+    asked = _Asked(("promote", "refuse"), alias, reference)
+    if (done := _done_before(root, name, caller, asked)) is not None:
+        return done
 
     def decide(state: ModelState) -> Entry:
         version = _available(root, state, reference)
@@ -372,7 +423,7 @@ def promote(root: Root, reference: str, alias: str, caller: Caller, *, serve_che
     if caller.dry_run:
         state = root.state(name)
         return _planned(state, decide(state))
-    return _act(root.act(name, caller.request, decide, again=False))
+    return _act(_write(root, name, caller.request, asked, decide, again=False))
 
 
 def _serve_check(root: Root, case: Case) -> Finding:
@@ -394,7 +445,8 @@ def rollback(root: Root, name: str, alias: str, to: str | None, caller: Caller) 
     The policy is not asked: it is an emergency, and that version was live. Raises UsageError, LostRace.
     """
     check_alias(alias)
-    if (done := _done_before(root, name, caller, "rollback", alias=alias)) is not None:
+    asked = _Asked(("rollback",), alias, f"{name}@{to.partition('@')[2] or to}" if to else "")
+    if (done := _done_before(root, name, caller, asked)) is not None:
         return done
 
     def decide(state: ModelState) -> Entry:
@@ -410,7 +462,7 @@ def rollback(root: Root, name: str, alias: str, to: str | None, caller: Caller) 
                 raise UsageError(f"{name}@{alias} has no version before", why, f"aifx registry history {name}")
             reference = f"{name}@{before}"
         else:
-            reference = f"{name}@{to.partition('@')[2] or to}"
+            reference = asked.version
         version = _available(root, state, reference)
         if version.digest not in meant:
             why = f"{name}@{alias} has never meant {version.label}; only promote judges its evidence"
@@ -423,7 +475,7 @@ def rollback(root: Root, name: str, alias: str, to: str | None, caller: Caller) 
         return _planned(state, decide(state))
     root.state(name)
     try:
-        return _act(root.act(name, caller.request, decide, again=False))
+        return _act(_write(root, name, caller.request, asked, decide, again=False))
     except LostRace as e:
         raise LostRace(e.what, e.why, f"aifx registry show {name}, since somebody may have rolled back already") from e
 
@@ -444,13 +496,14 @@ def remove(
             raise UsageError(what, f"{', '.join(named)} refers to it", f"aifx registry show {state.name}")
         return Entry("withdraw", caller.name, version=found.digest, reason=caller.reason)
 
-    done = _done_before(root, state.name, caller, "withdraw")
+    asked = _Asked(("withdraw",), "", reference)
+    done = _done_before(root, state.name, caller, asked)
     if done is None and version.is_withdrawn:
         done = Act("withdraw", state.name, f"{state.name}@{version.label}", version.digest, dry_run=caller.dry_run)
     if caller.dry_run:
         return done or _planned(state, decide(state))
     if done is None:
-        outcome = root.act(state.name, caller.request, decide, again=True)
+        outcome = _write(root, state.name, caller.request, asked, decide, again=True)
         done, state = _act(outcome), outcome.state
     _delete_withdrawn(root, state, version.digest)  # also what a killed call left
     return done
@@ -486,6 +539,8 @@ def set_policy(root: Root, file: Path | None, key: Path | None, caller: Caller) 
     if made is None and file is None and entries:
         return replace(show_policy(root), dry_run=caller.dry_run)
     if made is not None:
+        if file is not None:
+            check_change(made, read_policy_file(file))
         return replace(policy_page(root, root.get(str(made.facts.get("policy"))).decode(), made), is_repeated=True)
     text, place = (FIRST, "the first policy") if file is None else (read_policy_file(file), str(file))
     entry = change_policy(
@@ -500,7 +555,8 @@ def copy_version(source: Root, reference: str, target: Root, caller: Caller) -> 
     The target's ledger gets an entry of its own for the push and for each piece of evidence. Aliases are not copied.
     """
     state, version = source.find(reference)
-    before = _done_before(target, state.name, caller, "push")  # perhaps by a call that was killed: its evidence follows
+    asked = _Asked(("push",), "", f"{state.name}@{version.digest}" if names_always(reference) else "")
+    before = _done_before(target, state.name, caller, asked)  # perhaps by one that was killed: its evidence follows
     artifact = source.available(state, version)
     pushed, request = version.pushed, caller.request or new_request()
     facts = {**pushed.facts, "copied_from": {"root": source.store.url, "entry": pushed.digest, "actor": pushed.actor}}
@@ -521,7 +577,7 @@ def copy_version(source: Root, reference: str, target: Root, caller: Caller) -> 
                 folder = _copy_files(source, state, artifact, target)
             return entry
 
-        outcome = target.act(state.name, request, decide, again=True)
+        outcome = _write(target, state.name, request, asked, decide, again=True)
         done, there = _act(outcome), outcome.state
     _delete_withdrawn(target, there, version.digest)
     for attested in state.about(version.digest, "attest", "approve"):

@@ -17,6 +17,7 @@ from aifx.core.errors import AifxError, ConfigError, DataError, UsageError, did_
 from aifx.core.json_files import encode
 from aifx.core.json_values import flat
 from aifx.core.parsing import fault_in, parse_toml
+from aifx.core.requests import check_act
 from aifx.registry.ledger import Entry, find_request, new_request
 from aifx.registry.roots import Root, check_alias
 from aifx.registry.signing import parse_envelope, read_given, read_public_key, sign
@@ -347,7 +348,7 @@ def change_policy(
     """
     new, current = parse_policy(text, place), read_policy(root)
     if (made := find_request(current.entries, request or "")) is not None:
-        return made
+        return check_change(made, text)
     digest = sha256_of(encode(text))
     if digest == current.digest:
         return current.entries[-1]
@@ -368,6 +369,14 @@ def change_policy(
     if key:
         entry = replace(entry, evidence=(digest, root.put(signed.encode())))
     return root.policy.append(current.entries, entry)
+
+
+def check_change(made: Entry, text: str) -> Entry:
+    """The entry that a request made before. Raises UsageError if it has another text."""
+    check_act(
+        made.request, made.facts.get("policy") == sha256_of(encode(text)), f"entry {made.number} has another policy"
+    )
+    return made
 
 
 def _is_signed(root: Root, entry: Entry, digest: str, policy: Policy) -> bool:

@@ -17,7 +17,7 @@ import random
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,6 @@ from aifx.core.artifact_copies import fetch_artifact, stored_artifact
 from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError, UsageError, did_you_mean
 from aifx.core.project import RUN_NAME, Project, cache_path
-from aifx.core.requests import check_act
 from aifx.core.stores import Store, open_store
 from aifx.registry.ledger import Entry, Ledger, LostRace, find_request, new_request
 from aifx.registry.state import ModelState, NumberedVersion
@@ -147,13 +146,11 @@ class Root:
         state = self.state(name)
         return state, find_version(state, reference)
 
-    def done(self, name: str, request: str, actions: Sequence[str], alias: str = "") -> Outcome | None:
-        """What a request did before; None if it did nothing. Raises UsageError if that was another act."""
+    def done(self, name: str, request: str) -> Outcome | None:
+        """What a request did before; None if it did nothing."""
         entries = self.ledger(name).entries()
-        if (made := find_request(entries, request)) is None:
-            return None
-        check_repeated(made, request, actions, alias)
-        return Outcome(ModelState(name, entries), made, is_repeated=True)
+        made = find_request(entries, request)
+        return None if made is None else Outcome(ModelState(name, entries), made, is_repeated=True)
 
     def act(self, name: str, request: str | None, decide: Callable[[ModelState], Entry], *, again: bool) -> Outcome:
         """Add an entry to a model's ledger.
@@ -223,12 +220,6 @@ def open_root(root: str | None, project: Project | None = None) -> Root:
     return Root(open_store(root if "://" in root else str(Path(root).expanduser().absolute())))
 
 
-def check_repeated(made: Entry, request: str, actions: Sequence[str], alias: str) -> None:
-    """Raise UsageError for a request id that made an entry of another kind, or for another alias."""
-    is_same = made.action in actions and (not alias or made.alias == alias)
-    check_act(request, is_same, f"entry {made.number} has it: {made.action} {made.alias}".rstrip())
-
-
 def check_in_service(state: ModelState, digest: str) -> None:
     """Raise UsageError for a version that was withdrawn."""
     if state.versions[digest].is_withdrawn:
@@ -256,6 +247,12 @@ def find_version(state: ModelState, reference: str) -> NumberedVersion:
         known = [*state.aliases, *(version.label for version in versions[-5:])]
         why = f"{len(matching)} versions begin with {word!r}" if matching else did_you_mean(word, known)
     raise UsageError(f"{reference!r} names no version", why, f"aifx registry show {state.name}")
+
+
+def names_always(reference: str) -> bool:
+    """Whether a reference means the same version at any time: by its number or digest, not by an alias."""
+    word = reference.partition("@")[2]
+    return bool(_LABEL.fullmatch(word) or _DIGITS.fullmatch(word))
 
 
 def check_model_name(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -268,6 +269,39 @@ def test_a_request_id_belongs_to_one_act(root: Root) -> None:
     promote(root, "fraud@v1", "production", Caller("ann", "move"))
     with pytest.raises(UsageError, match="belongs to another act"):
         promote(root, "fraud@v1", "canary", Caller("ann", "move"))
+
+
+def test_a_request_id_belongs_to_its_arguments(root: Root, tmp_path: Path) -> None:
+    """Asked again with other arguments, an act does not pass for done."""
+    promoted(root, "a", "b")
+    target = Root(open_store(str(tmp_path / "other")))
+    policies = [tmp_path / name for name in ("one.toml", "two.toml")]
+    for path in policies:
+        path.write_text(f"# {path.name}")
+    acts: tuple[tuple[Callable[..., object], tuple[object, ...], tuple[object, ...]], ...] = (
+        (lambda text, run, who: push_text(root, text, who, run=run), ("c", "c"), ("d", "d")),
+        (lambda of, who: promote(root, of, "canary", who), ("fraud@v1",), ("fraud@v2",)),
+        (lambda of, who: approve(root, of, "canary", None, replace(who, actor="bob")), ("fraud@v1",), ("fraud@v2",)),
+        (lambda to, who: rollback(root, "fraud", "production", to, who), ("v1",), ("v2",)),
+        (lambda of, key, who: tag(root, of, {key: "b"}, (), who), ("fraud@v1", "a"), ("fraud@v2", "a")),
+        (lambda of, key, who: tag(root, of, {key: "b"}, (), who), ("fraud@v1", "a"), ("fraud@v1", "c")),
+        (lambda of, data, who: attest_file(root, of, "f", data, None, who), ("fraud@v1", b"a"), ("fraud@v2", b"a")),
+        (lambda of, data, who: attest_file(root, of, "f", data, None, who), ("fraud@v1", b"a"), ("fraud@v1", b"b")),
+        (lambda of, who: copy_version(root, of, target, who), ("fraud@v1",), ("fraud@v2",)),
+        (lambda of, who: remove(root, of, lambda *_: [], who), ("fraud@v3",), ("fraud@v2",)),
+        (lambda path, who: set_policy(root, path, None, who), (policies[0],), (policies[1],)),
+    )
+    for number, (act, args, others) in enumerate(acts):
+        caller = Caller("ann", f"job-{number}")
+        act(*args, caller)
+        with pytest.raises(UsageError, match=f"--request job-{number} belongs to another act"):
+            act(*others, caller)
+        act(*args, caller)
+    with pytest.raises(UsageError, match="belongs to another act"):
+        push_text(root, "a", Caller("ann", "job-6"))  # which made an entry of evidence
+    for id in ("", "a b", "copy of 1", "a\n"):
+        with pytest.raises(UsageError, match="is no id"):
+            Caller("ann", id)
 
 
 def test_what_is_in_use_stays(root: Root) -> None:

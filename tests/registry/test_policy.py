@@ -341,7 +341,7 @@ def test_only_an_admin_changes_the_policy(model: Model, keys: dict[str, Path]) -
     change_policy(root, FIRST, "policy.toml", "ann", None, None)
     closed = policy_with(keys)
     first = change_policy(root, closed, "policy.toml", "ann", None, "r1")
-    assert change_policy(root, FIRST, "policy.toml", "ann", None, "r1") == first
+    assert change_policy(root, closed, "policy.toml", "ann", None, "r1") == first
     other = policy_with(keys, "eval = {}")
     for key in (None, keys["bob"]):
         with pytest.raises(UsageError, match="role 'admin': ann"):

@@ -80,7 +80,8 @@ def test_an_act_is_tried_and_done_once(folder: Path, name: str) -> None:
         answer(folder, "init", "--policy", "aifx.toml", code=2)
         (folder / "policy.toml").write_text("")
         answer(folder, *act, "--request", "job-2")
-        assert answer(folder, *act, "--request", "job-1") == again
+        answer(folder, *act, "--request", "job-1", code=2)  # the file is another one
+        assert answer(folder, "init", "--request", "job-1") == again
     else:
         assert b'"reason": "a test"' in b"".join(after.values()).replace(b'":"', b'": "')
 
