@@ -3,6 +3,7 @@
 | source | events |
 | --- | --- |
 | the journal of the line | station.failed, gate.failed, node.unhealthy |
+| reports of `aifx doctor` outside of a line | node.unhealthy |
 | the ledgers of the registry | promoted, rolled_back, gate.failed |
 | `events.jsonl` of each run | run.diverged |
 
@@ -27,6 +28,7 @@ from aifx.core.json_values import encode_json
 from aifx.core.project import RUN_NAME, Project, RunDirectory
 from aifx.core.redaction import redact_values
 from aifx.lines.journal import JOURNAL, Record
+from aifx.lines.nodes import DOCTOR, MOST_TEXT, summaries, unhealthy
 from aifx.registry.ledger import file_name
 from aifx.registry.roots import MODELS, Root
 from aifx.registry.state import ModelState
@@ -35,9 +37,6 @@ TEST = "test"
 """Type of the event that `aifx notify test` sends."""
 
 TYPE_PREFIX = "aifx."
-
-MOST_TEXT = 2000
-"""Characters of a reason that an event has at most."""
 
 MOST_DATA_BYTES = 32 << 10
 """Bytes of JSON that the data of an event have at most: each CloudEvents intermediary takes 64 KiB."""
@@ -105,6 +104,7 @@ def read_events(project: Project, root: Root, positions: Mapping[str, Position])
     events, moved, problems = list[Event](), dict[str, Position](), list[AifxError]()
     name = project.root.name
     sources = [("journal", project.root / "line" / JOURNAL, f"{name}/line", _of_journal)]
+    sources += [("doctor", project.root / "line" / DOCTOR, f"{name}/doctor", _of_doctor)]
     sources += [(f"run:{run}", path, f"{name}/runs/{run}", _of_run) for run, path in _run_files(project)]
     for key, path, source, derive in sources:
         try:
@@ -226,13 +226,23 @@ def _of_record(project: Project, source: str, record: Record, digest: str) -> It
     elif facts.get("outcome") == "verdict":
         outputs = facts.get("outputs")
         outputs = outputs if isinstance(outputs, Mapping) else {}
-        nodes = list(_unhealthy(outputs)) if command.startswith("doctor") else []
-        for host, critical in nodes:
-            yield _event(digest, "node.unhealthy", f"nodes/{host}", host, time, {**data, "findings": critical})
+        nodes = unhealthy(outputs) if command.startswith("doctor") else {}
+        for host, critical in nodes.items():
+            found = {**data, "findings": summaries(critical)}
+            yield _event(digest, "node.unhealthy", f"nodes/{host}", host, time, found)
         if not nodes and command not in _OWN_EVENTS:
             gates = [gate for gate in outputs.get("gates") or () if not _passed(gate)]
             found = {key: outputs.get(key) for key in ("run", "model", "reference", "metrics")}
             yield _event(digest, "gate.failed", source, record.station, time, {**data, **found, "gates": gates})
+
+
+def _of_doctor(project: Project, source: str, records: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
+    del source
+    for record in records:
+        if record.get("findings"):
+            host, data = str(record.get("host")), {key: record.get(key) for key in ("command", "findings")}
+            time, data = _time(record.get("time")), {"project": project.root.name, **data}
+            yield _event(record, "node.unhealthy", f"nodes/{host}", host, time, data)
 
 
 def _reason(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -241,27 +251,6 @@ def _reason(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def _passed(gate: Any) -> bool:
     return isinstance(gate, Mapping) and gate.get("passed") is True
-
-
-def _unhealthy(report: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """The unhealthy nodes of a report of `aifx doctor`, `doctor fleet` or `doctor bisect`, with what is wrong."""
-    if "host" in report:
-        if report.get("status") == "unhealthy":
-            yield str(report["host"]), [summary for _, summary in _critical(report)]
-        return
-    found = dict[str, list[str]]()
-    for node in report.get("nodes") or ():
-        if isinstance(node, Mapping) and node.get("status") == "unhealthy":
-            found[str(node.get("node"))] = [summary for _, summary in _critical(node)]
-    for device, summary in _critical(report):  # across nodes, such as one that does not answer
-        found.setdefault(device, []).append(summary)
-    yield from found.items()
-
-
-def _critical(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for one in report.get("findings") or ():
-        if isinstance(one, Mapping) and one.get("severity") == "critical":
-            yield str(one.get("device")), str(one.get("summary"))[:MOST_TEXT]
 
 
 def _time(value: Any) -> float:

@@ -14,6 +14,7 @@ from aifx.core.facts import to_document
 from aifx.core.json_values import plain
 from aifx.core.results import SCHEMA_VERSION, Result
 from aifx.health.report import SEVERITIES, Finding, Group, Report, by_reason, counts, grouped, skipped_rules
+from aifx.lines.nodes import leave_report
 from aifx.verbs.arguments import StrPath
 from aifx.verbs.servers import RunningServer
 
@@ -141,6 +142,8 @@ def doctor(
     report = check(snapshot, rules, sites, began)
     ids = tuple(rule.id for rule in rules)
     faults = _save(snapshot, report, ids, path_of(record), path_of(html))
+    if replay is None:
+        leave_report(report.document(), "doctor node")
     measured = None if stress is None else snapshot.facts["stress"]
     return NodeHealth(report, ids, snapshot, measured, tuple(faults), strict, with_snapshot)
 

@@ -17,6 +17,7 @@ from aifx.core.plurals import counted
 from aifx.core.results import SCHEMA_VERSION, Result
 from aifx.health.fleet.report import FleetReport, Node, NodeGroup, Suspect, grouped
 from aifx.health.report import Report
+from aifx.lines.nodes import leave_report
 from aifx.verbs.arguments import StrPath
 from aifx.verbs.health import StressLevel, code_of_status, path_of
 
@@ -174,6 +175,8 @@ def doctor_fleet(
         duration_s=time.monotonic() - began,
     )
     faults = _save(report, path_of(html))
+    if replay is None:
+        leave_report(report.document(), "doctor fleet")
     return FleetHealth(report, search, tuple(faults), ended or code_of_status(report.status, strict, faults))
 
 
@@ -291,7 +294,10 @@ def doctor_bisect(
     program = split_remote(remote)
     tests = Options(program, slurm, over, num_bytes, limit_s=limit_s, faults=faults, stop=stop)
     result, ended = _search(targets.all, tests, budget_s, expected_gb_s, margin)
-    return SearchedNodes(result, len(targets.all), ended)
+    found = SearchedNodes(result, len(targets.all), ended)
+    if not rehearse:
+        leave_report(found.document(), "doctor bisect")
+    return found
 
 
 def search_among(

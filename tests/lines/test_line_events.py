@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import aifx
 from aifx.core.project import Project
 from aifx.core.stores import open_store
 from aifx.lines.events import MOST_DATA_BYTES, Event, Reading, read_events
@@ -143,6 +144,43 @@ def test_an_unhealthy_node_is_named_with_its_findings(project: Project, outputs:
     journal.append("ended", "nodes", "k", "n-1", outcome="verdict", code=1, command="doctor", outputs=outputs)
     (event,) = read(project).events
     assert (event.type, event.subject, event.data["findings"]) == ("node.unhealthy", "n1", ["GPU 3 is gone"])
+
+
+def test_a_call_of_doctor_by_a_person_leaves_an_event_when_findings_change(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, counts = project.root / "tree", project.root / "tree/sys/devices/system/edac/mc/mc0"
+    counts.mkdir(parents=True)
+    (tree / "proc/sys/kernel").mkdir(parents=True)
+    (tree / "proc/sys/kernel/hostname").write_text("n7\n")
+    (tree / "proc/meminfo").write_text("MemTotal: 1024 kB\nMemAvailable: 512 kB\n")
+    monkeypatch.chdir(project.root)
+
+    def check(errors: int) -> int:
+        (counts / "ue_count").write_text(f"{errors}\n")
+        aifx.doctor(root="tree", only=["memory"])
+        return len(read(project).events)
+
+    assert check(1) == 0  # there is no line
+    assert not (project.root / "line").exists()
+    (project.root / "line.toml").write_text("")
+    assert [check(errors) for errors in (0, 1, 1, 0, 1)] == [0, 1, 1, 1, 2]
+    monkeypatch.setenv("AIFX_LINE_STATION", "nodes")  # its report is in the journal
+    assert [check(errors) for errors in (0, 1)] == [2, 2]
+    event = read(project).events[0]
+    assert (event.type, event.subject, event.data["command"]) == ("node.unhealthy", "n7", "doctor node")
+    assert "memory controller mc0" in event.data["findings"][0]
+
+
+def test_a_report_that_cannot_be_kept_counts(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.root)
+    (project.root / "line.toml").write_text("")
+    (project.root / "line").write_text("no folder")
+    agents = ["http://127.0.0.1:1"]  # nobody listens
+    assert aifx.doctor_fleet(agents=agents).exit_code == 1
+    (project.root / "line").unlink()
+    assert aifx.doctor_fleet(agents=agents).exit_code == 1
+    assert shown(read(project)) == [("node.unhealthy", "http://127.0.0.1:1")]
 
 
 def test_a_verdict_of_doctor_without_a_node_is_a_failed_gate(project: Project) -> None:
