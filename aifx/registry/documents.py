@@ -10,7 +10,7 @@ from aifx.core.errors import DataError, UsageError, did_you_mean
 from aifx.core.files import read_file
 from aifx.core.parsing import fault_in, parse_json
 from aifx.core.project import Project
-from aifx.registry.evidence import Kind
+from aifx.registry.evidence import Kind, check_content
 from aifx.registry.roots import Root
 from aifx.runs.binding import weights_of
 
@@ -35,11 +35,15 @@ def parse_evidence(data: bytes, kind: str, place: str) -> tuple[Kind, dict[str, 
     if kind == "comparison" and isinstance(doc, dict) and isinstance(doc.get("comparison"), dict):
         doc = doc["comparison"]  # of `aifx eval --shadow`
     lacking = [key for key in NEEDED[kind] if not isinstance(doc, dict) or key not in doc]
-    if lacking or not isinstance(doc, dict) or "error" in doc or doc.get("failure"):
-        why = f"it has no {', '.join(lacking)}" if lacking else "it is no object, or reports a failure"
+    known = cast(Kind, kind)
+    try:
+        if lacking or not isinstance(doc, dict) or "error" in doc or doc.get("failure"):
+            raise ValueError(f"it has no {', '.join(lacking)}" if lacking else "it is no object, or reports a failure")
+        check_content(known, doc)
+    except ValueError as e:
         hint = f"give what a command prints with --json whose evidence is {kind!r}"
-        raise DataError(f"{place} is no evidence of the kind {kind!r}", why, hint)
-    return cast(Kind, kind), doc
+        raise DataError(f"{place} is no evidence of the kind {kind!r}", str(e), hint) from e
+    return known, doc
 
 
 def evaluation_of(root: Root, reference: str, project: Project | None) -> dict[str, Any]:

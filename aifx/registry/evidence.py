@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from aifx.core.errors import DataError
 from aifx.core.json_values import plain
@@ -22,6 +22,73 @@ Kind = Literal[
 ]
 """What is signed says what the signature is for: "signature" releases a version, "trust-code" lets its code run, and
 "author" says who made it. None passes for another."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Side(_Part):
+    digest: str | None = None
+    settings: dict[str, Any] | None = None
+
+
+class _Gate(_Part):
+    expr: str
+    passed: bool
+
+
+class _Result(_Part):
+    figures: dict[str, Any] = {}
+
+
+class _Content(_Part):
+    """What the rules of a policy and pages read of the content of evidence: the rest may be anything."""
+
+    config_digest: str | None = None
+    subject: _Side | None = None
+    incumbent: _Side | None = None
+    metrics: dict[str, Any] = {}
+    gates: list[_Gate] = []
+    slices: dict[str, Any] | None = None
+    settings: dict[str, Any] | None = None
+    passed: bool | None = None
+
+
+class _Comparison(_Content):
+    metric: str = ""
+    direction: str | None = None
+    verdict: str = ""
+    against: str | None = None
+    different_settings: dict[str, Any] | None = None
+
+
+class _Contamination(_Content):
+    reference: str
+    overlapping: int
+    against: list[dict[str, Any]] = []
+
+
+class _Bench(_Content):
+    results: list[_Result] = []
+
+
+_CONTENTS: Mapping[Kind, type[_Part]] = {
+    "eval": _Content,
+    "comparison": _Comparison,
+    "contamination": _Contamination,
+    "bench": _Bench,
+    "drill": _Content,
+}
+
+
+def check_content(kind: Kind, content: Mapping[str, Any]) -> None:
+    """Raise ValueError for evidence in which rules and pages could not read what they need."""
+    try:
+        _CONTENTS.get(kind, _Part).model_validate(content)
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from e
 
 
 @dataclass(frozen=True)
@@ -73,7 +140,9 @@ def read_attestation(root: Root, digest: str) -> Attestation:
     place = f"{root.store.url}/{OBJECTS}/{digest}"
     envelope = parse_envelope(root.get(digest), place)
     try:
-        return _ATTESTATION.validate_python({**envelope.content, "envelope": envelope, "digest": digest})
+        made = _ATTESTATION.validate_python({**envelope.content, "envelope": envelope, "digest": digest})
+        check_content(made.kind, made.content)
+        return made
     except (ValueError, TypeError) as e:
         raise DataError(f"{place} is no attestation", str(e).splitlines()[0], "aifx registry verify") from e
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +29,8 @@ from aifx.registry.acts import (
     set_policy,
     tag,
 )
-from aifx.registry.evidence import attestations_of
+from aifx.registry.documents import parse_evidence
+from aifx.registry.evidence import Kind, attestations_of
 from aifx.registry.judge import Finding
 from aifx.registry.ledger import Entry
 from aifx.registry.reports import (
@@ -42,7 +45,7 @@ from aifx.registry.reports import (
     verify_root,
 )
 from aifx.registry.roots import KIND, VERSION, Root
-from aifx.registry.signing import write_key
+from aifx.registry.signing import Envelope, write_key
 
 ANN, BOB = Caller("ann"), Caller("bob")
 PASSED = {"metrics": {"accuracy": 0.9}, "gates": [{"expr": "accuracy >= 0.8", "value": 0.9, "passed": True}]}
@@ -324,6 +327,51 @@ def test_what_is_in_use_stays(root: Root) -> None:
         promote(root, "fraud@v1", "production", ANN)
     assert push_text(root, "a").reference == "fraud@v1"
     assert rollback(root, "fraud", "production", None, ANN).reference == "fraud@v1"
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("eval", {"gates": 4}),
+        ("eval", {"gates": [{}]}),
+        ("eval", {"metrics": 3}),
+        ("eval", {"slices": 5}),
+        ("eval", {"settings": [1]}),
+        ("eval", {"subject": "x"}),
+        ("comparison", {"against": []}),
+        ("comparison", {"incumbent": 3}),
+        ("comparison", {"subject": {"settings": [3]}}),
+        ("comparison", {"different_settings": 4}),
+        ("contamination", {"against": [3]}),
+        ("contamination", {"overlapping": "x"}),
+        ("bench", {"results": [3]}),
+        ("bench", {"results": [{"figures": 3}]}),
+        ("drill", {"passed": "no"}),
+    ],
+)
+def test_evidence_that_rules_cannot_read_is_refused(
+    root: Root, tmp_path: Path, kind: Kind, changed: dict[str, Any]
+) -> None:
+    """Also if it is in a registry already, since another aifx wrote it or someone by hand."""
+    whole: dict[str, dict[str, Any]] = {
+        "eval": PASSED,
+        "comparison": {"metric": "a", "verdict": "b", "against": "c", "data_digest": "d", "look": 1, "alpha": 0.05},
+        "contamination": {"reference": "a@0123", "overlapping": 0, "against": []},
+        "bench": {"results": []},
+        "drill": {"passed": True},
+    }
+    assert parse_evidence(json.dumps(whole[kind]).encode(), kind, "file") == (kind, whole[kind])
+    wrong = {**whole[kind], **changed}
+    with pytest.raises(DataError, match=f"file is no evidence of the kind '{kind}'") as error:
+        parse_evidence(json.dumps(wrong).encode(), kind, "file")
+    assert next(iter(changed)) in error.value.why
+    digest = push_text(root, "a").digest
+    values = {"kind": kind, "subject": digest, "made_by": "eve", "time": "2026-12-02T00:00:00+00:00", "content": wrong}
+    entry = Entry("attest", "eve", version=digest, evidence=(root.put(Envelope(values).encode()),))
+    root.act("fraud", None, lambda _: entry, again=True)
+    for act in (promote, lambda *args: copy_version(root, args[1], Root(open_store(str(tmp_path / "b"))), ANN)):
+        with pytest.raises(DataError, match="is no attestation"):
+            act(root, "fraud@v1", "production", ANN)
 
 
 def test_nobody_approves_their_own_version(root: Root) -> None:
