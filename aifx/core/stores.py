@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,8 @@ class Store:
     def size(self, name: str) -> int | None:
         with _naming(f"read {self.url}/{name}"):
             try:
+                if (folder := self.folder) is not None:
+                    return (folder / name).stat().st_size
                 return int(self.fs.size(f"{self.path}/{name}"))
             except FileNotFoundError:
                 return None
@@ -140,6 +144,8 @@ class Store:
         path = f"{self.path}/{name}".rstrip("/")
         with _naming(f"read {self.url}/{name}"):
             try:
+                if (folder := self.folder) is not None:
+                    return list(_entries_on_disk(folder / name))
                 found = self.fs.ls(path, detail=True, refresh=True)
             except (FileNotFoundError, NotADirectoryError):
                 return []
@@ -265,6 +271,29 @@ class Store:
         return sha256_of_blocks(self.blocks(name), progress)
 
 
+def _entries_on_disk(folder: Path) -> Iterator[tuple[str, str, int]]:
+    """`_listed` of a folder on a disk. A link is of another type; an entry that is deleted meanwhile is left out."""
+    with os.scandir(folder) as entries:
+        for one in entries:
+            with suppress(FileNotFoundError):
+                found = one.stat(follow_symlinks=False)
+                kind = (
+                    "directory" if stat.S_ISDIR(found.st_mode) else "file" if stat.S_ISREG(found.st_mode) else "other"
+                )
+                yield one.name, kind, found.st_size
+
+
+class _Disk:
+    """fsspec's file system of a disk, imported when it is needed: most of a store in a folder does without."""
+
+    protocol = ("file", "local")
+
+    def __getattr__(self, name: str) -> Any:
+        import fsspec
+
+        return getattr(fsspec.filesystem("file"), name)
+
+
 _INSTALLS = {
     "s3": install_command("s3"),
     **dict.fromkeys(("gs", "gcs"), "pip install gcsfs"),
@@ -279,6 +308,8 @@ def open_store(url: str) -> Store:
 
     Some of its file systems, such as `reference://`, need options that a URL does not have.
     """
+    if url.startswith("/") and "::" not in url:
+        return Store(url.rstrip("/") or "/", _Disk(), url.rstrip("/"))
     import fsspec
 
     try:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aifx.config.places import with_registry
 from aifx.core.errors import AifxError, UsageError
 from aifx.core.os_errors import in_brief
 from aifx.core.project import CONFIG_NAME, Project, RunDirectory, find_project
@@ -55,11 +56,15 @@ def find_root(root: str | None, project: StrPath = ".") -> tuple[Root, Project |
     if root is None and found is None and (root := os.environ.get(ROOT_VARIABLE)) is None:
         why = f"no {CONFIG_NAME} in {Path(project).absolute()} or above it names its root"
         raise UsageError("the registry is not known", why, "--root FOLDER, or aifx init my-project")
-    if found is not None:
-        from aifx.kinds import load_config
-
-        found = load_config(found).apply_to(found) if root is None else found
+    if found is not None and root is None:
+        found = with_registry(found) or _configured(found)
     return open_root(root, found), found
+
+
+def _configured(project: Project) -> Project:
+    from aifx.kinds import load_config
+
+    return load_config(project).apply_to(project)
 
 
 def _caller(request: str | None, reason: str, dry_run: bool) -> Caller:
@@ -333,11 +338,10 @@ def registry_push(
 def _data_facts(run: RunDirectory, project: Project) -> dict[str, list[str]]:
     """The versions of data sets behind a run, those of runs that it began with too, and their licences."""
     from aifx.data.versions.catalog import open_catalog
-    from aifx.kinds import load_config
     from aifx.runs.provenance import data_behind
 
     references = data_behind(run, project)
-    project = load_config(project).apply_to(project)
+    project = _configured(project)
     catalog, licenses = open_catalog(project.datasets, project), set[str]()
     for reference in references:
         try:

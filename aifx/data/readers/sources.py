@@ -428,11 +428,9 @@ def name_of(path: str, base: Path) -> str:
 
 
 def _remote(url: str, follow_links: bool) -> Iterator[Found]:
-    from fsspec.implementations.local import LocalFileSystem
-
     store = open_store(url)
     inside = None
-    if not follow_links and isinstance(store.fs, LocalFileSystem):
+    if not follow_links and store.folder is not None:
         inside = os.path.realpath(_fixed_part(store.path) or "/")
     secret_free = without_secrets(url)
     found: dict[str, Any] = {}
