@@ -30,7 +30,8 @@ def line_check(
     Args:
         file: by default line.toml of the project.
         check_command: called with the words of each command; raises UsageError for those that are no command of aifx.
-            `aifx line check` passes one that knows all commands and options.
+            `aifx line check` passes one that knows all commands and options. By default they are not checked: only the
+            terminal knows them, and no function of `aifx` loads it.
         project: a folder in the project.
 
     Example:
