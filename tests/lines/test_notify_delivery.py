@@ -227,6 +227,8 @@ def test_a_certificate_is_verified_and_an_authority_can_be_named(project: Projec
         assert at.attempts == []
         trusting = {**environ(at), "SSL_CERT_FILE": str(certificate[0])}
         assert send_test(TARGET, trusting).status == 204
+        other_name = {**trusting, "OPS_URL": at.url.replace("127.0.0.1", "localhost")}
+        assert "certificate is not valid for 'localhost'" in send_test(TARGET, other_name).reason
         with pytest.raises(ConfigError, match="SSL_CERT_FILE"):
             send_test(TARGET, {**trusting, "SSL_CERT_FILE": str(certificate[1])})
 
