@@ -346,6 +346,9 @@ def case_of(root: Root, state: ModelState, version: NumberedVersion, alias: str)
     current = read_policy(root)
     check_policies(root, state, current)
     held = state.aliases.get(alias)
+    if held is not None and held.version not in state.versions:
+        what, why = f"{state.name}@{alias} means a version that was never pushed", f"entry {held.number} is not of aifx"
+        raise DataError(what, why, f"aifx registry verify {state.name}")
     incumbent = state.versions[held.version] if held else None
     attested = attestations_of(root, state, version.digest)
     return Case(state, version, alias, attested, incumbent, current.policy, current.digest, datetime.now(UTC))

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from aifx.core.errors import DataError
 from aifx.core.json_values import plain
 from aifx.core.project import Project
+from aifx.registry.ledger import first_fault
 from aifx.registry.roots import OBJECTS, Root
 from aifx.registry.signing import Envelope, parse_envelope, read_given, sign
 from aifx.registry.state import ModelState
@@ -87,8 +88,7 @@ def check_content(kind: Kind, content: Mapping[str, Any]) -> None:
     try:
         _CONTENTS.get(kind, _Part).model_validate(content)
     except ValidationError as e:
-        first = e.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from e
+        raise ValueError(first_fault(e)) from e
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from aifx.core.digests import sha256_of_json
 from aifx.core.errors import AifxError, DataError, ExitCode
@@ -86,6 +86,24 @@ class Entry:
     def encode(self) -> bytes:
         """The bytes of its file: always the same for the same entry."""
         return encode(encode_json({**self.document, "digest": self.digest}, ensure_ascii=False) + "\n")
+
+
+class _Finding(BaseModel):
+    passed: bool
+
+
+class _Facts(BaseModel):
+    """What folds over entries read of their facts: the rest may be anything."""
+
+    run: str | None = None
+    checkpoint: str | None = None
+    config_digest: str | None = None
+    data: list[str] = []
+    licenses: list[str] = []
+    set: dict[str, str] = {}
+    removed: list[str] = []
+    findings: list[_Finding] = []
+    kind: str | None = None
 
 
 _ENTRY = TypeAdapter(Entry)
@@ -157,6 +175,11 @@ def _parse(data: bytes | None, number: int) -> Entry:
         doc = parse_json(data)
         digest = doc.pop("digest")
         entry: Entry = _ENTRY.validate_python(doc)
+        _Facts.model_validate(entry.facts, strict=True)
+        if datetime.fromisoformat(entry.time).tzinfo is None:
+            raise ValueError(f"its time {entry.time} has no zone")
+    except ValidationError as e:
+        raise ValueError(f"is no entry: {first_fault(e)}") from e
     except (ValueError, AttributeError, KeyError, TypeError) as e:
         raise ValueError(f"is no entry: {str(e).splitlines()[0]}") from e
     if entry.number != number:
@@ -164,6 +187,12 @@ def _parse(data: bytes | None, number: int) -> Entry:
     if digest != entry.digest or data != entry.encode():
         raise ValueError("has other bytes than were written")
     return entry
+
+
+def first_fault(error: ValidationError) -> str:
+    """The key of the first value of a wrong type, and what is wrong with it."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def file_name(number: int) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from aifx.config.gates import parse_gate
+from aifx.core.artifact import short
 from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, ConfigError, DataError, UsageError, did_you_mean
 from aifx.core.json_files import encode
@@ -388,13 +389,26 @@ def _is_signed(root: Root, entry: Entry, digest: str, policy: Policy) -> bool:
 
 
 def check_policies(root: Root, state: ModelState, current: CurrentPolicy) -> None:
-    """Raise DataError if an entry of a model was judged by a policy that the root's ledger does not have any more."""
-    known = {"", *(str(entry.facts.get("policy")) for entry in current.entries)}
-    for entry in state.entries:
-        if (digest := str(entry.facts.get("policy", ""))) not in known:
-            what = f"entry {entry.number} of {state.name} was judged by a policy that is gone"
-            why = f"no entry of {root.policy.store.url} has {digest[:12]}: entries were removed"
-            raise DataError(what, why, "restore them, and: aifx registry verify")
+    """Raise DataError if an entry of a model was judged by a policy that the root's ledger does not have any more.
+
+    Nor may it be one that was replaced before an earlier entry was judged: each act reads the ledger of its model
+    first, and the policy then.
+    """
+    made = ["", *(str(entry.facts.get("policy")) for entry in current.entries)]
+    reached = 0
+    for entry in (entry for entry in state.entries if entry.action in ("promote", "refuse")):
+        if (digest := str(entry.facts.get("policy", ""))) in made[reached:]:
+            reached = made.index(digest, reached)
+            continue
+        what, why = (
+            f"entry {entry.number} of {state.name} was judged by a policy that",
+            f"it names {digest[:12] or 'none'}",
+        )
+        if digest in made:
+            why += f", and an earlier entry {short(made[reached])}, which replaced it"
+            raise DataError(f"{what} held no more", why, f"aifx registry history {state.name}")
+        why = f"no entry of {root.policy.store.url} has {digest[:12]}: entries were removed"
+        raise DataError(f"{what} is gone", why, "restore them, and: aifx registry verify")
 
 
 def _change(digest: str, previous: str) -> dict[str, str]:

@@ -531,7 +531,9 @@ def verify_root(root: Root, names: tuple[str, ...], heads: tuple[str, ...]) -> V
         problems.append(Problem(e.what, e.why))
     checked = names or tuple(root.names())
     for name in checked:
+        before = len(problems)
         state = ModelState(name, inspect(root.ledger(name)))
+        is_whole = len(problems) == before
         if names and not state.entries:
             root.state(name)  # raises for a name that nothing has
         if policies is not None:
@@ -546,7 +548,10 @@ def verify_root(root: Root, names: tuple[str, ...], heads: tuple[str, ...]) -> V
                     why = f"server {server} has seen the entry {head[:12]}, which is gone"
                     problems.append(Problem(f"the ledger of {name}", why))
         for entry in state.entries:
-            _verify_entry(root, state, entry, problems, evidence)
+            _verify_entry(root, state, entry, problems, evidence, is_whole=is_whole)
+            if entry.action == "promote" and (rules := _unjudged(root, entry, policies)):
+                why = f"the policy has rules that were not judged: {', '.join(rules)}"
+                problems.append(Problem(f"entry {entry.number} of {name}", why))
         for version in state.versions.values():
             if not version.is_withdrawn:
                 files += _verify_version(root, state, version, problems)
@@ -559,16 +564,22 @@ def verify_root(root: Root, names: tuple[str, ...], heads: tuple[str, ...]) -> V
         if not any(len(head) >= 8 and digest.startswith(head) for digest in known):
             why = "no entry has this digest: entries were removed, or it is of another registry"
             problems.append(Problem(f"head {head}", why))
-    return VerifiedRegistry(root.store.url, len(checked), entries, files, len(evidence), tuple(problems))
+    return VerifiedRegistry(root.store.url, len(checked), entries, files, len(evidence), tuple(dict.fromkeys(problems)))
 
 
 def _verify_entry(
-    root: Root, state: ModelState, entry: Entry, problems: list[Problem], evidence: dict[str, None]
+    root: Root,
+    state: ModelState,
+    entry: Entry,
+    problems: list[Problem],
+    evidence: dict[str, None],
+    *,
+    is_whole: bool,
 ) -> None:
     """Add what an entry says that cannot be: of a version that was not pushed, or with evidence about another."""
     place = f"entry {entry.number} of {state.name}"
     pushed = {one.version for one in state.entries[: entry.number] if one.action == "push"}
-    if entry.version not in pushed:
+    if is_whole and entry.version not in pushed:  # otherwise the push may be the entry that is damaged
         problems.append(Problem(place, f"the version {entry.version[:12]} was not pushed before"))
     if entry.action == "promote" and not all(finding.get("passed") for finding in entry.facts.get("findings", ())):
         problems.append(Problem(place, "a rule of the policy had refused it"))
@@ -577,6 +588,16 @@ def _verify_entry(
             evidence.update(dict.fromkeys(attestation_about(root, digest, entry.version).objects))
         except AifxError as e:
             problems.append(Problem(e.what, e.why))
+
+
+def _unjudged(root: Root, entry: Entry, policies: CurrentPolicy | None) -> list[str]:
+    """The rules of the policy that a promotion names of which it has no finding."""
+    digest = entry.facts.get("policy")
+    if policies is None or not any(one.facts.get("policy") == digest for one in policies.entries):
+        return []  # which is a problem of its own
+    rules = parse_policy(root.get(str(digest)).decode(), "the policy").rules_of(entry.alias)
+    judged = {finding.get("rule") for finding in entry.facts.get("findings", ())}
+    return [name for name, rule in rules if rule is not None and name not in judged]
 
 
 def _verify_version(root: Root, state: ModelState, version: NumberedVersion, problems: list[Problem]) -> int:
@@ -588,7 +609,7 @@ def _verify_version(root: Root, state: ModelState, version: NumberedVersion, pro
         problems.append(Problem(e.what, e.why))
         return 0
     if artifact is None:
-        problems.append(Problem(store.url, "its manifest is missing"))
+        problems.append(Problem(store.url, f"{MANIFEST} is missing"))
         return 0
     problems.extend(Problem(store.url, why) for why in damaged_in_store(store, artifact.every_file))
     return len(artifact.every_file)

@@ -143,7 +143,8 @@ class ModelState:
             elif not meant or meant[-1] != entry.version:
                 meant.append(entry.version)
         earlier = (digest for digest in reversed(meant[:-1]) if digest != meant[-1])
-        return next((digest for digest in earlier if not self.versions[digest].is_withdrawn), None)
+        known = (digest for digest in earlier if digest in self.versions)  # not those of forged entries
+        return next((digest for digest in known if not self.versions[digest].is_withdrawn), None)
 
     def at(self, time: datetime) -> ModelState:
         """The model as it was at a time.

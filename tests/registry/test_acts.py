@@ -255,6 +255,11 @@ def test_forged_entries_are_problems_and_no_crash(root: Root) -> None:
     assert any("was not pushed before" in problem.why for problem in problems)
     with pytest.raises(UsageError, match="names no version"):
         root.find("fraud@production")
+    (root.policy.store.folder or Path()).joinpath("00000001.json").unlink()
+    with pytest.raises(DataError, match="means a version that was never pushed"):
+        promote(root, "fraud@v1", "production", ANN)
+    with pytest.raises(UsageError, match="no version before"):
+        rollback(root, "fraud", "production", None, ANN)
 
 
 def test_a_request_id_belongs_to_one_act(root: Root) -> None:
@@ -327,6 +332,55 @@ def test_what_is_in_use_stays(root: Root) -> None:
         promote(root, "fraud@v1", "production", ANN)
     assert push_text(root, "a").reference == "fraud@v1"
     assert rollback(root, "fraud", "production", None, ANN).reference == "fraud@v1"
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"facts": {"set": 3}},
+        {"facts": {"findings": 5}},
+        {"facts": {"data": 5}},
+        {"time": ""},
+        {"time": "2026-12-02"},
+    ],
+)
+def test_an_entry_with_values_that_cannot_be_read_is_named(root: Root, facts: dict[str, Any]) -> None:
+    promoted(root, "a")
+    made = replace(root.state("fraud").entries[1], **facts)
+    assert root.ledger("fraud").store.folder is not None
+    Path(str(root.ledger("fraud").store.folder), "00000002.json").write_bytes(made.encode())
+    (problem,) = verify_root(root, (), ()).problems
+    assert "00000002.json is no entry: " in problem.why
+    with pytest.raises(DataError, match="the ledger of fraud is damaged"):
+        promote(root, "fraud@v1", "production", ANN)
+
+
+def test_a_damaged_push_is_one_problem(root: Root) -> None:
+    """And not also each later entry, for the version that it should have."""
+    promoted(root, "a", "b")
+    Path(str(root.ledger("fraud").store.folder), "00000001.json").unlink()
+    assert len(verify_root(root, (), ()).problems) == 1
+
+
+def test_a_promotion_that_no_policy_judged_is_found(root: Root, tmp_path: Path) -> None:
+    """An entry whose chain is whole, with the policy before, or with findings of other rules."""
+    push_text(root, "a")
+    for text in ("", '[aliases.production]\neval = {}\nfile = { names = ["CARD.md"] }'):
+        (tmp_path / "policy.toml").write_text(f"# A policy\n{text}")
+        set_policy(root, tmp_path / "policy.toml", None, ANN)
+        promote(root, "fraud@v1", "production", ANN)
+    assert verify_root(root, (), ()).problems == ()
+    old, new = (entry.facts["policy"] for entry in root.state("fraud").entries[1:])
+    forged = {"findings": [{"rule": "eval", "passed": True}], "policy": new}
+    version = root.find("fraud@v1")[1].digest
+    root.act("fraud", None, lambda _: Entry("promote", "eve", "", version, "production", facts=forged), again=True)
+    (problem,) = verify_root(root, (), ()).problems
+    assert (problem.place, problem.why.endswith("not judged: file")) == ("entry 4 of fraud", True)
+    forged = {"findings": [], "policy": old}
+    root.act("fraud", None, lambda _: Entry("promote", "eve", "", version, "production", facts=forged), again=True)
+    assert "entry 5 of fraud was judged by a policy that held no more" in str(verify_root(root, (), ()).problems)
+    with pytest.raises(DataError, match="held no more"):
+        promote(root, "fraud@v1", "production", ANN)
 
 
 @pytest.mark.parametrize(
