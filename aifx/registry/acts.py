@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from aifx.core.progress import report_progress
 from aifx.core.project import cache_path
 from aifx.core.requests import check_act, check_id
 from aifx.core.results import Result
-from aifx.core.stores import open_store
+from aifx.core.stores import Store, open_store
 from aifx.registry.evidence import Kind, attest, attestations_of, read_attestation
 from aifx.registry.judge import Case, Finding, judge
 from aifx.registry.ledger import Entry, LostRace, find_request, new_request
@@ -242,11 +243,22 @@ def _store(root: Root, name: str, write: Write, *, dry_run: bool) -> tuple[str, 
         damage = _damage(root, state, artifact)
         if dry_run or damage == ():
             return artifact.digest, place, damage or ()
-        if store.folder is not None and not os.path.lexists(store.folder):
-            publish(written, store.folder)
-        else:
+        if not _published(written, store):
             copy_artifact(open_store(str(written)), artifact, store)
     return artifact.digest, place, damage or ()
+
+
+def _published(written: Path, store: Store) -> bool:
+    """Rename a version to its place, if that is on this disk and free."""
+    if store.folder is None or os.path.lexists(store.folder):
+        return False
+    try:
+        publish(written, store.folder)
+    except OSError as e:
+        if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False  # another push was first
+    return True
 
 
 def _damage(root: Root, state: ModelState, artifact: Artifact) -> tuple[str, ...] | None:
@@ -351,7 +363,8 @@ def case_of(root: Root, state: ModelState, version: NumberedVersion, alias: str)
         raise DataError(what, why, f"aifx registry verify {state.name}")
     incumbent = state.versions[held.version] if held else None
     attested = attestations_of(root, state, version.digest)
-    return Case(state, version, alias, attested, incumbent, current.policy, current.digest, datetime.now(UTC))
+    made = current.entries[-1].digest if current.entries else ""
+    return Case(state, version, alias, attested, incumbent, current.policy, current.digest, datetime.now(UTC), made)
 
 
 def approve(root: Root, reference: str, alias: str, key: Path | None, caller: Caller) -> Act:
@@ -367,7 +380,7 @@ def approve(root: Root, reference: str, alias: str, key: Path | None, caller: Ca
     check_in_service(state, version.digest)
     case = case_of(root, state, version, alias)
     rule = case.policy.rules_of(alias).approval
-    if caller.name == version.pushed.actor:
+    if caller.name in version.pushers:
         why = f"{caller.name} pushed it, and an approval is of somebody else"
         raise UsageError(f"{caller.name} cannot approve {case.reference}", why, "ask somebody else")
     if rule is not None and case.policy.keys and key is None:
@@ -462,6 +475,8 @@ def rollback(root: Root, name: str, alias: str, to: str | None, caller: Caller) 
             before = state.before(alias)
             if before is None:
                 why = f"it has meant {state.label(held.version)} alone"
+                if len(meant) > 1:
+                    why = "the other versions that it meant were rolled back or withdrawn"
                 raise UsageError(f"{name}@{alias} has no version before", why, f"aifx registry history {name}")
             reference = f"{name}@{before}"
         else:
@@ -562,7 +577,9 @@ def copy_version(source: Root, reference: str, target: Root, caller: Caller) -> 
     before = _done_before(target, state.name, caller, asked)  # perhaps by one that was killed: its evidence follows
     artifact = source.available(state, version)
     pushed, request = version.pushed, caller.request or new_request()
-    facts = {**pushed.facts, "copied_from": {"root": source.store.url, "entry": pushed.digest, "actor": pushed.actor}}
+    origin = {"root": source.store.url, "entry": pushed.digest, "actor": pushed.actor}
+    earlier = {key: value for key, value in pushed.facts.items() if key == "copied_from"}
+    facts = {**pushed.facts, "copied_from": {**origin, **earlier}}
     entry = Entry("push", caller.name, "", version.digest, "", pushed.evidence, caller.reason, facts)
     if caller.dry_run:
         return before or _planned(ModelState(state.name, (*target.ledger(state.name).entries(), entry)), entry)

@@ -63,6 +63,7 @@ class Case:
         incumbent: the version that the alias means; None if it means none.
         policy_digest: of the policy's text.
         now: in UTC.
+        policy_entry: digest of the entry that made it the policy: another root has another one, whatever the text.
     """
 
     state: ModelState
@@ -73,6 +74,7 @@ class Case:
     policy: Policy
     policy_digest: str
     now: datetime
+    policy_entry: str = ""
 
     @property
     def reference(self) -> str:
@@ -92,7 +94,7 @@ class Case:
     @property
     def authors(self) -> frozenset[str]:
         """Who may not approve the version: the name that pushed it, too."""
-        return self.signed_authors | {self.version.pushed.actor}
+        return self.signed_authors | set(self.version.pushers)
 
     def newest(self, kind: Kind, fits: Callable[[Attestation], bool] = lambda _: True) -> Attestation | None:
         return next((one for one in reversed(self.attestations) if one.kind == kind and fits(one)), None)
@@ -100,8 +102,8 @@ class Case:
     def approval(self) -> dict[str, Any]:
         """The content of an approval now: what it binds."""
         incumbent = self.incumbent.digest if self.incumbent else ""
-        facts = {"alias": self.alias, "evidence": list(self.evidence), "incumbent": incumbent}
-        return {**facts, "policy": self.policy_digest}
+        facts = {"model": self.state.name, "alias": self.alias, "evidence": list(self.evidence)}
+        return {**facts, "incumbent": incumbent, "policy": self.policy_entry}
 
 
 def judge(case: Case) -> tuple[Finding, ...]:

@@ -42,6 +42,15 @@ class NumberedVersion:
         return f"v{self.number}"
 
     @property
+    def pushers(self) -> tuple[str, ...]:
+        """Who pushed it: here, and to each registry that it was copied from."""
+        names, copied = [self.pushed.actor], self.pushed.facts.get("copied_from")
+        while isinstance(copied, Mapping):
+            names.append(str(copied.get("actor")))
+            copied = copied.get("copied_from")
+        return tuple(names)
+
+    @property
     def checkpoint(self) -> str | None:
         """The digest of the state of the checkpoint that it was pushed from."""
         return self.pushed.facts.get("checkpoint")

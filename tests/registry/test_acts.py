@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ import pytest
 from aifx.core.artifact import Artifact, DamagedArtifact, seal, seal_files
 from aifx.core.errors import DataError, UsageError
 from aifx.core.stores import open_store
+from aifx.registry import acts
 from aifx.registry.acts import (
     Act,
     Caller,
@@ -426,6 +428,49 @@ def test_evidence_that_rules_cannot_read_is_refused(
     for act in (promote, lambda *args: copy_version(root, args[1], Root(open_store(str(tmp_path / "b"))), ANN)):
         with pytest.raises(DataError, match="is no attestation"):
             act(root, "fraud@v1", "production", ANN)
+
+
+def test_a_push_that_another_one_overtakes_ends_well(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = acts.publish
+
+    def late(folder: Path, place: Path) -> None:
+        monkeypatch.undo()
+        push_text(root, "a", BOB)
+        real(folder, place)
+
+    monkeypatch.setattr(acts, "publish", late)
+    assert push_text(root, "a").reference == "fraud@v1"
+    assert [entry.actor for entry in root.state("fraud").entries] == ["bob"]
+    assert verify_root(root, (), ()).problems == ()
+
+
+def test_an_approval_is_of_one_name_in_one_root(root: Root, tmp_path: Path) -> None:
+    """With the same policy, evidence and version, one of elsewhere does not count; a copy does not hide its author."""
+    other, third = (Root(open_store(str(tmp_path / name))) for name in ("other", "third"))
+    write_key(tmp_path / "bob.pem", "P-256")
+    public = (tmp_path / "bob.pem.pub").read_text()
+    (tmp_path / "policy.toml").write_text(f'[keys]\nbob = """{public}"""\n[aliases.production]\napproval = {{}}\n')
+    for one in (root, other):
+        set_policy(one, tmp_path / "policy.toml", None, ANN)
+    push_text(root, "a")
+    approve(root, "fraud@v1", "production", tmp_path / "bob.pem", BOB)
+    (made,) = attestations_of(root, root.state("fraud"), root.find("fraud@v1")[1].digest)
+    for entry in (
+        Entry("push", "eve", version=made.subject),
+        Entry("approve", "eve", version=made.subject, evidence=(made.digest,)),
+    ):
+        root.act("abuse", None, lambda _, entry=entry: entry, again=True)  # type: ignore[misc]
+    shutil.copytree(Path(root.store.path, "models/fraud/versions"), Path(root.store.path, "models/abuse/versions"))
+    assert promote(root, "fraud@v1", "production", ANN).action == "promote"
+    assert promote(root, "abuse@v1", "production", ANN).action == "refuse"
+    copy_version(root, "fraud@v1", other, Caller("cid"))
+    assert promote(other, "fraud@v1", "production", Caller("cid")).action == "refuse"
+    copy_version(other, "fraud@v1", third, Caller("dan"))
+    for author in ("ann", "cid", "dan"):
+        with pytest.raises(UsageError, match=f"{author} cannot approve"):
+            approve(third, "fraud@v1", "production", None, Caller(author))
+    approve(other, "fraud@v1", "production", tmp_path / "bob.pem", BOB)
+    assert promote(other, "fraud@v1", "production", Caller("cid")).action == "promote"
 
 
 def test_nobody_approves_their_own_version(root: Root) -> None:
