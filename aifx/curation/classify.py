@@ -163,7 +163,7 @@ def open_model(folder: Path, step: StepChoice | None, label: str | None, version
     """
     from aifx.data.spec import need_spec
     from aifx.kinds import read_config
-    from aifx.loading.restore import choose_step
+    from aifx.loading.steps import choose_step
 
     run, project = open_run(folder)
     config = read_config(run.config, project)

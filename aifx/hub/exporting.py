@@ -39,16 +39,17 @@ from aifx.hub.folder import (
     WEIGHTS,
     ModelFolder,
 )
-from aifx.hub.importing import read_origin
 from aifx.hub.orbax import OrbaxWeights, in_maxtext, write_weights
 from aifx.hub.weights import DIGESTS, StoredWeights, Weights, tensor_digest
 from aifx.kinds import read_config
 from aifx.loading.base_weights import BaseWeights
-from aifx.loading.restore import choose_step, restore_run, verified_manifest
+from aifx.loading.restore import restore_run, verified_manifest
+from aifx.loading.steps import choose_step
 from aifx.models import Family
 from aifx.models.adapted import plain_model
 from aifx.models.base import Decodes
 from aifx.models.hub import Architecture, Array, Tensor
+from aifx.registry.origins import read_origin
 from aifx.registry.versions import ModelDirectory
 from aifx.specs import ArraySpec, Specs
 from aifx.tasks.registry import load_task

@@ -6,7 +6,6 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypedDict
 
@@ -18,11 +17,10 @@ from aifx.config import Config
 from aifx.config.config import compare
 from aifx.config.parts import resolve
 from aifx.core.digests import sha256_of
-from aifx.core.errors import AifxError, DataError
-from aifx.core.files import read_file, replace_file
+from aifx.core.errors import DataError
+from aifx.core.files import replace_file
 from aifx.core.json_files import JsonLines, write_json, write_text
 from aifx.core.json_values import plain
-from aifx.core.parsing import parse_json
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, RunDirectory
 from aifx.data.spec import keep_spec
@@ -35,10 +33,9 @@ from aifx.hub.weights import DTYPES, StoredWeights, Weights, types_of
 from aifx.kinds import make_config, read_config
 from aifx.machine.host import versions
 from aifx.models.hub import Architecture, Array, HubConfig
-from aifx.registry.versions import ModelDirectory, open_base
-from aifx.runs.binding import BaseRun, open_digests
+from aifx.registry.origins import read_imported
+from aifx.runs.binding import open_digests
 from aifx.runs.formats import RunEnd
-from aifx.runs.provenance import read_provenance
 from aifx.runs.staging import run_made_before, staged_run
 from aifx.specs import with_weight_dtype
 
@@ -273,34 +270,3 @@ def _record(model: _Model, files: list[SourceFile]) -> ImportFile:
         },
         ignored=list(model.tensors.ignored),
     )
-
-
-MOST_RUNS = 32
-"""Runs that began with one another: more are not followed."""
-
-
-def read_imported(run: RunDirectory) -> dict[str, Any] | None:
-    """`import.json` of the run; None if there is none that can be read."""
-    try:
-        found = parse_json(read_file(run.imported))
-    except (OSError, ValueError, AifxError):
-        return None
-    return found if isinstance(found, dict) else {}
-
-
-def read_origin(run: RunDirectory, project: Project) -> dict[str, Any]:
-    """`import.json` of the run, or of the one that its weights go back to; empty if there is none."""
-    for _ in range(MOST_RUNS):
-        if isinstance(run, ModelDirectory):
-            return run.origin
-        if (found := read_imported(run)) is not None:
-            return found
-        named = read_provenance(run).get("finetuned_from") or {}
-        if not isinstance(name := named.get("run"), str):
-            return {}
-        if "@" in name:  # a version of the registry
-            with suppress(AifxError):  # it is not to be had any more, like a run that was removed
-                return open_base(run, BaseRun(**named)).origin
-            return {}
-        run = project.run(name)
-    return {}

@@ -21,6 +21,7 @@ from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.kernels.choice import run_choices
 from aifx.kinds import read_config
+from aifx.loading.steps import choose_step
 from aifx.machine.compilation_cache import enable_compilation_cache
 from aifx.models.adapted import AdaptedModel
 from aifx.nn.quantized import quantize_matrices
@@ -198,36 +199,3 @@ def check_frozen(programs: Programs, frozen: Params, host: Mapping[str, Any], ru
             "a checkpoint does not hold them; they follow from the model and train.seed",
             f"aifx config show --run {run.name}",
         )
-
-
-def choose_step(
-    run: RunDirectory, config: Config, choice: StepChoice | None, *, reported: set[str] | None = None
-) -> int:
-    """Return the step to open; "best" is the newest if no checkpoint was validated.
-
-    Reports the damaged checkpoints that cannot be the best one, but for what is in `reported`, which keeps it for the
-    next call. Raises CheckpointError.
-    """
-    from aifx.checkpoint.checkpoints import Checkpoints
-
-    checkpoints = Checkpoints(run.checkpoints, config.checkpoint)
-    steps = checkpoints.steps()
-    if not steps:
-        what = f"no checkpoint in {run.checkpoints}"
-        raise CheckpointError(what, "the run saved nothing yet", f"aifx train --run {run.name}")
-    if isinstance(choice, int):
-        if choice not in steps:
-            what = f"run {run.name} has no checkpoint of step {choice}"
-            raise CheckpointError(what, f"it has {', '.join(map(str, steps))}", f"aifx ckpt ls --run {run.name}")
-        return choice
-    best = checkpoints.best() if (choice or config.eval.checkpoint) == "best" else None
-    if best is None:
-        return steps[-1]
-    for info in checkpoints.infos():
-        if info.damaged:
-            why = f"the checkpoint of step {info.step} is damaged ({info.damaged}); it cannot be the best one"
-            if reported is None or why not in reported:
-                logger.warning(why)
-            if reported is not None:
-                reported.add(why)
-    return best

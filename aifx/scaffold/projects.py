@@ -420,7 +420,7 @@ def _copy_run(origin: RunDirectory, run: RunDirectory) -> None:
     """
     from aifx.checkpoint.copying import copy_checkpoint, open_stored
     from aifx.kinds import read_config
-    from aifx.loading.restore import choose_step
+    from aifx.loading.steps import choose_step
 
     config = read_config(origin.config, Project(origin.path.parent.parent), environ={})
     step = choose_step(origin, config, "best")

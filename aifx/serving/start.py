@@ -27,7 +27,8 @@ from aifx.data.text import TokenFormat
 from aifx.data.tokenizer import Tokenizer
 from aifx.kinds import read_config
 from aifx.loading.base_weights import BaseWeights
-from aifx.loading.restore import RestoredRun, choose_step
+from aifx.loading.restore import RestoredRun
+from aifx.loading.steps import choose_step
 from aifx.machine.energy import PowerMeter
 from aifx.models.adapted import AdaptedModel
 from aifx.nn.adapters import A, B

@@ -24,7 +24,8 @@ from aifx.core.project import Project
 from aifx.core.steps import StepChoice
 from aifx.data.readers.rows import read_rows
 from aifx.data.readers.sources import local_file
-from aifx.loading.restore import RestoredRun, choose_step, restore_run
+from aifx.loading.restore import RestoredRun, restore_run
+from aifx.loading.steps import choose_step
 from aifx.programs.build import tree_bytes
 from aifx.serving.engine import Engine
 from aifx.serving.predictor import Predictor, PredictorWeights

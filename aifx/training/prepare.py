@@ -442,7 +442,7 @@ def find_base(config: Config, project: Project, run: RunDirectory | None) -> Run
 
 def choose_base(config: Config, project: Project, run: RunDirectory) -> BaseRun | None:
     """The checkpoint that `[finetune]` names, or None. Raises UsageError, CheckpointError, ConfigError."""
-    from aifx.loading.restore import choose_step
+    from aifx.loading.steps import choose_step
 
     base = find_base(config, project, run)
     if base is None:

@@ -222,7 +222,7 @@ def check_fork(origin: RunDirectory, run: RunDirectory, config: Config, project:
     Raises UsageError where there is nothing to fork from or nothing left to do, CheckpointError for a step without a
     checkpoint, ConfigError for another model or tokenizer than those that the parameters were trained with.
     """
-    from aifx.loading.restore import choose_step
+    from aifx.loading.steps import choose_step
 
     if not list_checkpoints(origin.checkpoints):
         what = f"run {origin.name!r} has no checkpoint to fork from"

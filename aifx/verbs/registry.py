@@ -315,10 +315,10 @@ def registry_push(
         'tiny@v1'
     """
     from aifx.checkpoint.manifest import read_manifest
-    from aifx.hub.importing import read_origin
     from aifx.kinds import read_config
-    from aifx.loading.restore import choose_step
+    from aifx.loading.steps import choose_step
     from aifx.registry.acts import push
+    from aifx.registry.origins import read_origin
     from aifx.registry.versions import digest_of_settings, write_version
 
     found, _ = find_root(root, project)

@@ -24,7 +24,8 @@ from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
 from aifx.core.web.traffic import AccessLog
-from aifx.loading.restore import choose_step, restore_run
+from aifx.loading.restore import restore_run
+from aifx.loading.steps import choose_step
 from aifx.serving import swap
 from aifx.serving.engine import Engine
 from aifx.serving.http.services import open_service

@@ -15,7 +15,7 @@ from aifx.checkpoint.manifest import list_checkpoints
 from aifx.commands.main import run as run_command
 from aifx.core.project import Project
 from aifx.kinds import read_config
-from aifx.loading.restore import choose_step
+from aifx.loading.steps import choose_step
 from aifx.runs.status import run_status
 
 

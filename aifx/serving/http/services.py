@@ -23,7 +23,8 @@ from aifx.core.json_files import JsonLines, readable_bytes
 from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.data.base import DataFormat
-from aifx.loading.restore import RestoredRun, choose_step, read_current, restore_run, verified_manifest
+from aifx.loading.restore import RestoredRun, read_current, restore_run, verified_manifest
+from aifx.loading.steps import choose_step
 from aifx.programs.build import build
 from aifx.serving.engine import Engine
 from aifx.serving.generate import unable_to_write
