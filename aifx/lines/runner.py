@@ -98,6 +98,7 @@ class TickRun:
     _meaning: Meaning | None = None
     _bindings: Mapping[str, str] = field(default_factory=dict)
     _is_written: bool = False
+    _decided_at: int = 0
     _children: dict[str, Apart] = field(default_factory=dict)
     _secrets: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _stopped_at: dict[str, float] = field(default_factory=dict)
@@ -125,7 +126,8 @@ class TickRun:
         self._begin()
         made, look_s = dict[str, Decision](), FIRST_LOOK_S
         while True:
-            if self._replay.update() or not made:
+            is_new, self._decided_at = self._replay.update(), self.journal.place.end
+            if is_new or not made:
                 look_s, made = FIRST_LOOK_S, self._decide()
                 if self._report(made):
                     continue
@@ -147,8 +149,15 @@ class TickRun:
         made |= {name: _failed(name, error) for name, error in self._unstartable.items() if name in made}
         if self._is_written:
             self.journal.append("tick", is_over=True, id=self._bindings[TICK])
+            if self.journal.place.begin == self._decided_at:
+                self._decided_at = self.journal.place.end
         self._replay.save()
         return made
+
+    def has_news(self) -> bool:
+        """Whether another process wrote a record after the last decisions. Raises DamagedJournal, OSError."""
+        self.journal.records()
+        return self.journal.place.end != self._decided_at
 
     def plan(self) -> dict[str, Decision]:
         """Decide what the tick would start first, without doing it. Raises AifxError if names cannot be fixed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -350,7 +350,7 @@ def line_watch(
     sender = _Sender(found, line.path, on_line)
     reported = ""
     while not stop:
-        began = time.time()
+        began, run = time.time(), None
         try:
             line = open_line(file, project)[0]
             settings = Settings(
@@ -358,18 +358,20 @@ def line_watch(
                 while_waiting=sender.send_if_due,
             )  # fmt: skip
             with held(line):
-                TickRun(line, found, settings).run()
+                run = TickRun(line, found, settings)
+                run.run()
             reported = ""
         except AifxError as e:
+            run = None  # what it would decide is not known before the next period
             if str(e) != reported:
                 on_line(f"the tick ended: {e.what}: {e.why}" + (f"; {e.hint}" if e.hint else ""))
             reported = str(e)
         if not stop:
             sender.send()
-            _wait(line, began, stop, sender)
+            _wait(line, began, stop, sender, run)
 
 
-def _wait(line: Line, began: float, stop: Sequence[int], sender: _Sender) -> None:
+def _wait(line: Line, began: float, stop: Sequence[int], sender: _Sender, run: TickRun | None) -> None:
     """Wait for the next period, a record of another process, or a signal."""
     from aifx.lines.journal import JOURNAL
     from aifx.lines.runner import folder_of
@@ -377,6 +379,9 @@ def _wait(line: Line, began: float, stop: Sequence[int], sender: _Sender) -> Non
 
     path = folder_of(line) / JOURNAL
     size = path.stat().st_size if path.exists() else 0
+    with suppress(AifxError):  # the next tick reports it
+        if run is not None and run.has_news():
+            return
     every_s = line.every_s or 3600.0  # the period may have been removed from the file meanwhile
     while not stop and not is_due(began, time.time(), every_s, line.timezone):
         if path.exists() and path.stat().st_size != size:

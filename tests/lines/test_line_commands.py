@@ -214,16 +214,22 @@ def until(process: subprocess.Popen[str], holds: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def test_a_watch_sends_the_events_of_its_ticks(line: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watch_sends_events_and_acts_on_a_decision_that_comes_meanwhile(
+    line: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     notify = '[[notify]]\nurl_from = "OPS_URL"\nallow = ["127.0.0.0/8"]\n'
-    line.write('[line]\nevery = "1d"\n' + station("bad", "sh -c 'exit 3'") + notify)
+    asks = station("asks", "sh -c 'exit 4'", ask="approval")
+    line.write('[line]\nevery = "1d"\n' + station("bad", "sh -c 'exit 3'") + asks + notify)
     stop = list[int]()
     give_up = threading.Timer(30, stop.append, [signal.SIGTERM])
     give_up.start()
     with receiver() as at:
 
         def answer(event: dict[str, Any]) -> Answer:
-            stop.append(signal.SIGTERM)
+            if event["subject"] == "bad":
+                aifx.line_approve("asks", project=line.root)
+            else:
+                stop.append(signal.SIGTERM)
             return 204
 
         at.answer = answer
@@ -231,7 +237,9 @@ def test_a_watch_sends_the_events_of_its_ticks(line: Terminal, monkeypatch: pyte
         monkeypatch.setenv("OPS_URL_SECRET", SECRET)
         aifx.line_watch(allow_shell=True, stop=stop, project=line.root)
     give_up.cancel()
-    assert [(event["type"], event["subject"]) for event in at.accepted] == [("aifx.station.failed", "bad")]
+    assert [(event["type"], event["subject"]) for event in at.accepted] == [
+        ("aifx.station.failed", "bad"), ("aifx.station.failed", "asks")
+    ]  # fmt: skip
 
 
 @pytest.mark.slow
