@@ -215,7 +215,8 @@ class TickRun:
     def _start(self, decision: Decision) -> None:
         """Record an attempt and begin it."""
         name, again = decision.station, self.state.of(decision.station).again.get(decision.key)
-        attempt = again.attempt if again is not None else f"{name}-{decision.key[:8]}-{secrets.token_hex(4)}"
+        fresh = f"{name[:40]}-{decision.key[:8]}-{secrets.token_hex(4)}"  # a request id has 63 characters at most
+        attempt = again.attempt if again is not None else fresh
         number = again.tries + 1 if again is not None else 1
         self._write_tick()
         one = self._try(attempt, number)

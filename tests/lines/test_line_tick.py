@@ -14,6 +14,7 @@ from ticking import Ticking, station
 
 from aifx.core.errors import ExitCode
 from aifx.core.files import FolderBusy
+from aifx.core.requests import find_request
 from aifx.lines.runner import held
 
 
@@ -174,6 +175,13 @@ def test_cooldown_and_budget_let_a_station_wait(ticking: Ticking) -> None:
     assert ticking.tick() == {"train": "waiting"}
     ticking.write(station("train", "sh -c true", budget_per_day=2))
     assert ticking.tick() == {"train": "done"}
+
+
+def test_the_attempt_of_the_longest_name_is_the_id_of_a_request(ticking: Ticking) -> None:
+    ticking.write(station("a" * 50, "true"))
+    ticking.tick()
+    (started,) = ticking.records("started")
+    assert find_request(f"{started.attempt}-20", "train") is not None  # that of the last of 20 commands
 
 
 def test_a_program_runs_only_if_the_person_allows_it(ticking: Ticking) -> None:
