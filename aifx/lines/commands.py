@@ -60,6 +60,7 @@ COMMANDS: Mapping[str, Command] = {
         Command("data index", ("reference",)),
         Command("data verify", is_source=True),
         Command("registry push", _ACT, "model", takes_request=True),
+        Command("registry attest", _ACT, takes_request=True),
         Command("registry promote", _ACT, takes_request=True),
         Command("registry rollback", _ACT, is_source=True, takes_request=True),
         Command("registry verify", is_source=True),
