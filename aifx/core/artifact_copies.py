@@ -183,5 +183,7 @@ def _write(store: Store, name: str, blocks: Iterator[bytes], size: int) -> None:
 def _writing(path: Path, size: int = 0) -> Iterator[None]:
     try:
         yield
+    except FileNotFoundError as e:  # a folder that cannot be made, as below /proc
+        raise could_not(f"could not write {path}", e, errno.ENOENT, str(path)) from e
     except OSError as e:
         raise cannot_write(path, e, size) from e

@@ -184,13 +184,13 @@ def cannot_write(path: Path, error: OSError, needed: int = 0) -> Exception:
 
 def disk_full(path: Path, needed: int) -> EnvironmentFault:
     """The error of a full disk: what could not be written, its size, and the room that is left."""
-    try:
-        stat = os.statvfs(path if path.exists() else path.parent)
-        room = f"{readable_bytes(stat.f_bavail * stat.f_frsize)} free"
-    except OSError:
-        room = "room unknown"
-    why = f"the disk is full: {readable_bytes(needed)} needed, {room}"
-    return EnvironmentFault(f"no room to write {path}", why, f"df -h {path.parent}")
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    needs = [f"{readable_bytes(needed)} needed"] if needed else []
+    with suppress(OSError):
+        stat = os.statvfs(there)
+        needs.append(f"{readable_bytes(stat.f_bavail * stat.f_frsize)} free")
+    why = ": ".join(["the disk is full", *filter(None, [", ".join(needs)])])
+    return EnvironmentFault(f"no room to write {path}", why, f"df -h {there}")
 
 
 def readable_bytes(count: float) -> str:

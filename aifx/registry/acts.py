@@ -14,7 +14,7 @@ from typing import Any
 from aifx.core.artifact import Artifact, publish, short, unfinished
 from aifx.core.artifact_copies import copy_artifact, damaged_in_store
 from aifx.core.digests import sha256_of
-from aifx.core.errors import AifxError, DataError, EnvironmentFault, ExitCode, UsageError
+from aifx.core.errors import AifxError, DataError, EnvironmentFault, ExitCode, UsageError, did_you_mean
 from aifx.core.json_files import cannot_write
 from aifx.core.json_values import number
 from aifx.core.progress import report_progress
@@ -285,6 +285,11 @@ def tag(root: Root, reference: str, given: Mapping[str, str], removed: tuple[str
 
     def decide(state: ModelState) -> Entry:
         check_in_service(state, version.digest)
+        tags = state.tags.get(version.digest, {})
+        for key in removed:
+            if key not in tags:
+                name = f"{state.name}@{version.label}"
+                raise UsageError(f"{name} has no tag {key!r}", did_you_mean(key, tags), f"aifx registry show {name}")
         return Entry("tag", caller.name, version=version.digest, reason=caller.reason, facts=facts)
 
     if caller.dry_run:

@@ -346,7 +346,7 @@ def list_models(root: Root) -> ModelList:
     for name in root.names():
         state = root.state(name)
         aliases = {alias: state.label(entry.version) for alias, entry in state.aliases.items()}
-        latest = list(state.versions.values())[-1].label if state.versions else None
+        latest = next((one.label for one in reversed(list(state.versions.values())) if not one.is_withdrawn), None)
         models.append(ModelSummary(name, len(state.versions), latest, aliases, state.entries[-1].time))
     return ModelList(root.store.url, tuple(models))
 

@@ -215,7 +215,11 @@ def registry_verify(
     """
     from aifx.registry.reports import verify_root
 
-    return verify_root(find_root(root, project)[0], names, tuple(heads))
+    verified = verify_root(find_root(root, project)[0], names, tuple(heads))
+    if not verified.entries and not verified.problems:
+        why = "it has neither a policy nor a model"
+        raise UsageError(f"{verified.root} is no registry", why, "aifx registry init")
+    return verified
 
 
 def registry_diff(first: str, second: str, *, root: str | None = None, project: StrPath = ".") -> ComparedVersions:
