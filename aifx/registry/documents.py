@@ -46,18 +46,21 @@ def parse_evidence(data: bytes, kind: str, place: str) -> tuple[Kind, dict[str, 
     return known, doc
 
 
-def evaluation_of(root: Root, reference: str, project: Project | None) -> dict[str, Any]:
-    """The newest evaluation of the checkpoint that a version was pushed from, as its run keeps it.
+def report_of_run(root: Root, reference: str, kind: str, project: Project | None) -> tuple[Kind, dict[str, Any]]:
+    """The newest evaluation or comparison of the checkpoint that a version was pushed from, as its run keeps it.
+
+    Args:
+        kind: "eval" or "comparison".
 
     Raises UsageError if the run or its report is not there, DataError if the checkpoint is not that of the version.
     """
     state, version = root.find(reference)
     name, step = version.pushed.facts.get("run"), version.pushed.facts.get("step")
-    hint = f"aifx eval --run {name} --step {step}"
-    what = f"no evaluation of {state.name}@{version.label} is found"
+    hint = f"aifx eval --run {name} --step {step}" + (" --against MODEL" if kind == "comparison" else "")
+    what = f"no {'evaluation' if kind == 'eval' else kind} of {state.name}@{version.label} is found"
     if project is None or not name or not (run := project.run(str(name))).exists():
         why = f"it was pushed from run {name}, which is not in this project"
-        raise UsageError(what, why, f"aifx registry attest {reference} REPORT.json --eval")
+        raise UsageError(what, why, f"aifx registry attest {reference} REPORT.json --{kind}")
     try:
         doc = parse_json(read_file(run.eval / f"{step}.json"))
     except FileNotFoundError:
@@ -71,9 +74,13 @@ def evaluation_of(root: Root, reference: str, project: Project | None) -> dict[s
         raise DataError(
             f"run {name} is not what {state.name}@{version.label} was pushed from", why, "aifx registry push"
         )
+    if kind == "comparison":
+        if not doc["comparisons"]:
+            raise UsageError(what, f"{run.eval / f'{step}.json'} has none", hint)
+        return "comparison", doc["comparisons"][-1]
     splits = {split: report for split, report in doc["splits"].items() if split in ("test", "validation")}
     if not splits:
         raise UsageError(what, f"{run.eval / f'{step}.json'} has none of a split", hint)
     split = max(splits, key=lambda one: splits[one]["measured_at"])
     data = next(iter(version.pushed.facts.get("data", ())), f"sha256:{splits[split]['data_digest']}")
-    return {"run": name, "step": step, "split": split, "data": data, **splits[split]}
+    return "eval", {"run": name, "step": step, "split": split, "data": data, **splits[split]}

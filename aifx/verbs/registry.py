@@ -407,8 +407,8 @@ def registry_attest(
     Args:
         reference: "NAME@v3", "NAME@ALIAS" or "NAME@DIGITS".
         file: the evidence; a document of `--json` unless the kind is "file".
-        kind: "eval", "comparison", "contamination", "bench", "drill", "signature", "trust-code" or "file". "eval"
-            without a file takes the report of the run and step that the version was pushed from; signatures take
+        kind: "eval", "comparison", "contamination", "bench", "drill", "signature", "trust-code" or "file". The first
+            two without a file take the report of the run and step that the version was pushed from; signatures take
             no file.
         key: PEM file of the private key that signs it.
         reason: for the ledger.
@@ -422,7 +422,7 @@ def registry_attest(
         'attest'
     """
     from aifx.registry.acts import attest_file, attest_version
-    from aifx.registry.documents import evaluation_of, parse_evidence
+    from aifx.registry.documents import parse_evidence, report_of_run
     from aifx.registry.signing import read_given
 
     found, home = find_root(root, project)
@@ -437,12 +437,11 @@ def registry_attest(
             )
         return attest_version(found, reference, "signature" if option == "sign" else "trust-code", {}, signer, caller)
     if file is None:
-        if kind != "eval":
-            raise UsageError(
-                "no file is given", f"evidence of the kind {kind!r} is a file", f"aifx registry attest {reference} FILE"
-            )
-        content = evaluation_of(found, reference, home)
-        return attest_version(found, reference, "eval", content, signer, caller)
+        if kind in ("eval", "comparison"):
+            return attest_version(found, reference, *report_of_run(found, reference, kind, home), signer, caller)
+        raise UsageError(
+            "no file is given", f"evidence of the kind {kind!r} is a file", f"aifx registry attest {reference} FILE"
+        )
     data = read_given(Path(file))
     if kind == "file":
         return attest_file(found, reference, Path(file).name, data, signer, caller)

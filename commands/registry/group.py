@@ -439,7 +439,9 @@ def attest(
     eval_: Annotated[
         bool, typer.Option("--eval", help="An evaluation. Without FILE, that of the run which was pushed.")
     ] = False,
-    comparison: Annotated[bool, typer.Option("--comparison", help="A document of aifx eval --against.")] = False,
+    comparison: Annotated[
+        bool, typer.Option("--comparison", help="A document of aifx eval --against. Without FILE, the last of the run.")
+    ] = False,
     contamination: Annotated[
         bool, typer.Option("--contamination", help="A document of aifx data decontaminate.")
     ] = False,

@@ -134,6 +134,7 @@ def test_a_hint_with_a_wrong_command_is_found() -> None:
         ("attest fraud@v1 no.json", "no.json"),
         ("attest fraud@v1 aifx.toml --bench", "aifx.toml is no JSON document"),
         ("attest fraud@v1 --eval", "no evaluation of fraud@v1 is found"),
+        ("attest fraud@v1 --comparison", "no comparison of fraud@v1 is found"),
         ("attest fraud@v1 --drill", "no file is given"),
         ("attest fraud@v1 --sign", "--sign requires --key"),
         ("attest fraud@v1 aifx.toml --bench --drill", "--bench cannot be used with --drill"),

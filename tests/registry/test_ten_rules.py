@@ -100,6 +100,7 @@ def test_each_rule_waits_for_its_evidence(folder: Path) -> None:
         how = ("eval", "--against", "fraud@v1", "--metric", "max accuracy", "--margin", "1", "--set", "eval.group=_row")
         attest("comparison", *how, "--model", "fraud@v2", "--split", "test")
         assert aifx(*how, "--run", "new", "--split", "test")["look"] == 2  # the ledger has the first
+        assert answer(folder, "attest", "fraud@v2", "--comparison")["action"] == "attest"  # the last of the run
         assert aifx(*how, "--model", "fraud@v2", "--split", "validation")["look"] == 1
 
     def search() -> None:
