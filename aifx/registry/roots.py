@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from aifx.core.artifact import Artifact, DamagedArtifact, short
+from aifx.core.artifact import MANIFEST, Artifact, DamagedArtifact, short
 from aifx.core.artifact_copies import fetch_artifact, stored_artifact
 from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError, UsageError, did_you_mean
@@ -103,6 +103,8 @@ class Root:
         artifact = stored_artifact(store, KIND, VERSION)
         if artifact is not None and artifact.digest != digest:
             raise DamagedArtifact(store.url, f"it holds the version {short(artifact.digest)}")
+        if artifact is not None:
+            check_files(artifact, store.url)
         return artifact
 
     def available(self, state: ModelState, version: NumberedVersion) -> Artifact:
@@ -218,6 +220,15 @@ def open_root(root: str | None, project: Project | None = None) -> Root:
             project.registry if "://" in project.registry else str(project.root / Path(project.registry).expanduser())
         )
     return Root(open_store(root if "://" in root else str(Path(root).expanduser().absolute())))
+
+
+def check_files(artifact: Artifact, place: object) -> None:
+    """Raise DamagedArtifact for files that a version's digest does not cover, or that are not in its folder.
+
+    No version is written with any. Code among them would run under a digest that was trusted.
+    """
+    if extra := [*artifact.descriptions, *artifact.elsewhere]:
+        raise DamagedArtifact(place, f"{MANIFEST}: its digest does not cover {extra[0]!r}, or it is elsewhere")
 
 
 def check_in_service(state: ModelState, digest: str) -> None:

@@ -48,7 +48,7 @@ from aifx.data.spec import Column, DataSpec, need_spec
 from aifx.kernels.choices_file import read_kernel_choices, write_kernel_choices
 from aifx.kinds import read_config
 from aifx.registry.evidence import trusted_signer
-from aifx.registry.roots import KIND, VERSION, Root, open_root
+from aifx.registry.roots import KIND, VERSION, Root, check_files, open_root
 from aifx.registry.state import ModelState, NumberedVersion
 from aifx.runs.binding import BaseRun, base_manifest, binding_errors, read_digests, weights_digest, weights_of
 from aifx.runs.provenance import read_provenance
@@ -246,6 +246,7 @@ def read_version(folder: Path, label: str) -> ModelDirectory:
     All its bytes are compared with their digests (`check_once`). Raises DamagedArtifact, OSError.
     """
     artifact = read_artifact(folder, KIND, VERSION)
+    check_files(artifact, folder)
     content = content_of(artifact, folder)
     check_once(folder, artifact, artifact.files)
     return ModelDirectory(folder, label, artifact, content)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ import model_runs
 import pytest
 
 import aifx
-from aifx.core.errors import CheckpointError, UsageError
+from aifx.core.artifact import SealedFile, read_artifact
+from aifx.core.errors import AifxError, CheckpointError, UsageError
 from aifx.core.parsing import parse_json
 from aifx.core.project import Project
-from aifx.registry.versions import UntrustedCode
+from aifx.registry.roots import KIND, VERSION
+from aifx.registry.versions import UntrustedCode, open_version
 from aifx.runs.provenance import data_behind
 from aifx.verbs.models import choose_model, is_reference
 
@@ -67,6 +71,27 @@ def test_own_code_is_refused_with_the_option_that_trusts_it(project: Project) ->
     assert json.loads(out)["model"].startswith(digest)
     with pytest.raises(UsageError, match="--trust-code requires --model"):
         aifx.load("runs/main", trust_code=digest)
+
+
+@pytest.mark.parametrize("kind", ["descriptions", "elsewhere"])
+def test_files_that_the_digest_does_not_cover_are_refused(project: Project, kind: str) -> None:
+    """Whoever writes to a root could add code to a version that is trusted, or take away its weights."""
+    (folder,) = (project.root / "registry/models/tiny/versions").iterdir()
+    (folder / "code/json.py").write_text("")
+    made = read_artifact(folder, KIND, VERSION)
+    if kind == "descriptions":
+        made = replace(made, descriptions={"code/json.py": SealedFile(0, sha256(b"").hexdigest())})
+    else:
+        made = replace(made, notes={**made.notes, "elsewhere": {"weights.safetensors": f"{'a' * 64}/weights"}})
+    (folder / "manifest.json").write_bytes(made.encode())
+    assert any("its digest does not cover" in one.why for one in aifx.registry_verify().problems)
+    for call in (
+        lambda: aifx.load("tiny@v1", trust_code=made.digest),
+        lambda: open_version(folder, "tiny", project, trust_code=made.digest),
+        lambda: aifx.registry_pull("tiny@v1", "there"),
+    ):
+        with pytest.raises(AifxError, match="its digest does not cover"):
+            call()
 
 
 def test_what_is_not_there_is_named(project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
