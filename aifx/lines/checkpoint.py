@@ -3,8 +3,8 @@
     line/checkpoint.json    {"digest": ..., "checkpoint": {"place": ..., "state": ..., ...}}
 
 Nothing rests on it: one that is damaged, or not of this journal or this version of aifx, is ignored, and the next tick
-reads the whole journal. The digest of the record at its place stands for those before, as each has the digest of the
-one before it. So a change of a record before the place is only found by a reader of the whole journal.
+reads the whole journal. Each record has the digest of the one before it, so the digest of the record at its place
+depends on all before. A changed record before the place is found only by a reader of the whole journal.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ def _parse(line: bytes) -> tuple[Record, str]:
         doc = parse_json(line)
         digest = doc.pop("digest")
         record = Record(**doc)
-        is_whole = digest == sha256_of_json(doc)  # of a record as it is read: `document` costs more than all else
+        is_whole = digest == sha256_of_json(doc)  # of the parsed line: `document` would take most of the time
     except (ValueError, TypeError, AttributeError, KeyError) as e:
         raise ValueError("it is no record") from e
     if not is_whole:

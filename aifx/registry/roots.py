@@ -227,8 +227,10 @@ def check_files(artifact: Artifact, place: object) -> None:
 
     No version is written with any. Code among them would run under a digest that was trusted.
     """
-    if extra := [*artifact.descriptions, *artifact.elsewhere]:
-        raise DamagedArtifact(place, f"{MANIFEST}: its digest does not cover {extra[0]!r}, or it is elsewhere")
+    for name in artifact.descriptions:
+        raise DamagedArtifact(place, f"{MANIFEST}: its digest does not cover {name!r}")
+    for name in artifact.elsewhere:
+        raise DamagedArtifact(place, f"{MANIFEST}: {name!r} is not in its folder")
 
 
 def check_in_service(state: ModelState, digest: str) -> None:

@@ -98,9 +98,7 @@ def said(root: Path) -> dict[str, Any]:
     starts = (root / "starts").read_text().split()
     return {
         "journal": sorted(
-            (one.station, one.number * (not one.station), one.kind, one.key, [one.facts.get(name) for name in facts])
-            for one in records
-            if one.station
+            (one.station, one.kind, one.key, [one.facts.get(name) for name in facts]) for one in records if one.station
         ),
         "ticks": [one.facts.get("is_over") for one in records if one.kind == "tick"],
         "attempts": len({one.attempt for one in records if one.attempt}),
