@@ -67,15 +67,15 @@ def score_of(best_by: BestBy, metrics: Mapping[str, Any] | None, before: Sequenc
     return None if value is None else best_by.score([*before, value])
 
 
-def parse_best_by(text: str) -> BestBy:
-    """Parse `min METRIC` or `max METRIC`. Raises UsageError for anything else."""
+def parse_best_by(text: str, option: str | None = None) -> BestBy:
+    """Parse `min METRIC` or `max METRIC`, by default of `checkpoint.best_by`. Raises UsageError for anything else."""
     direction, _, metric = text.strip().partition(" ")
     if direction not in ("min", "max") or not metric.strip():
-        raise UsageError(
-            f"checkpoint.best_by = {text!r} cannot be used",
-            f"expected {AUTO!r}, 'min METRIC' or 'max METRIC'",
-            'best_by = "max accuracy"    (below [checkpoint])',
-        )
+        forms = "'min METRIC' or 'max METRIC'"
+        if option is not None:
+            raise UsageError(f"{option} {text!r} cannot be used", f"expected {forms}", f'{option} "max accuracy"')
+        what, hint = f"checkpoint.best_by = {text!r} cannot be used", 'best_by = "max accuracy"    (below [checkpoint])'
+        raise UsageError(what, f"expected {AUTO!r}, {forms}", hint)
     return BestBy(metric.strip(), "min" if direction == "min" else "max")
 
 

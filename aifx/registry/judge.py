@@ -271,8 +271,7 @@ def _signature(case: Case, rule: SignatureRule) -> Finding:
 
 
 def _bench(case: Case, rule: BenchRule) -> Finding:
-    run = case.version.pushed.facts.get("run") or "RUN"
-    measure = f"aifx bench serve --run {run} --json > bench.json"
+    measure = f"aifx serve --model {case.reference}, and: aifx bench serve http://127.0.0.1:8000 --json > bench.json"
     hint = f"{measure}, and: aifx registry attest {case.reference} bench.json --bench"
     report = case.newest("bench")
     if report is None:

@@ -210,7 +210,7 @@ def compare_models(
     from aifx.evaluation.against import compare_runs
     from aifx.registry.state import looks_at
 
-    best_by = None if metric is None else parse_best_by(metric)
+    best_by = None if metric is None else parse_best_by(metric, "--metric")
     directory, project = open_model(run, trust_code if is_reference(run) else None)
     names = [os.fspath(model) for model in (run, against) if is_reference(model)]
     ledgers = [open_registry(name)[0].find(name)[0] for name in names]
@@ -261,7 +261,7 @@ def compare_shadow(
     from aifx.config.best_by import parse_best_by
     from aifx.evaluation.shadow import compare_shadow as compare
 
-    best_by = None if metric is None else parse_best_by(metric)
+    best_by = None if metric is None else parse_best_by(metric, "--metric")
     known = None if labels is None else Path(labels)
     return compare(Path(records), labels=known, target=target, metric=best_by, margin=margin, look=look)
 

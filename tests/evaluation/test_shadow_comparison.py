@@ -124,8 +124,9 @@ def test_a_better_model_is_found_by_the_bootstrap_of_a_comparison(tmp_path: Path
     same = aifx.compare_shadow(write(tmp_path / "same.jsonl", labelled(200, 0.0)), target="kind", metric="min loss")
     assert same.comparison is not None
     assert same.comparison.verdict == "inconclusive"
-    with pytest.raises(UsageError, match="'f1' cannot decide"):
-        aifx.compare_shadow(path, target="kind", metric="max f1")
+    for metric, message in (("max f1", "'f1' cannot decide"), ("f1", "^--metric 'f1'")):
+        with pytest.raises(UsageError, match=message):
+            aifx.compare_shadow(path, target="kind", metric=metric)
 
 
 def test_the_document_is_evidence_of_a_comparison(tmp_path: Path) -> None:

@@ -266,5 +266,7 @@ def test_the_hints_of_a_refusal_are_commands(folder: Path) -> None:
     findings = answer(folder, "promote", "fraud@v1", "production", code=1)["findings"]
     hints = {one["rule"]: check_hint(one["hint"]) for one in findings if not one["passed"]}
     once = ("signature", "file", "approval")
-    twice = ("eval", "better", "contamination", "licences", "slices", "bench", "drill")
-    assert hints == dict.fromkeys(once, 1) | dict.fromkeys(twice, 2)
+    twice = ("eval", "better", "contamination", "licences", "slices", "drill")
+    assert hints == dict.fromkeys(once, 1) | dict.fromkeys(twice, 2) | {"bench": 3}
+    (bench,) = (one["hint"] for one in findings if one["rule"] == "bench")
+    assert commands_in(bench)[0] == ["serve", "--model", "fraud@v1"]  # a run may have other checkpoints, or be gone
