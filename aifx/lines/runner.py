@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from aifx.core.errors import AifxError, ExitCode
 from aifx.core.files import FolderBusy, holding, make_folders
 from aifx.core.json_files import write_json
 from aifx.core.parsing import parse_json
-from aifx.core.processes import Apart, signal_text
+from aifx.core.processes import KILLED, Apart, signal_text
 from aifx.core.project import Project
 from aifx.core.redaction import REMOVED, redact, redact_arguments, redact_values
 from aifx.core.version import __version__
@@ -36,7 +37,7 @@ from aifx.lines.tick import Decision, Meaning, Rules, decide
 ATTEMPTS = "attempts"
 COMMANDS = "commands.json"
 MAX_BUSY = 5
-"""Times that an attempt is repeated that was preempted, or killed with its shell."""
+"""Times that an attempt is repeated that was preempted or killed."""
 MAX_PAUSE_S = 3600.0
 OUTPUTS_BYTES = 32 << 10
 """Size of a document that the journal keeps whole. Of a larger one it keeps the values that are no lists."""
@@ -173,10 +174,19 @@ class TickRun:
     def _begin(self) -> None:
         """Go on with a tick that was interrupted, if it is one of the same line."""
         tick = self.state.tick
+        if tick is not None:
+            self._remove_unrecorded()
         if tick is not None and tick.facts["line"] != self.line.digest:
             self.journal.append("tick", is_over=True, id=tick.facts["bindings"][TICK])
             self.state.tick = None
         self._fix()
+
+    def _remove_unrecorded(self) -> None:
+        """Remove folders of attempts that were killed before their record: nothing of them began."""
+        recorded = {own.open.attempt for own in self.state.stations.values() if own.open is not None}
+        for folder in (self.journal.folder / ATTEMPTS).glob("*/"):
+            if folder.name not in recorded and not any(folder.glob("*/")):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _fix(self) -> None:
         tick = self.state.tick
@@ -327,7 +337,7 @@ class TickRun:
     def _is_repeatable(self, station: Station | None, opened: Open, found: Exit, document: Mapping[str, Any]) -> bool:
         if station is None or found.stopped:
             return False
-        if found.was_lost or found.code == ExitCode.PREEMPTED:
+        if found.was_lost or found.code in (ExitCode.PREEMPTED, KILLED):  # nothing was decided
             return opened.failures < MAX_BUSY
         error = document.get("error")
         is_transient = isinstance(error, Mapping) and error.get("transient") is True

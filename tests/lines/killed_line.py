@@ -102,6 +102,7 @@ def said(root: Path) -> dict[str, Any]:
         ),
         "ticks": [one.facts.get("is_over") for one in records if one.kind == "tick"],
         "attempts": len({one.attempt for one in records if one.attempt}),
+        "folders": len(list((root / "line" / "attempts").iterdir())),
         "starts": (len(starts), len(set(starts))),
         "runs": sorted(run.name for run in project.runs()),
         "versions": {name: sorted(catalog.versions(name)) for name in catalog.names()},

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 from ticking import Ticking, station
@@ -15,6 +17,7 @@ from ticking import Ticking, station
 from aifx.core.errors import ExitCode
 from aifx.core.files import FolderBusy
 from aifx.core.requests import find_request
+from aifx.lines.journal import Journal, Kind, Record
 from aifx.lines.runner import held
 
 
@@ -243,3 +246,30 @@ def test_an_attempt_killed_with_its_shell_is_started_again_under_its_id(ticking:
     assert ticking.tick() == {"slow": "done"}
     first, second = (ticking.root / "slow.count").read_text().split()
     assert first == second
+
+
+def test_an_attempt_whose_command_alone_is_killed_is_tried_again_and_bounded(ticking: Ticking) -> None:
+    ticking.write(station("slow", "sh -c 'echo $AIFX_REQUEST >>log; [ $(wc -l <log) = 2 ] || kill -9 $$'"))
+    assert ticking.tick() == {"slow": "done"}
+    assert len(set((ticking.root / "log").read_text().split())) == 1
+    ticking.write(station("slow", "sh -c 'echo x >>slow.count; kill -9 $$'"))
+    assert ticking.tick() == {"slow": "failed"}
+    assert ticking.count("slow") == 6
+
+
+def test_a_folder_of_an_attempt_that_was_killed_before_its_record_is_removed(ticking: Ticking) -> None:
+    ticking.write(station("a"))
+    real = Journal.append
+
+    def append(journal: Journal, kind: Kind, *args: Any, **facts: Any) -> Record:
+        if kind == "started":
+            raise KeyboardInterrupt
+        return real(journal, kind, *args, **facts)
+
+    with pytest.raises(KeyboardInterrupt), mock.patch.object(Journal, "append", append):
+        ticking.tick()
+    folders = ticking.root / "line" / "attempts"
+    assert len(list(folders.iterdir())) == 1
+    assert ticking.tick() == {"a": "done"}
+    (started,) = ticking.records("started")
+    assert [one.name for one in folders.iterdir()] == [started.attempt]
