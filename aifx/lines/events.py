@@ -31,7 +31,7 @@ from aifx.lines.journal import JOURNAL, Record
 from aifx.lines.nodes import DOCTOR, MOST_TEXT, summaries, unhealthy
 from aifx.registry.ledger import file_name
 from aifx.registry.roots import MODELS, Root
-from aifx.registry.state import ModelState
+from aifx.registry.state import MOVES, ModelState
 
 TEST = "test"
 """Type of the event that `aifx notify test` sends."""
@@ -280,6 +280,8 @@ def _of_entries(state: ModelState, number: int) -> Iterator[Event]:
             continue
         findings: Sequence[Mapping[str, Any]] = entry.facts.get("findings", ())
         previous = entry.facts.get("previous")
+        if entry.action in MOVES and previous == state.label(entry.version):
+            continue  # the alias meant it already
         data = {
             "model": state.name, "alias": entry.alias, "version": f"{state.name}@{state.label(entry.version)}",
             "digest": entry.version, "previous": previous, "actor": entry.actor, "reason": entry.reason,

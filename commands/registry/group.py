@@ -561,9 +561,13 @@ def rollback(
 
 def _moved(done: Act) -> str:
     if done.action == "refuse":
-        return f"{done.name}@{done.alias} stays {done.previous or 'without a version'}: {done.reference} is refused"
+        refused = "it" if done.reference == f"{done.name}@{done.previous}" else done.reference
+        return f"{done.name}@{done.alias} stays {done.previous or 'without a version'}: {refused} is refused"
+    version = done.reference.partition("@")[2]
+    if done.previous == version:
+        return f"{done.name}@{done.alias} already means {version}"
     before = f", and meant {done.previous} before" if done.previous else ""
-    return f"{done.name}@{done.alias} means {done.reference.partition('@')[2]}{before}"
+    return f"{done.name}@{done.alias} means {version}{before}"
 
 
 @app.command()

@@ -67,6 +67,15 @@ def add_entries(project: Project, *actions: str) -> None:
         ledger.append(ledger.entries(), Entry(action, "ann", version="a" * 64, alias=alias, facts=facts))
 
 
+def test_an_alias_that_already_means_the_version_is_no_event(project: Project) -> None:
+    add_entries(project, "push", "promote")
+    ledger = registry(project).ledger("fraud")
+    for action in ("promote", "rollback", "refuse"):
+        again = Entry(action, "ann", version="a" * 64, alias="production", facts={"previous": "v1"})
+        ledger.append(ledger.entries(), again)
+    assert shown(read(project)) == [("promoted", "fraud"), ("gate.failed", "fraud")]
+
+
 def test_each_source_gives_its_events(project: Project) -> None:
     write_journal(project)
     append_run(project, "main", {"time": 1.7e9, "event": "start", "step": 0, "pid": 1, "hosts": []}, DIVERGED)

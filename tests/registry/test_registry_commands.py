@@ -86,6 +86,16 @@ def test_an_act_is_tried_and_done_once(folder: Path, name: str) -> None:
         assert b'"reason": "a test"' in b"".join(after.values()).replace(b'":"', b'": "')
 
 
+def test_a_version_that_is_promoted_already_is_judged_again(folder: Path) -> None:
+    for act in (("promote", "fraud@v2", "production"), ("rollback", "fraud", "production", "--to", "v2")):
+        assert run(folder, *act).stdout == "fraud@production already means v2\n"
+    answer(folder, "init", "--policy", "policy.toml")
+    assert run(folder, "promote", "fraud@v2", "production").stdout.endswith("@production stays v2: it is refused\n")
+    entries = answer(folder, "history", "fraud")["entries"][-3:]
+    assert [entry["action"] for entry in entries] == ["promote", "rollback", "refuse"]
+    assert answer(folder, "rollback", "fraud", "production")["reference"] == "fraud@v1"
+
+
 def test_a_first_policy_is_tried(folder: Path) -> None:
     before = content(folder, *ROOTS)
     tried = answer(folder, "init", "--dry-run")
