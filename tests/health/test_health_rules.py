@@ -5,9 +5,11 @@ What a rule cannot read is unknown, and not healthy.
 
 import operator
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import pytest
 from documented import blocks
@@ -30,6 +32,16 @@ from aifx.health.snapshot import Snapshot
 RULES = load_rules()
 
 
+def _cases() -> Iterator[Any]:
+    """All cases; slow are all but the first of each family of rules on each machine."""
+    seen = set[tuple[str, str]]()
+    for case in cases():
+        family = case.rule.partition(".")[0], case.machine
+        name = f"{case.rule} on {case.machine}"
+        yield pytest.param(case, id=name, marks=[pytest.mark.slow] if family in seen else [])
+        seen.add(family)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[MachineFolder, MachineFolder]]:
     """For each machine one for now and one for the earlier reading: its cases differ in few files."""
@@ -39,7 +51,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Machine
     }
 
 
-@pytest.fixture(scope="module", params=cases(), ids=lambda case: f"{case.rule} on {case.machine}")
+@pytest.fixture(scope="module", params=_cases())
 def broken(
     request: pytest.FixtureRequest, folders: dict[str, tuple[MachineFolder, MachineFolder]]
 ) -> tuple[Case, Snapshot]:
