@@ -18,7 +18,7 @@ import numpy as np
 from aifx.config.serve_section import ServeSection
 from aifx.core.errors import AifxError, DataError, UsageError
 from aifx.core.json_files import readable_bytes
-from aifx.core.os_errors import in_brief
+from aifx.core.os_errors import in_brief, is_passing
 from aifx.core.processes import Child, aifx_command, run_many
 from aifx.core.project import Project
 from aifx.core.steps import StepChoice
@@ -278,7 +278,10 @@ class Watcher(Generic[W]):
         return False
 
     def _try(self, candidate: Candidate) -> str | None:
-        """Swap to a model; return why not if it fails a check. Raises Draining if the engine stops meanwhile."""
+        """Swap to a model; return why not if it fails a check.
+
+        Raises Draining if the engine stops meanwhile, and a fault that passes, which says nothing of the model.
+        """
         try:
             trained = candidate.restore()
             weights = self._load(trained)
@@ -289,11 +292,13 @@ class Watcher(Generic[W]):
                         if not check.passed:
                             return str(check)
                     self._check_overtaken(candidate, at_once=check is not None)
-        except AifxError as error:
-            return f"{error.what}: {error.why}"
         except (Draining, _Overtaken):
             raise
         except Exception as error:  # whatever is wrong with new weights, the old ones serve
+            if is_passing(error):
+                raise
+            if isinstance(error, AifxError):
+                return in_brief(error)
             logger.exception("a model could not be tried")
             return f"{type(error).__name__}: {error}"
         self.counts.models[weights.fingerprint] = ModelIdentity.of(trained)
