@@ -463,15 +463,20 @@ def _serve_check(root: Root, case: Case) -> Finding:
 def rollback(root: Root, name: str, alias: str, to: str | None, caller: Caller) -> Act:
     """Let an alias mean a version that it meant before; by default the one before the present one.
 
-    The policy is not asked: it is an emergency, and that version was live. Raises UsageError, LostRace.
+    The policy is not asked: it is an emergency, and that version was live. Raises UsageError, and LostRace if another
+    act moved the alias meanwhile. Other entries, such as evidence that a line attests, do not stop it.
     """
     check_alias(alias)
     asked = _Asked(("rollback",), alias, f"{name}@{to.partition('@')[2] or to}" if to else "")
     if (done := _done_before(root, name, caller, asked)) is not None:
         return done
+    first = root.state(name).aliases.get(alias)
 
     def decide(state: ModelState) -> Entry:
         held = state.aliases.get(alias)
+        if held != first:
+            what, why = f"another entry moved {name}@{alias} first", "somebody may have rolled back already"
+            raise LostRace(what, why, f"aifx registry show {name}")
         if held is None:
             what = f"{name} has no alias {alias!r}"
             raise UsageError(what, "nothing was promoted to it", f"aifx registry show {name}")
@@ -496,11 +501,7 @@ def rollback(root: Root, name: str, alias: str, to: str | None, caller: Caller) 
     if caller.dry_run:
         state = root.state(name)
         return _planned(state, decide(state))
-    root.state(name)
-    try:
-        return _act(_write(root, name, caller.request, asked, decide, again=False))
-    except LostRace as e:
-        raise LostRace(e.what, e.why, f"aifx registry show {name}, since somebody may have rolled back already") from e
+    return _act(_write(root, name, caller.request, asked, decide, again=True))
 
 
 def remove(

@@ -34,7 +34,7 @@ from aifx.registry.acts import (
 from aifx.registry.documents import parse_evidence
 from aifx.registry.evidence import Kind, attestations_of
 from aifx.registry.judge import Finding
-from aifx.registry.ledger import Entry
+from aifx.registry.ledger import Entry, LostRace
 from aifx.registry.reports import (
     compare_versions,
     heads_of,
@@ -160,6 +160,33 @@ def test_a_second_way_back_goes_further(root: Root) -> None:
         rollback(root, "fraud", "production", None, ANN)
     promote(root, "fraud@v3", "production", ANN)
     assert rollback(root, "fraud", "production", None, ANN).reference == "fraud@v1"
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_rollback_loses_to_another_move_of_its_alias_alone(
+    root: Root, monkeypatch: pytest.MonkeyPatch, moves: bool
+) -> None:
+    for number, text in enumerate("abc", 1):
+        push_text(root, text)
+        promote(root, f"fraud@v{number}", "production", ANN)
+    real = acts._available
+
+    def late(*asked: Any) -> Any:
+        """Another entry comes while the rollback is decided: of another rollback, or of evidence."""
+        monkeypatch.undo()
+        if moves:
+            rollback(root, "fraud", "production", None, BOB)
+        else:
+            tag(root, "fraud@v3", {"team": "risk"}, (), BOB)
+        return real(*asked)
+
+    monkeypatch.setattr(acts, "_available", late)
+    if moves:
+        with pytest.raises(LostRace):
+            rollback(root, "fraud", "production", None, ANN)
+    else:
+        assert rollback(root, "fraud", "production", None, ANN).reference == "fraud@v2"
+    assert root.find("fraud@production")[1].label == "v2"
 
 
 def test_an_approval_is_no_way_to_an_alias(root: Root) -> None:
