@@ -283,7 +283,7 @@ def measure(
         settings_digest=sha256_of_json(settings),
     )
     if current_group().is_first:
-        write_report(run, report, data_digest=digest)
+        write_report(run, report)
     return report, part
 
 
@@ -364,9 +364,10 @@ def _compare_data(run: RunDirectory, project: Project, config: Config, task: Tas
         )
 
 
-def write_report(run: RunDirectory, report: Report, *, data_digest: str) -> None:
+def write_report(run: RunDirectory, report: Report) -> None:
     """Put a report among those of its step, atomically; docs/run-directory.md has the format."""
-    measured = {"metrics": report.metrics, "gates": report.gates, "passed": report.passed, "data_digest": data_digest}
+    measured = {"metrics": report.metrics, "gates": report.gates, "passed": report.passed}
+    measured |= {"data": report.data, "data_digest": report.data_digest}
     name = report.split if report.quantize == "none" else f"{report.split}-{report.quantize}"
     with reports_of_step(run, report.step) as kept:
         others = {"baselines": report.baselines, "slices": report.slices, "measured_at": time.time()}

@@ -82,5 +82,4 @@ def report_of_run(root: Root, reference: str, kind: str, project: Project | None
     if not splits:
         raise UsageError(what, f"{run.eval / f'{step}.json'} has none of a split", hint)
     split = max(splits, key=lambda one: splits[one]["measured_at"])
-    data = next(iter(version.pushed.facts.get("data", ())), f"sha256:{splits[split]['data_digest']}")
-    return "eval", {"run": name, "step": step, "split": split, "data": data, **splits[split]}
+    return "eval", {"run": name, "step": step, "split": split, **splits[split]}

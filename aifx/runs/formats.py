@@ -408,6 +408,7 @@ class _KeptReport(TypedDict):
 
 
 class SplitReport(_KeptReport):
+    data: str  # the versions of data sets that the split is of
     data_digest: str
 
 

@@ -96,7 +96,7 @@ def test_reports_that_end_at_the_same_time_all_stand(tmp_path: Path) -> None:
     names = [f"split {i}" for i in range(24)]
 
     def write(name: str) -> None:
-        write_report(RunDirectory(tmp_path), Report("main", 12, name, "none", {"loss": 1.0}, ()), data_digest="")  # type: ignore[arg-type]
+        write_report(RunDirectory(tmp_path), Report("main", 12, name, "none", {"loss": 1.0}, ()))  # type: ignore[arg-type]
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, names))

@@ -19,6 +19,7 @@ from aifx.core.artifact import SealedFile, read_artifact
 from aifx.core.errors import AifxError, CheckpointError, UsageError
 from aifx.core.parsing import parse_json
 from aifx.core.project import Project
+from aifx.evaluation.held_out import Report, write_report
 from aifx.registry.roots import KIND, VERSION
 from aifx.registry.versions import UntrustedCode, open_version
 from aifx.runs.provenance import data_behind
@@ -130,6 +131,22 @@ def test_a_run_whose_data_is_not_known_is_named(damage: str, tmp_path: Path, mon
     base.provenance.unlink(missing_ok=True)
     base.imported.write_text("{}")  # an imported model has none
     assert data_behind(project.run("tuned"), project) == []
+
+
+def test_evidence_of_a_run_names_the_data_that_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not that of the model that the run was tuned from."""
+    project = make(tmp_path, "TABLE", monkeypatch)
+    tuned = project.run("main")
+    provenance = json.loads(tuned.provenance.read_text())
+    base = {"run": "base@1", "step": 1, "digest": "1" * 64, "data": ["people@3f2a"]}
+    tuned.provenance.write_text(json.dumps({**provenance, "finetuned_from": base}))
+    aifx.registry_push("main", "tuned")
+    version = aifx.registry_show_version("tuned@v1")
+    assert version.entries[0].facts["data"] == ["people@3f2a"]
+    for measured in ("", "people@77aa"):
+        write_report(tuned, Report("main", 1, "test", "none", {}, (), data=measured, data_digest="5" * 64))
+        aifx.registry_attest("tuned@v1", kind="eval")
+        assert aifx.registry_show_version("tuned@v1").evidence[-1].content["data"] == measured
 
 
 @pytest.mark.slow
