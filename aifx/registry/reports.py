@@ -165,7 +165,7 @@ class Adopted:
     """The version that a server answered with.
 
     Attributes:
-        until: when the server ended; null if it has not, or was killed.
+        until: when the server ended, or adopted what another alias means; null if it has not, or was killed.
     """
 
     server: str
@@ -474,11 +474,14 @@ def meaning_at(root: Root, name: str, alias: str, time: datetime) -> AliasMeanin
     entry = whole.at(time).aliases.get(alias)
     servers = []
     for server in root.servers(name):
-        entries = root.server_ledger(name, server).entries()
-        if adopted := [entry for entry in ModelState(name, entries).at(time).entries if entry.alias == alias]:
-            last = next(entry for entry in reversed(adopted) if entry.action == "adopt")
-            until = adopted[-1].time if adopted[-1].action == "leave" else None
-            servers.append(Adopted(server, whole.label(last.version), last.version, last.time, until))
+        entries = ModelState(name, root.server_ledger(name, server).entries()).at(time).entries
+        following: Entry | None = None
+        for one in reversed(entries):
+            if one.action == "adopt" and one.alias == alias:
+                until = following.time if following else None
+                servers.append(Adopted(server, whole.label(one.version), one.version, one.time, until))
+                break
+            following = one
     version, digest = (whole.label(entry.version), entry.version) if entry else (None, None)
     shown = show_entry(whole, entry) if entry else None
     return AliasMeaning(name, alias, time.isoformat(), version, digest, shown, tuple(servers))

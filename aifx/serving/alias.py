@@ -115,11 +115,9 @@ class VersionOfAlias:
         """Write into the root that the server has ended. Raises AifxError."""
         ledger = self._root.server_ledger(self._name, self._server)
         entries = ledger.entries()
-        if entries and entries[-1].action == "adopt":
-            version = entries[-1].version
-            ledger.append(
-                entries, Entry("leave", self._server, new_request(), version, self._alias, facts=self._head())
-            )
+        if entries and (last := entries[-1]).action == "adopt":  # perhaps of another alias, by a server that was killed
+            entry = Entry("leave", self._server, new_request(), last.version, last.alias, facts=self._head())
+            ledger.append(entries, entry)
 
     def _head(self) -> dict[str, int | str]:
         """The last entry that the server has seen."""

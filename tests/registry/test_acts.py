@@ -15,6 +15,7 @@ import pytest
 
 from aifx.core.artifact import Artifact, DamagedArtifact, seal, seal_files
 from aifx.core.errors import DataError, UsageError
+from aifx.core.project import Project
 from aifx.core.stores import open_store
 from aifx.registry import acts
 from aifx.registry.acts import (
@@ -48,6 +49,7 @@ from aifx.registry.reports import (
 )
 from aifx.registry.roots import KIND, VERSION, Root
 from aifx.registry.signing import Envelope, write_key
+from aifx.serving.alias import VersionOfAlias
 
 ANN, BOB = Caller("ann"), Caller("bob")
 PASSED = {"metrics": {"accuracy": 0.9}, "gates": [{"expr": "accuracy >= 0.8", "value": 0.9, "passed": True}]}
@@ -160,6 +162,30 @@ def test_a_second_way_back_goes_further(root: Root) -> None:
         rollback(root, "fraud", "production", None, ANN)
     promote(root, "fraud@v3", "production", ANN)
     assert rollback(root, "fraud", "production", None, ANN).reference == "fraud@v1"
+
+
+def test_a_server_that_follows_another_alias_has_left_the_first(root: Root, tmp_path: Path) -> None:
+    for alias, text in (("production", "a"), ("staging", "b")):
+        promote(root, push_text(root, text).reference, alias, ANN)
+
+    def start(alias: str) -> VersionOfAlias:
+        return VersionOfAlias(root, f"fraud@{alias}", "", Project(tmp_path), (), server="host-8000")
+
+    def adopted(alias: str) -> list[tuple[str, bool]]:
+        servers = meaning_at(root, "fraud", alias, datetime.now(UTC)).servers
+        return [(one.version, one.until is not None) for one in servers]
+
+    first = start("production")
+    first.adopted(first.newest())  # and is killed
+    start("staging").left()  # before it has looked
+    assert (adopted("production"), adopted("staging")) == ([("v1", True)], [])
+    first.adopted(first.newest())
+    third = start("production")
+    third.adopted(third.newest())  # and is killed
+    assert adopted("production") == [("v1", False)]
+    second = start("staging")
+    second.adopted(second.newest())
+    assert (adopted("production"), adopted("staging")) == ([("v1", True)], [("v2", False)])
 
 
 @pytest.mark.parametrize("moves", [False, True])
