@@ -17,6 +17,8 @@ State: TypeAlias = Literal["pending", "running", "ending", "completed", "failed"
 
 OVER = ("completed", "failed", "stopped")
 POLL_S = 2.0  # between questions to a scheduler, which has other users
+ANSWER = "answer"
+"""The file in a launch's folder with what process 0 wrote to stdout in the last start."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,14 @@ class JobStatus:
         why: the reason of a state, such as what a pending job waits for; may be empty.
         nodes: that it runs on; may be empty.
         exit_code: of a job that is over; None if it is not known.
+        is_gone: nothing more will be known of it: its scheduler has forgotten it, or somebody deleted it.
     """
 
     state: State
     why: str = ""
     nodes: str = ""
     exit_code: int | None = None
+    is_gone: bool = False
 
     def __str__(self) -> str:
         """`pending (Priority)`, `running on n[1-2]`, `failed (exit 2)`."""
@@ -78,6 +82,9 @@ class Backend(Protocol):
 
     def lines(self, record: LaunchRecord, folder: Path) -> Iterator[bytes | None]:
         """Lines that the job writes, without their ends, and None each time that there is nothing new."""
+
+    def answer(self, record: LaunchRecord, folder: Path) -> bytes:
+        """What process 0 wrote to stdout when the job ended, such as the document of `--json`; empty if nothing."""
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:

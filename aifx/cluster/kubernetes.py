@@ -94,7 +94,7 @@ class Kubernetes:
         if not ended.succeeded:
             return JobStatus("unknown", _why(ended))
         if not ended.output.strip():
-            return JobStatus("stopped", "its JobSet was deleted")
+            return JobStatus("stopped", "its JobSet was deleted", is_gone=True)
         try:
             document = parse_json(ended.output)
         except ValueError:
@@ -123,6 +123,13 @@ class Kubernetes:
                     yield text
             yield None
             time.sleep(POLL_S)
+
+    def answer(self, record: LaunchRecord, folder: Path) -> bytes:
+        # The document is the last thing that a pod writes, below the lines of its processes.
+        selector = f"--selector=jobset.sigs.k8s.io/jobset-name={_job_name(record)},{FIRST_POD}"
+        ended = ask_kubernetes(*_place(record), "logs", selector, f"--container={CONTAINER}", "--tail=-1")
+        _, begin, rest = (b"\n" + ended.output).rpartition(b"\n{\n")
+        return begin + rest if begin else b""
 
 
 BACKEND = Kubernetes()

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aifx.cluster.hosts import ask_slurm
-from aifx.cluster.jobs import JobStatus, LaunchRecord, State, read_events
+from aifx.cluster.jobs import ANSWER, JobStatus, LaunchRecord, State, read_events
 from aifx.config.launch_section import LaunchSection, SlurmSection
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode, UsageError
 from aifx.core.files import open_file, read_file
@@ -91,7 +91,8 @@ class Slurm:
         text = answer.output.decode("utf-8", "replace")
         if not answer.succeeded or f"JobName={job_name(record.id)} " not in text:
             is_forgotten = answer.succeeded or "Invalid job id" in "".join(answer.last_lines)
-            return ended or JobStatus("unknown", "Slurm has forgotten it" if is_forgotten else answer.last_line)
+            why = "Slurm has forgotten it" if is_forgotten else answer.last_line
+            return ended or JobStatus("unknown", why, is_gone=is_forgotten)
         return _status(text, ended)
 
     def stop(self, record: LaunchRecord, status: JobStatus, *, now: bool) -> None:
@@ -110,6 +111,11 @@ class Slurm:
             yield from lines
             if not part:
                 yield None
+
+    def answer(self, record: LaunchRecord, folder: Path) -> bytes:
+        with suppress(FileNotFoundError):
+            return read_file(folder / ANSWER)
+        return b""
 
 
 BACKEND = Slurm()

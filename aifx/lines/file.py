@@ -26,6 +26,8 @@ from aifx.lines.schedule import parse_duration
 from aifx.lines.words import Binding, Word, split_command
 
 LINE = "line.toml"
+LAUNCHED = ("train", "eval")
+"""Commands that a cluster runs: those that run as several processes."""
 REFERENCE = "docs/line.md has the keys and an example"
 
 Place = Literal["local", "slurm", "k8s"]
@@ -90,13 +92,6 @@ class _StationTable(_Table):
     def _is_condition(cls, when: str) -> str:
         _checked(parse_condition, when)
         return when
-
-    @field_validator("on")
-    @classmethod
-    def _is_here(cls, on: Place) -> Place:
-        if on != "local":
-            raise ValueError(f'{on!r} cannot be used yet: run = "launch {on} ..." hands over a job, and does not wait')
-        return on
 
     @field_validator("run")
     @classmethod
@@ -351,6 +346,8 @@ class _Reader:
         if table is None:
             return None
         assert isinstance(table, _StationTable)
+        if table.on != "local" and (why := _unlaunchable(table)):
+            self.note(self.row_of("on", begin, end), f"{where}: on = {table.on!r} runs one command of aifx: {why}")
         return Station(
             name=table.name, run=tuple(table.run), words=tuple(_command(text, shell=table.shell) for text in table.run),
             condition=parse_condition(table.when), after=tuple(table.after),
@@ -409,6 +406,16 @@ def _command(text: str, *, shell: bool = False) -> tuple[Word, ...]:
     if len(words) == 1:
         raise ConfigError("run = 'aifx' is no command", "it has no words after aifx", REFERENCE)
     return words[1:]
+
+
+def _unlaunchable(table: _StationTable) -> str:
+    """Why a cluster cannot run a station; empty if it can."""
+    if table.shell:
+        return "shell = true is another program"
+    if len(table.run) > 1:
+        return f"run has {len(table.run)}; give each a station of its own"
+    first = _command(table.run[0])[0].written
+    return "" if first in LAUNCHED else f"run = 'aifx {' or '.join(LAUNCHED)} ...', and {first!r} is neither"
 
 
 def _checked(parse: Callable[[str], object], text: str) -> None:

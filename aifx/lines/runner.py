@@ -12,10 +12,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from aifx.cluster.jobs import POLL_S
 from aifx.core.errors import AifxError, ExitCode
 from aifx.core.files import FolderBusy, holding, make_folders
 from aifx.core.json_files import write_json
@@ -27,7 +28,8 @@ from aifx.core.version import __version__
 from aifx.lines.bindings import TICK, fix_bindings
 from aifx.lines.checkpoint import Replay
 from aifx.lines.commands import find_command
-from aifx.lines.file import Line, Station
+from aifx.lines.file import Line, Place, Station
+from aifx.lines.jobs import Job, JobEnd, submission
 from aifx.lines.journal import Journal
 from aifx.lines.meaning import LineMeaning
 from aifx.lines.running import AIFX, GRACE_S, Exit, Try, environment_of
@@ -39,6 +41,10 @@ COMMANDS = "commands.json"
 MAX_BUSY = 5
 """Times that an attempt is repeated that was preempted or killed."""
 MAX_PAUSE_S = 3600.0
+WATCH_S = 15.0
+"""Between two questions to a scheduler after a tick."""
+JOB_GRACE_S = 600.0
+"""Between the end of a job's time limit, when its run is asked to save, and its end without that."""
 OUTPUTS_BYTES = 32 << 10
 """Size of a document that the journal keeps whole. Of a larger one it keeps the values that are no lists."""
 FIRST_LOOK_S, LAST_LOOK_S = 0.01, 0.5
@@ -103,6 +109,8 @@ class TickRun:
     _children: dict[str, Apart] = field(default_factory=dict)
     _secrets: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _stopped_at: dict[str, float] = field(default_factory=dict)
+    _elsewhere: dict[str, Job] = field(default_factory=dict)
+    """Jobs that were submitted and are not over, by station."""
     _unstartable: dict[str, AifxError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -135,25 +143,32 @@ class TickRun:
             if self._look_after_attempts():
                 continue
             open_now = [name for name, own in self.state.stations.items() if own.open is not None]
-            running = [name for name in open_now if name not in self._unstartable]
+            running = [name for name in open_now if name not in self._unstartable and name not in self._elsewhere]
             ready = [one for one in made.values() if one.state == "ready"][: max(0, self.line.jobs - len(running))]
+            # A tick of the past ends with its jobs: the next one would find the stations running, and do nothing.
+            is_waiting = bool(running or (self._elsewhere and self.settings.is_past))
             if self.settings.should_stop():
                 return made
             for decision in ready:
                 self._start(decision)
-            if not ready and not running:
+            if not ready and not is_waiting:
                 break
             if not ready:
                 self.settings.while_waiting()
                 time.sleep(look_s)
                 look_s = min(look_s * 1.3, LAST_LOOK_S)
         made |= {name: _failed(name, error) for name, error in self._unstartable.items() if name in made}
+        made |= {name: replace(made[name], why=job.text) for name, job in self._elsewhere.items() if name in made}
         if self._is_written:
             self.journal.append("tick", is_over=True, id=self._bindings[TICK])
             if self.journal.place.begin == self._decided_at:
                 self._decided_at = self.journal.place.end
         self._replay.save()
         return made
+
+    def has_ended_job(self) -> bool:
+        """Whether a job is over that the tick has left. The schedulers are asked from time to time."""
+        return any(job.is_due(WATCH_S) and job.look() is not None for job in self._elsewhere.values())
 
     def has_news(self) -> bool:
         """Whether another process wrote a record after the last decisions. Raises DamagedJournal, OSError."""
@@ -168,7 +183,7 @@ class TickRun:
     def _decide(self) -> dict[str, Decision]:
         assert self._meaning is not None
         now = self.settings.now if self.settings.is_past else time.time()
-        rules = Rules(now, self.settings.selected, self.settings.allows_shell, self._environment)
+        rules = Rules(now, self.settings.selected, self.settings.allows_shell, self._environment, self.tick)
         return decide(self.line.stations, self.state, self._meaning, rules)
 
     def _begin(self) -> None:
@@ -228,14 +243,16 @@ class TickRun:
         fresh = f"{name[:40]}-{decision.key[:8]}-{secrets.token_hex(4)}"  # a request id has 63 characters at most
         attempt = again.attempt if again is not None else fresh
         number = again.tries + 1 if again is not None else 1
+        station = self.line.stations[name]
+        job = 1 if again is None else again.job
         self._write_tick()
         one = self._try(attempt, number)
         make_folders(one.path.parent, below=self.journal.folder.parent)
         write_json(one.path.parent / COMMANDS, {"commands": decision.commands})
         words = [redact_arguments(command) for command in decision.commands]
-        self.journal.append("started", name, decision.key, attempt, number=number, words=words)
+        self.journal.append("started", name, decision.key, attempt, number=number, words=words, on=station.on, job=job)
         self.settings.report(f"{name}: started ({decision.why}), attempt {attempt}")
-        self._begin_try(self.line.stations[name], one)
+        self._begin_try(station, one, station.on, job)
 
     def _try(self, attempt: str, number: int) -> Try:
         return Try(self.journal.folder / ATTEMPTS, attempt, number)
@@ -249,8 +266,11 @@ class TickRun:
         self._secrets[station.name] = hidden
         return environ
 
-    def _begin_try(self, station: Station, one: Try) -> None:
-        """Begin a try. One whose environment is missing is reported, and begins in a tick in which it is there."""
+    def _begin_try(self, station: Station, one: Try, on: Place, job: int) -> None:
+        """Begin a try, which submits a job if a cluster runs the station.
+
+        One whose environment is missing is reported, and begins in a tick in which it is there.
+        """
         try:
             environ = self._environment(station, one.attempt)
         except AifxError as e:
@@ -260,9 +280,12 @@ class TickRun:
             if report is None or report.facts["report"] != failed.report:
                 self._write_report(failed)
             return
-        commands = [
-            _program(words, station, f"{one.attempt}-{number}") for number, words in enumerate(commands_of(one), 1)
-        ]
+        commands = commands_of(one)
+        if on == "local":
+            commands = [_program(words, station, f"{one.attempt}-{number}") for number, words in enumerate(commands, 1)]
+        else:
+            words = _with_options(commands[0], one.attempt)
+            commands = [[*AIFX, *submission(words, on, f"{one.attempt}-{job}")]]
         child = one.start(commands, environ, self.project.root)
         if child is not None:
             self._children[one.attempt] = child
@@ -278,7 +301,9 @@ class TickRun:
             if (child := self._children.get(opened.attempt)) is not None:
                 child.poll()
             found = one.look()
-            if isinstance(found, Exit):
+            if isinstance(found, Exit) and found.code == ExitCode.OK and opened.on != "local":
+                has_written = self._look_after_job(name, station, opened, one) or has_written
+            elif isinstance(found, Exit):
                 self._settle(name, station, opened, one, found)
                 has_written = True
             elif found:
@@ -288,8 +313,31 @@ class TickRun:
                 self.journal.append("ended", name, opened.key, opened.attempt, outcome="failed", error=error)
                 has_written = True
             elif not opened.since <= time.time() < opened.not_before:  # a clock that ran back does not make it wait
-                self._begin_try(station, one)
+                self._begin_try(station, one, opened.on, opened.job)
         return has_written
+
+    def _look_after_job(self, name: str, station: Station | None, opened: Open, one: Try) -> bool:
+        """Ask the scheduler for a job from time to time, and stop, repeat or end it. Returns whether it has ended."""
+        request = f"{opened.attempt}-{opened.job}"
+        if name not in self._elsewhere:
+            self._elsewhere[name] = Job(self.project, opened.on, request)
+        job = self._elsewhere[name]
+        if not job.is_due(POLL_S):
+            return False
+        if (end := job.look()) is None:
+            self._limit_job(station, opened, one, job)
+            return False
+        del self._elsewhere[name]
+        self._settle_job(name, station, opened, one, job, end)
+        return True
+
+    def _limit_job(self, station: Station | None, opened: Open, one: Try, job: Job) -> None:
+        """Stop a job whose time, the queue's included, exceeds the time limit of its station."""
+        limit = None if station is None else station.time_limit_s
+        if limit is None or (over := time.time() - opened.since - limit) <= 0:
+            return
+        one.stop(f"it took more than its time_limit of {limit:g} s, since it was submitted")
+        job.stop(now=over > JOB_GRACE_S)
 
     def _limit(self, station: Station | None, one: Try) -> None:
         """End a try that exceeds its time limit: SIGTERM first, SIGKILL after a grace."""
@@ -305,22 +353,45 @@ class TickRun:
 
     def _settle(self, name: str, station: Station | None, opened: Open, one: Try, found: Exit) -> None:
         """Write down what a try came to: the end of the attempt, or that it is tried again."""
-        words = commands_of(one)[found.command - 1]
         document = _document(one.output(found.command))
-        hidden = self._hidden(name, station)
-        error = _without(_error(name, found, document, one), hidden) if found.code else {}
+        error = _error(name, found, document, one) if found.code else {}
+        self._write_end(name, station, opened, one, found, document, error)
+
+    def _settle_job(self, name: str, station: Station | None, opened: Open, one: Try, job: Job, end: JobEnd) -> None:
+        """Write down what a job came to. A further try has a job of its own."""
+        document = _document(end.answer)
+        code = _code(document) if end.code is None else end.code
+        found = Exit(1, code, one.stopped() or end.stopped)
+        error = _job_error(name, end, found, document, job) if code or found.stopped else {}
+        self._write_end(name, station, replace(opened, job=opened.job + 1), one, found, document, error, is_job=True)
+
+    def _write_end(
+        self,
+        name: str,
+        station: Station | None,
+        opened: Open,
+        one: Try,
+        found: Exit,
+        document: Mapping[str, Any],
+        error: Mapping[str, str],
+        *,
+        is_job: bool = False,
+    ) -> None:
+        self._write_tick()
+        words, hidden = commands_of(one)[found.command - 1], self._hidden(name, station)
+        error = _without(error, hidden)
         if self._is_repeatable(station, opened, found, document):
             pause_s = min(self.settings.pause_s * 2.0**opened.failures, MAX_PAUSE_S)
             why = f"{error['what']}: {error['why']}"
-            next_try = {"number": opened.number + 1, "not_before": time.time() + pause_s}
+            next_try = {"number": opened.number + 1, "not_before": time.time() + pause_s, "job": opened.job}
             self.journal.append("repeated", name, opened.key, opened.attempt, code=found.code, why=why, **next_try)
             self.settings.report(f"{name}: tried again in {pause_s:g} s: {why}")
             return
         is_shell = station is not None and station.shell
-        # A program that crashes exits 1 as well: its verdict is one if it printed a document.
-        is_verdict = found.code == ExitCode.VERDICT and (document or not is_shell)
+        # A program that crashes exits 1 as well, and so does a job's script: a verdict is one with a document.
+        is_verdict = found.code == ExitCode.VERDICT and (document or not (is_shell or is_job))
         outcome = "done" if found.code == ExitCode.OK else "verdict" if is_verdict else "failed"
-        facts: dict[str, Any] = {"outcome": outcome, "code": found.code, "tries": opened.number}
+        facts: dict[str, Any] = {"outcome": outcome, "code": found.code, "tries": opened.number, "job": opened.job}
         facts["command"] = words[0] if is_shell else find_command(words).name
         facts["duration_s"] = round(max(0.0, time.time() - opened.began), 3)
         if outcome == "failed":
@@ -341,7 +412,10 @@ class TickRun:
             return opened.failures < MAX_BUSY
         error = document.get("error")
         is_transient = isinstance(error, Mapping) and error.get("transient") is True
-        return is_transient and found.code == ExitCode.UNABLE and opened.failures < station.retries
+        is_asked_again = is_transient or (
+            opened.on != "local" and not document
+        )  # a job was not submitted, or not begun
+        return is_asked_again and found.code == ExitCode.UNABLE and opened.failures < station.retries
 
     def _hidden(self, name: str, station: Station | None) -> tuple[str, ...]:
         """The secrets that a station's commands know, also if another process began them."""
@@ -358,14 +432,17 @@ def _failed(name: str, error: AifxError) -> Decision:
 
 
 def _program(words: Sequence[str], station: Station, request: str) -> list[str]:
-    """The argv of a command. aifx is asked for a document, and given the id of its effect if it keeps one."""
-    if station.shell:
-        return list(words)
+    """The argv of a command."""
+    return list(words) if station.shell else [*AIFX, *_with_options(words, request)]
+
+
+def _with_options(words: Sequence[str], request: str) -> list[str]:
+    """The words of a command that is asked for a document, and given the id of its effect if it keeps one."""
     command = find_command(words)
     end = words.index("--") if "--" in words else len(words)  # a command that has subcommands takes them first
     options = ["--json"] if command.has_document and "--json" not in words else []
     options += ["--request", request] if command.takes_request else []
-    return [*AIFX, *words[:end], *options, *words[end:]]
+    return [*words[:end], *options, *words[end:]]
 
 
 def commands_of(one: Try) -> list[list[str]]:
@@ -399,10 +476,31 @@ def _error(name: str, found: Exit, document: Mapping[str, Any], one: Try) -> dic
     given = given if isinstance(given, Mapping) else {}
     what = f"command {found.command} of {name} {_how(found)}"
     lines = one.errors(found.command).decode(errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    last = next((line.strip() for line in reversed(lines) if line.strip() and not line.startswith("hint: ")), "")
     why = ": ".join(str(given[part]) for part in ("what", "why") if given.get(part)) or last[:300]
     hint = given.get("hint") or f"aifx line logs {name}; then: aifx line retry {name}"
     return {"what": what, "why": redact(found.stopped or why or "it wrote nothing"), "hint": str(hint)}
+
+
+def _code(document: Mapping[str, Any]) -> int:
+    """The exit code of a command that failed, by its document: an error has it, and another one is a verdict."""
+    error = document.get("error")
+    if isinstance(error, Mapping):
+        code = error.get("exit_code")
+        return code if isinstance(code, int) and code else int(ExitCode.UNABLE)
+    return int(ExitCode.VERDICT if document else ExitCode.UNABLE)
+
+
+def _job_error(name: str, end: JobEnd, found: Exit, document: Mapping[str, Any], job: Job) -> dict[str, str]:
+    """What, why and hint of a job that did not exit 0: its command's own error, or the end of its log."""
+    given = document.get("error")
+    given = given if isinstance(given, Mapping) else {}
+    lines = [] if given or found.stopped else job.log()
+    last = next((line.decode(errors="replace").strip() for line in reversed(lines) if line.strip()), "")
+    why = found.stopped or ": ".join(str(given[part]) for part in ("what", "why") if given.get(part))
+    why = why or ": ".join(part for part in (end.why, last[:300]) if part)
+    hint = given.get("hint") or f"{end.hint}; then: aifx line retry {name}"
+    return {"what": f"the job of {name} {_how(found)}", "why": redact(why), "hint": str(hint)}
 
 
 def _how(found: Exit) -> str:

@@ -113,7 +113,7 @@ class Try:
         """The end of the try; True while it runs; False if it never began."""
         # The lock first: a process that holds it may write its exit code and go between two looks.
         runs = self._is_locked()
-        stopped = _read_some(self.path / "stopped", 1000).decode(errors="replace").strip()
+        stopped = self.stopped()
         words = _read_some(self.path / "exit", 100).split()
         if len(words) == 2 and words[0].isdigit() and words[1].isdigit():
             return Exit(int(words[0]), int(words[1]), stopped)
@@ -122,6 +122,10 @@ class Try:
         if (self.path / "process").exists():
             return Exit(1, KILLED, stopped, was_lost=True)
         return False
+
+    def stopped(self) -> str:
+        """Why the line ended the try; empty if it did not."""
+        return _read_some(self.path / "stopped", 1000).decode(errors="replace").strip()
 
     def age_s(self) -> float | None:
         """Seconds since the try began, by a clock that nobody sets; None if that is not known."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from aifx.lines.bindings import TICK
+from aifx.lines.file import Place
 from aifx.lines.journal import Record
 
 Outcome = Literal["done", "verdict", "failed", "skipped"]
@@ -22,6 +24,7 @@ class Ended:
         identity: the part of it that the keys of later stations depend on.
         error: `what`, `why` and `hint` of one that failed.
         tries: number of the last try.
+        job: number of the job that one more try submits, if a cluster runs the station.
     """
 
     key: str
@@ -34,6 +37,7 @@ class Ended:
     error: Mapping[str, str] = field(default_factory=dict)
     duration_s: float = 0.0
     tries: int = 0
+    job: int = 1
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Open:
         failures: number of tries before it that ended in a way that is tried again.
         seen: what names meant in the tick that it began in.
         why: why the try before it was not the last one.
+        on: where it runs, as in `aifx.lines.file.Place`.
+        job: number of the job that it submits, if a cluster runs it. A try of a submission has the same job.
     """
 
     key: str
@@ -59,6 +65,12 @@ class Open:
     failures: int = 0
     seen: Mapping[str, str] = field(default_factory=dict)
     why: str = ""
+    on: Place = "local"
+    job: int = 1
+
+    def outlives(self, tick: str) -> bool:
+        """Whether a cluster runs it since an earlier tick than the one for a time."""
+        return self.on != "local" and self.seen.get(TICK) != tick
 
 
 @dataclass
@@ -75,6 +87,7 @@ class StationState:
         again: attempts that a person wants to be repeated, by key.
         report: the record that says why it does not go on, as long as nothing else came after it.
         paused: the record of a pause.
+        late: the time of the tick in which an attempt of an earlier tick ended; empty if the last one ended in its own.
     """
 
     open: Open | None = None
@@ -88,6 +101,7 @@ class StationState:
     again: dict[str, Ended] = field(default_factory=dict)
     report: Record | None = None
     paused: Record | None = None
+    late: str = ""
 
     @property
     def asks_for(self) -> str:
@@ -139,20 +153,24 @@ def _apply(station: StationState, record: Record, bindings: Mapping[str, str]) -
         station.report = None
     match record.kind:
         case "started":
-            station.open = Open(key, record.attempt, record.time, record.time, facts["number"], seen=bindings)
+            number, on, job = facts["number"], facts.get("on", "local"), facts.get("job", 1)
+            station.open = Open(key, record.attempt, record.time, record.time, number, seen=bindings, on=on, job=job)
             station.starts.append(record.time)
             station.again.pop(key, None)
         case "repeated":
             before = station.open
             assert before is not None
             number, not_before, failures = facts["number"], facts["not_before"], before.failures + 1
-            station.open = Open(
-                key, record.attempt, before.began, record.time, number, not_before, failures, before.seen, facts["why"]
-            )
+            station.open = replace(
+                before, since=record.time, number=number, not_before=not_before, failures=failures, why=facts["why"],
+                job=facts.get("job", before.job),
+            )  # fmt: skip
         case "ended":
             opened, station.open = station.open, None
-            names = ("outcome", "code", "outputs", "identity", "error", "duration_s", "tries")
+            names = ("outcome", "code", "outputs", "identity", "error", "duration_s", "tries", "job")
             end = Ended(key, record.attempt, time=record.time, **{n: facts[n] for n in names if n in facts})
+            is_late = opened is not None and opened.outlives(bindings.get(TICK, ""))
+            station.late = bindings.get(TICK, "") if is_late else ""
             if end.outcome != "failed" and opened is not None:
                 station.began, station.seen = opened.began, opened.seen
             _end(station, end)

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from aifx.core.digests import sha256_of_json
 from aifx.core.errors import AifxError, UsageError, did_you_mean
+from aifx.lines.bindings import TICK
 from aifx.lines.file import Station
 from aifx.lines.state import Ended, LineState, StationState
 
@@ -83,23 +84,53 @@ class Rules:
         selected: names of the stations that may run; None for all.
         allows_shell: stations with `shell = true` may run.
         check: raises AifxError if a station's environment is not there.
+        tick: the time that the tick is for.
     """
 
     now: float
     selected: frozenset[str] | None = None
     allows_shell: bool = False
     check: Callable[[Station], object] = lambda station: None
+    tick: str = ""
 
 
 def decide(stations: Mapping[str, Station], state: LineState, meaning: Meaning, rules: Rules) -> dict[str, Decision]:
     """Decide each station, in the order of `stations`, in which parents come first."""
-    made = dict[str, Decision]()
+    made, kept = dict[str, Decision](), _kept(stations, state, rules.tick)
     for name, station in stations.items():
+        own = state.of(name)
+        if name in kept and own.open is None and own.last is not None and own.last == own.ends.get(own.last.key):
+            made[name] = _ended(name, own.last)
+            continue
         try:
             made[name] = _decide(station, state, meaning, rules, made)
         except AifxError as e:
             made[name] = Decision(name, "failed", e.why, what=e.what, hint=e.hint)
     return made
+
+
+def _kept(stations: Mapping[str, Station], state: LineState, tick: str) -> set[str]:
+    """The stations that keep their last end in this tick, whatever their keys are now.
+
+    An attempt that a cluster runs outlives its tick. Its end counts in the tick in which it comes, although names may
+    mean other versions by then. Until then the stations before it are not started again, nor those that began in the
+    same tick and have a station after them in common with it: what a later station uses is of one pass. Otherwise it
+    could take the verdict on one model, and push another one.
+    """
+    before, kept = dict[str, set[str]](), set[str]()
+    for name, station in stations.items():
+        before[name] = {up for parent in station.parents for up in (parent, *before[parent])}
+    for name in stations:
+        own = state.of(name)
+        if own.open is not None and own.open.outlives(tick):
+            began = own.open.seen.get(TICK)
+        elif own.late and own.late == tick:
+            began = own.seen.get(TICK)
+        else:
+            continue
+        joined = {up for ups in before.values() if name in ups for up in ups}
+        kept |= {name, *before[name], *(one for one in joined if state.of(one).seen.get(TICK) == began)}
+    return kept
 
 
 def _decide(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aifx.cluster.kubernetes import to_yaml
 from aifx.core.errors import AifxError, ConfigError, ExitCode, UsageError
-from aifx.core.files import exclusive
+from aifx.core.files import exclusive, replace_file
 from aifx.core.json_files import JsonLines, write_text
 from aifx.core.project import Project, check_run_name, find_project
 from aifx.core.requests import Request, find_request
@@ -74,12 +74,16 @@ def _command(given: Sequence[str], example: str) -> _Command:
     return _Command(arguments)
 
 
-def _read(command: _Command) -> _Command:
-    """The command with its options. Whether it has others that do not exist, it says itself when it starts."""
+def _read(command: _Command, *, is_requested: bool = False) -> _Command:
+    """The command with its options. Whether it has others that do not exist, it says itself when it starts.
+
+    Args:
+        is_requested: a program asked for the launch, and reads the answer from its folder.
+    """
     arguments = command.arguments
     if "--help" in arguments or "-h" in arguments:
         raise UsageError("a page of help cannot be launched", "", f"aifx {arguments[0]} --help")
-    if "--json" in arguments:
+    if "--json" in arguments and not is_requested:
         raise UsageError("--json cannot be launched", "the answer goes to the job's log", "leave --json out")
     found: dict[str, list[str]] = {}
     for word, following in zip(arguments[1:], (*arguments[2:], ""), strict=False):
@@ -190,6 +194,8 @@ def launch_node(
         ...
         aifx.core.errors.UsageError: ...
     """
+    from aifx.cluster.jobs import ANSWER
+    from aifx.cluster.launched import folder_of
     from aifx.cluster.local import processes
     from aifx.parallel.processes import detect_here
 
@@ -201,6 +207,8 @@ def launch_node(
         return Ended(stopped)
     started = processes(asked.arguments, num_processes, os.environ, here)
     attempt = _run_attempt(started, stop, on_line, rank * num_processes, has_others=here is not None)
+    if launch is not None and rank == 0 and "--json" in asked.arguments:
+        replace_file(folder_of(find_project(), launch) / ANSWER, attempt.answer)
     return Ended(attempt.code, attempt.answer.decode("utf-8", "replace") if rank == 0 else "")
 
 
@@ -237,12 +245,13 @@ def _begin(command: _Command, launch: str) -> int | None:
 
     Raises AifxError if the last starts brought the run no further.
     """
-    from aifx.cluster.jobs import read_events
+    from aifx.cluster.jobs import ANSWER, read_events
     from aifx.cluster.launched import make_folder
     from aifx.cluster.local import check_progress, newest_step
 
     project = find_project()
     folder = make_folder(project, launch)  # Kubernetes makes none
+    (folder / ANSWER).unlink(missing_ok=True)
     events = read_events(folder)
     last_begin = max((i for i, event in enumerate(events) if event.get("event") == "begin"), default=0)
     signals = [event.get("signal") for event in events[last_begin:] if event.get("event") == "signal"]
@@ -250,7 +259,7 @@ def _begin(command: _Command, launch: str) -> int | None:
         return int(ExitCode.INTERRUPTED if signals[-1] == "INT" else ExitCode.PREEMPTED)
     step = 0
     if command.arguments[0] == "train":
-        run = project.run(_read(command).run_name)
+        run = project.run(_read(command, is_requested=True).run_name)
         check_progress(run, [e["step"] for e in events if e.get("event") == "start" and isinstance(e.get("step"), int)])
         step = newest_step(run)
     lines = JsonLines(folder / "events.jsonl")
@@ -342,7 +351,8 @@ def _slurm_job(
     from aifx.config.checks import refuse_conflicts
     from aifx.kinds import load_config
 
-    asked, given = _read(_command(command, "aifx launch slurm train")), overrides(settings)
+    asked = _read(_command(command, "aifx launch slurm train"), is_requested=request is not None)
+    given = overrides(settings)
     config = load_config(project, given)
     if options:
         config = load_config(project, [*given, *overrides({"slurm.options": [*config.slurm.options, *options]})])
@@ -405,9 +415,9 @@ def _apply_jobset(
     from aifx.cluster.launched import make_folder, new_id, requested_id, write_asked, write_record
 
     if request is not None and name is None:  # one of another request must not be changed instead
-        run_name = _read(_command(command, "aifx launch k8s train")).run_name or "main"
+        run_name = _read(_command(command, "aifx launch k8s train"), is_requested=True).run_name or "main"
         name = f"{run_name}-{requested_id(project, request)[-6:]}"
-    asked, config, jobset = _jobset(project, command, name, settings)
+    asked, config, jobset = _jobset(project, command, name, settings, is_requested=request is not None)
     launch = new_id(asked.run_name) if request is None else requested_id(project, request)
     jobset = jobset if request is None else with_request(jobset, launch, request.id)
     metadata = jobset["metadata"]
@@ -466,13 +476,13 @@ def launch_k8s_check(
 
 
 def _jobset(
-    project: Project, command: Sequence[str], name: str | None, settings: Settings
+    project: Project, command: Sequence[str], name: str | None, settings: Settings, *, is_requested: bool = False
 ) -> tuple[_Command, Config, dict[str, Any]]:
     """The command, the configuration with its settings, and the JobSet. Raises UsageError, ConfigError."""
     from aifx.cluster.kubernetes import render_jobset
     from aifx.kinds import load_config
 
-    asked = _read(_command(command, "aifx launch k8s train"))
+    asked = _read(_command(command, "aifx launch k8s train"), is_requested=is_requested)
     if asked.arguments[0] == "train":  # the runs are on a volume of the cluster: one to measure need not be here
         asked.check(project)
     config = load_config(project, [*asked.settings, *overrides(settings)])

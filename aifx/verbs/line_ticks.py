@@ -384,7 +384,7 @@ def _wait(line: Line, began: float, stop: Sequence[int], sender: _Sender, run: T
             return
     every_s = line.every_s or 3600.0  # the period may have been removed from the file meanwhile
     while not stop and not is_due(began, time.time(), every_s, line.timezone):
-        if path.exists() and path.stat().st_size != size:
+        if (path.exists() and path.stat().st_size != size) or (run is not None and run.has_ended_job()):
             return
         sender.send_if_due()
         time.sleep(LOOK_S)

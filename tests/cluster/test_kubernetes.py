@@ -204,7 +204,7 @@ def test_the_state_of_a_jobset(status: dict[str, Any], expected: JobStatus) -> N
 
 def test_a_jobset_that_is_deleted(kubectl: Kubectl, tmp_path: Path) -> None:
     assert status_of({"metadata": {"deletionTimestamp": "x"}}).state == "ending"
-    assert BACKEND.status(record(), tmp_path) == JobStatus("stopped", "its JobSet was deleted")
+    assert BACKEND.status(record(), tmp_path) == JobStatus("stopped", "its JobSet was deleted", is_gone=True)
     assert kubectl() == [[*HERE, "get", "jobset", "wide", "--output=json", "--ignore-not-found"]]
     kubectl(get='echo "Unable to connect" >&2; exit 1')
     assert BACKEND.status(record(), tmp_path) == JobStatus("unknown", "Unable to connect")
@@ -224,6 +224,12 @@ def test_lines_come_once(kubectl: Kubectl, tmp_path: Path) -> None:
     labels = "jobset-name=wide,jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
     assert first[:4] == [*HERE, "logs", f"--selector=jobset.sigs.k8s.io/{labels}"]
     assert "--since-time=2026-11-28T00:00:00.000000003Z" in last
+
+
+def test_the_answer_is_the_last_document_of_a_pod(kubectl: Kubectl, tmp_path: Path) -> None:
+    assert BACKEND.answer(record(), tmp_path) == b""
+    kubectl(logs='printf \'[0] step 1\\n{\\n  "old": {\\n  }\\n}\\n[0] {\\n{\\n  "run": {\\n  }\\n}\\n\'')
+    assert json.loads(BACKEND.answer(record(), tmp_path)) == {"run": {}}
 
 
 def test_stop_lets_the_pods_save_unless_it_must_be_now(kubectl: Kubectl) -> None:

@@ -123,6 +123,25 @@ def test_a_job_is_submitted_once_for_a_request(launch: Run, project: Path) -> No
     assert launch("slurm", "--no-follow", "--request", "r2", "train", ANSWER="9").stderr.endswith(": job 9\n")
 
 
+def test_a_job_of_a_request_keeps_the_document_of_its_command(
+    launch: Run, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the last start, and of the first machine."""
+    assert launch("slurm", "--no-follow", "--request", "r1", "train", "--json").returncode == 0
+    (folder,) = (project / "runs" / ".launched").iterdir()
+    error = {"what": "no disk", "why": "", "hint": "", "exit_code": 2, "transient": True}
+    text = json.dumps({"schema_version": 1, "error": error})
+    monkeypatch.setattr("aifx.core.processes.PROGRAM", f"import sys; print({text!r}); sys.exit(2)")
+    node = ("node", "--id", folder.name, "train", "--json")
+    assert launch(*node).stdout == f"{text}\n" == (folder / "answer").read_text()
+    monkeypatch.setattr("aifx.core.processes.PROGRAM", "import os; os._exit(75)")
+    launch(*node)
+    assert (folder / "answer").read_text() == ""
+    (folder / "answer").unlink()
+    launch(*node, AIFX_COORDINATOR="n1:20000", AIFX_NUM_PROCESSES="2", AIFX_PROCESS_ID="1")
+    assert not (folder / "answer").exists()
+
+
 def test_settings_go_over_variables_of_sbatch(launch: Run, project: Path) -> None:
     variables = {f"SBATCH_{name}": "x" for name in ("PARTITION", "NO_REQUEUE", "TIMELIMIT", "QOS", "OUTPUT")}
     assert launch("slurm", "--no-follow", "-t", "9:00:00", "train", **variables).returncode == 0

@@ -54,6 +54,9 @@ BAD = [
     ("{stations.data.reference}", "{stations.judge.run}", 9, ["train", "judge"]),
     ('"push"', '"train"', 20, ["'train'", "9"]),
     ("1h", "1 h", 3, ["every", "1 h"]),
+    ("shell = true", 'shell = true\non = "slurm"', 28, ["'tell'", "slurm", "shell = true"]),
+    ('CC0-1.0"', 'CC0-1.0"\non = "k8s"', 8, ["'data'", "k8s", "train or eval"]),
+    ('production"]', 'production"]\non = "slurm"', 23, ["'push'", "slurm", "2"]),
 ]
 
 

@@ -118,11 +118,11 @@ def test_a_missing_or_wrong_file_is_named(line: Terminal, command: str) -> None:
     assert "b" in line.aifx(command, "--file", "other.toml").stdout
 
 
-def test_a_station_on_another_machine_is_refused_with_its_place(line: Terminal) -> None:
+def test_a_program_on_a_cluster_is_refused_with_its_place(line: Terminal) -> None:
     line.write(station("a", on="slurm"))
     what = line.document("run", code=2)["error"]["what"]
     assert what.startswith(f"{line.root}/line.toml:5: ")
-    assert "launch slurm" in what
+    assert "shell = true" in what
 
 
 def test_an_approval_starts_what_was_asked_for(line: Terminal) -> None:

@@ -1,0 +1,202 @@
+"""Stations that a cluster runs, with programs that stand for Slurm's and for `aifx launch`.
+
+tests/lines/test_line_on_slurm.py has a real Slurm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ticking import Ticking, station
+
+LAUNCH = r"""
+launch=request-$(printf '%s: %s' "$PWD" "$5" | sha256sum | cut -c1-24)
+folder=runs/.launched/$launch
+if [ ! -e $folder/record.json ]; then
+    echo "$*" >> submitted
+    number=$(wc -l < submitted)
+    mkdir -p $folder
+    echo "JobId=$number JobName=aifx-$launch JobState=PENDING Reason=Priority" > job-$number
+    echo $folder > folder-$number
+    printf '{"id": "%s", "backend": "slurm", "job": "%s", "place": "", "run": "", "arguments": [], "nodes": 1,
+        "processes_per_node": 1, "time": 0}' $launch $number > $folder/record.json
+fi
+[ ! -e kill ] || { rm kill; kill -9 0; }
+"""
+SCONTROL = '#!/bin/sh\ncat "$JOBS/job-$4" 2>/dev/null || { echo "Invalid job id specified" >&2; exit 1; }\n'
+SCANCEL = '#!/bin/sh\necho "$*" >> "$JOBS/cancelled"\n'
+
+
+def on_slurm(name: str, command: str, more: str = "") -> str:
+    return f'[[station]]\nname = "{name}"\nrun = "{command}"\non = "slurm"\n{more}\n'
+
+
+class Cluster(Ticking):
+    """A line whose stations submit jobs 1, 2, ..., which end when a test says so."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        (root / "aifx").write_text(LAUNCH)
+        (root / "bin").mkdir()
+        for name, text in {"scontrol": SCONTROL, "scancel": SCANCEL}.items():
+            (root / "bin" / name).write_text(text)
+            (root / "bin" / name).chmod(0o755)
+
+    @property
+    def submitted(self) -> list[list[str]]:
+        path = self.root / "submitted"
+        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+    def show(self, number: int, state: str) -> None:
+        path = self.root / f"job-{number}"
+        path.write_text(f"{path.read_text().partition(' JobState')[0]} JobState={state}\n")
+
+    def end(self, number: int, document: Any = None, code: int = 0) -> None:
+        folder = self.root / (self.root / f"folder-{number}").read_text().strip()
+        if document is not None:
+            (folder / "answer").write_text(json.dumps(document, indent=2))
+        (folder / "events.jsonl").write_text(f'{{"event": "end", "code": {code}}}\n')
+        self.show(number, "FAILED" if code else "COMPLETED")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("JOBS", str(tmp_path))
+    monkeypatch.setattr("aifx.lines.runner.AIFX", ("sh", "aifx"))
+    (tmp_path / "runs" / "lm").mkdir(parents=True)
+    return Cluster(tmp_path)
+
+
+def test_a_tick_ends_while_a_job_runs_and_the_next_one_adopts_it(cluster: Cluster) -> None:
+    after = station("next", "sh -c 'echo $0 >>next.count' {stations.train.run}")
+    cluster.write(on_slurm("train", "train --run lm") + station("other") + after)
+    assert cluster.tick() == {"train": "running", "other": "done", "next": "pending"}  # with one slot for all
+    (attempt,) = {one.attempt for one in cluster.records("started", "train")}
+    (words,) = cluster.submitted
+    assert words[:6] == ["launch", "slurm", "--no-follow", "--request", f"{attempt}-1", "--"]
+    assert words[6:] == ["train", "--run", "lm", "--json", "--request", attempt]
+    cluster.show(1, "RUNNING NodeList=n7")
+    found = cluster.decisions()["train"]
+    assert (found.state, found.why) == ("running", "slurm job 1: running on n7")
+    cluster.end(1, {"run": "lm", "state_digest": "d"})
+    for _ in range(2):
+        assert cluster.tick() == {"train": "done", "other": "done", "next": "done"}
+    assert (cluster.root / "next.count").read_text() == "lm\n"
+    assert (len(cluster.submitted), cluster.count("other")) == (1, 1)
+
+
+def test_an_end_counts_in_the_tick_in_which_it_comes_and_what_it_rests_on_stays_until_then(cluster: Cluster) -> None:
+    """Each tick would read other data."""
+    (cluster.root / "version").write_text('{"version": "v1"}')
+    cluster.write(
+        station("data", "sh -c 'echo x >>data.count; cat version' {tick}")
+        + on_slurm("train", "train --run lm --set data.dataset={stations.data.version}")
+        + on_slurm("judge", "eval --run {stations.train.run}")
+        + station("push", "sh -c 'echo $0 >>push.count' {stations.train.run}", after=["judge"])
+        + station("monitor", "sh -c 'echo $0 >>monitor.count' {tick}")
+    )
+    states = cluster.tick()
+    assert states == {"data": "done", "train": "running", "judge": "pending", "push": "pending", "monitor": "done"}
+    (cluster.root / "version").write_text('{"version": "v2"}')
+    assert cluster.tick() == states
+    cluster.end(1, {"run": "lm"})
+    assert cluster.tick() == states | {"train": "done", "judge": "running"}
+    assert cluster.tick() == states | {"train": "done", "judge": "running"}
+    cluster.end(2, {"verdict": "bad"}, code=1)
+    assert cluster.tick() == states | {"train": "done", "judge": "verdict", "push": "blocked"}
+    assert (cluster.count("data"), cluster.count("monitor")) == (1, 5)
+    (cluster.root / "runs" / "lm2").mkdir()
+    assert cluster.tick()["train"] == "running"
+    assert cluster.submitted[-1][-4] == "data.dataset=v2"
+    assert len(cluster.submitted) == 3
+    cluster.end(3, {"run": "lm2"})
+    cluster.tick()
+    cluster.end(4, {"verdict": "good"})
+    assert cluster.tick()["push"] == "done"
+    assert (cluster.root / "push.count").read_text() == "lm2\n"
+
+
+def test_jobs_of_one_pass_wait_for_each_other(cluster: Cluster) -> None:
+    cluster.write(
+        on_slurm("a", "eval --run lm --html {tick}")
+        + on_slurm("b", "eval --run lm --html {tick}")
+        + station("both", "sh -c 'echo x >>both.count'", after=["a", "b"])
+    )
+    assert cluster.tick() == {"a": "running", "b": "running", "both": "pending"}
+    cluster.end(2, {})
+    for _ in range(2):
+        assert cluster.tick() == {"a": "running", "b": "done", "both": "pending"}
+    cluster.end(1, {})
+    assert cluster.tick() == {"a": "done", "b": "done", "both": "done"}
+    assert len(cluster.submitted) == 2
+    assert cluster.tick() == {"a": "running", "b": "running", "both": "pending"}
+
+
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        (lambda c: (c.root / "job-1").unlink(), "Slurm has forgotten it"),
+        (lambda c: c.show(1, "CANCELLED ExitCode=0:0"), "was stopped"),
+        (lambda c: c.end(1, {"error": {"what": "no disk", "why": "full", "hint": "rm x"}}, code=2), "no disk: full"),
+        (lambda c: c.end(1, code=1), "exit 1"),
+    ],
+)
+def test_a_job_that_failed_says_why_and_another_try_has_another_job(cluster: Cluster, end: Any, why: str) -> None:
+    cluster.write(on_slurm("train", "train --run lm"))
+    cluster.tick()
+    end(cluster)
+    for _ in range(2):
+        assert cluster.tick() == {"train": "failed"}
+    (ended,) = cluster.records("ended")
+    assert why in ended.facts["error"]["why"]
+    assert ended.facts["error"]["hint"]
+    cluster.run().journal.append("retry", "train", ended.key)
+    assert cluster.tick() == {"train": "running"}
+    first, second = cluster.submitted
+    assert (first[4], second[4]) == (f"{ended.attempt}-1", f"{ended.attempt}-2")
+    assert first[6:] == second[6:]
+
+
+def test_a_passing_fault_of_a_job_is_tried_again(cluster: Cluster) -> None:
+    cluster.write(on_slurm("train", "train --run lm", "retries = 1"))
+    cluster.tick()
+    cluster.end(1, {"error": {"what": "no route", "why": "to host", "transient": True}}, code=2)
+    assert cluster.tick() == {"train": "running"}
+    cluster.end(2, {"error": {"what": "no route", "why": "to host", "transient": True}}, code=2)
+    assert cluster.tick() == {"train": "failed"}
+    assert len(cluster.submitted) == 2
+
+
+def test_a_submission_that_was_killed_finds_its_job(cluster: Cluster) -> None:
+    (cluster.root / "kill").touch()
+    cluster.write(on_slurm("train", "train --run lm"))
+    assert cluster.tick() == {"train": "running"}
+    assert len(cluster.records("repeated")) == 1
+    assert len(cluster.submitted) == 1
+
+
+def test_a_scheduler_that_does_not_answer_is_asked_again(cluster: Cluster) -> None:
+    cluster.write(on_slurm("train", "train --run lm"))
+    cluster.tick()
+    (cluster.root / "bin" / "scontrol").write_text("#!/bin/sh\necho 'Unable to contact slurm' >&2; exit 1\n")
+    found = cluster.decisions()["train"]
+    assert (found.state, "Unable to contact slurm" in found.why) == ("running", True)
+
+
+def test_a_job_beyond_its_time_limit_is_stopped(cluster: Cluster) -> None:
+    cluster.write(on_slurm("train", "train --run lm", "time_limit = '1s'"))
+    cluster.tick()
+    cluster.show(1, "RUNNING")
+    while not (cluster.root / "cancelled").exists():
+        time.sleep(0.1)
+        assert cluster.tick() == {"train": "running"}
+    assert (cluster.root / "cancelled").read_text().splitlines()[0] == "--batch --signal=INT 1"
+    cluster.end(1, {"status": "interrupted"}, code=130)
+    assert cluster.tick() == {"train": "failed"}
+    assert "time_limit of 1 s" in cluster.records("ended")[0].facts["error"]["why"]
