@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aifx.config.places import with_registry
-from aifx.core.errors import AifxError, UsageError
+from aifx.core.errors import AifxError, ConfigError, UsageError
+from aifx.core.files import read_file
+from aifx.core.json_values import flat
 from aifx.core.os_errors import in_brief
+from aifx.core.parsing import fault_in, parse_toml
 from aifx.core.project import CONFIG_NAME, Project, RunDirectory, find_project
 from aifx.core.steps import parse_step
 from aifx.verbs.arguments import Step, StrPath, time_of
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
     )
     from aifx.registry.roots import Root
     from aifx.registry.signing import NewKey
+    from aifx.registry.state import ModelState, NumberedVersion
 
 log = logging.getLogger(__name__)
 
@@ -578,22 +584,39 @@ def registry_rm(
     from aifx.registry.acts import remove
 
     found, home = find_root(root, project)
-    return remove(
-        found,
-        reference,
-        lambda state, version: _users(state.name, version.digest, home),
-        _caller(request, reason, dry_run),
-    )
+    caller = _caller(request, reason, dry_run)
+    return remove(found, reference, lambda state, version: _users(found, state, version, home), caller)
 
 
-def _users(name: str, digest: str, project: Project | None) -> list[str]:
-    """The runs of a project that were tuned from a version."""
+def _users(root: Root, state: ModelState, version: NumberedVersion, project: Project | None) -> list[str]:
+    """What of a project refers to a version: runs that were tuned from it, and settings and stations that name it."""
+    from aifx.lines.file import LINE
     from aifx.runs.provenance import read_provenance
 
-    runs = project.runs() if project is not None else []
-    bases = {run.name: str((read_provenance(run).get("finetuned_from") or {}).get("run")) for run in runs}
-    named = [run for run, base in bases.items() if base.partition("@")[2] == digest]
-    return [f"run {run}" for run in named]
+    if project is None:
+        return []
+    found = [(run.name, str((read_provenance(run).get("finetuned_from") or {}).get("run"))) for run in project.runs()]
+    users = [f"run {run}" for run, base in found if base.partition("@")[2] == version.digest]
+    if root.store.url == find_root(None, project.root)[0].store.url:  # in another registry, names mean other versions
+        files = (file for file in (project.config_path, project.root / LINE) if file.exists())
+        users += [file.name for file in files if _names(file, state, version)]
+    return users
+
+
+def _names(file: Path, state: ModelState, version: NumberedVersion) -> bool:
+    """Whether a value in a file of settings has the name of a version. Raises ConfigError for a file that is none."""
+    from aifx.registry.roots import find_version
+
+    try:
+        values = " ".join(str(value) for _, value in flat(parse_toml(read_file(file).decode())))
+    except (OSError, ValueError) as e:
+        why = f"it could name {state.name}@{version.label}, which must stay then: {fault_in(e)}"
+        raise ConfigError(f"could not read {file}", why, "repair it, and run the same command again") from e
+    for named in re.findall(rf"(?<![\w.-]){re.escape(state.name)}@[a-z0-9_-]+", values):
+        with suppress(UsageError):  # it names no version
+            if find_version(state, named).digest == version.digest:
+                return True
+    return False
 
 
 def registry_init(

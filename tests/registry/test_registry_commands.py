@@ -86,6 +86,23 @@ def test_an_act_is_tried_and_done_once(folder: Path, name: str) -> None:
         assert b'"reason": "a test"' in b"".join(after.values()).replace(b'":"', b'": "')
 
 
+def test_what_the_settings_or_the_line_of_a_project_name_stays(folder: Path) -> None:
+    settings, line = folder / "aifx.toml", folder / "line.toml"
+    before, digest = settings.read_text(), answer(folder, "show", "fraud@v1")["version"]["digest"]
+    for name in ("v1", digest[:12]):
+        settings.write_text(f'{before}\n[finetune]\nbase = "fraud@{name}"\n')
+        assert "aifx.toml refers to it" in run(folder, "rm", "fraud@v1", "--yes").stderr
+    settings.write_text(f'# once fraud@v1\n{before}\n[finetune]\nbase = "fraud@v10"\n')
+    line.write_text('[[station]]\nname = "judge"\nrun = "aifx eval --run main --against fraud@v1"\n')
+    assert "line.toml refers to it" in run(folder, "rm", "fraud@v1", "--yes").stderr
+    answer(folder, "copy", "fraud@v1", "other")
+    answer(folder, "rm", "fraud@v1", "--yes", "--root", "other")  # the names are of the project's registry
+    line.write_text("[[station")
+    assert "could not read" in run(folder, "rm", "fraud@v1", "--yes").stderr
+    line.unlink()
+    answer(folder, "rm", "fraud@v1", "--yes")
+
+
 def test_a_version_that_is_promoted_already_is_judged_again(folder: Path) -> None:
     for act in (("promote", "fraud@v2", "production"), ("rollback", "fraud", "production", "--to", "v2")):
         assert run(folder, *act).stdout == "fraud@production already means v2\n"
