@@ -8,7 +8,6 @@ vouches for the bytes.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -90,7 +89,7 @@ class Envelope:
             for one in self.signatures:
                 try:
                     key.verify(base64.b64decode(one.sig, validate=True), signed, _algorithm(key))
-                except (InvalidSignature, binascii.Error):
+                except (InvalidSignature, ValueError):  # ValueError: no base64
                     continue
                 found.append(name)
                 break

@@ -20,7 +20,7 @@ from aifx.registry.judge import Case, Finding, judge
 from aifx.registry.ledger import Entry
 from aifx.registry.policy import FIRST, change_policy, parse_policy, read_policy
 from aifx.registry.roots import Root
-from aifx.registry.signing import CURVES, Envelope, parse_envelope, sign, write_key
+from aifx.registry.signing import CURVES, Envelope, Signature, parse_envelope, sign, write_key
 
 V1, V2, CONFIG = "1" * 64, "2" * 64, "f" * 64
 DATA, TEST = f"reviews@{'a' * 64}", f"held-out@{'b' * 64}"
@@ -313,6 +313,9 @@ def test_an_envelope_shows_who_signed_its_bytes(keys: dict[str, Path]) -> None:
         assert envelope.signers(public) == [name]
         assert replace(envelope, content={"a": 2}).signers(public) == []
     assert Envelope({"a": 1}).signers(public) == []
+    for sig in ("\xe9", "a", ""):  # no base64, no signature
+        forged = Envelope({"a": 1}, (Signature("", sig), *sign({"a": 1}, keys["ann"]).signatures))
+        assert parse_envelope(forged.encode(), "it").signers(public) == ["ann"]
     with pytest.raises(UsageError):
         write_key(keys["ann"], "P-256")
     assert keys["ann"].stat().st_mode & 0o077 == 0
