@@ -70,7 +70,7 @@ class LineMeaning:
         Args:
             outputs: the document of its last command.
         """
-        if station.shell:
+        if station.shell or station.on == "k8s":  # its runs are on a volume of the cluster
             return True
         match find_command(station.written[-1]).makes:
             case "run":

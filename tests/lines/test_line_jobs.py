@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm_aifx
+import yaml
 from ticking import Ticking, station
 
 LAUNCH = r"""
@@ -200,3 +202,52 @@ def test_a_job_beyond_its_time_limit_is_stopped(cluster: Cluster) -> None:
     cluster.end(1, {"status": "interrupted"}, code=130)
     assert cluster.tick() == {"train": "failed"}
     assert "time_limit of 1 s" in cluster.records("ended")[0].facts["error"]["why"]
+
+
+KUBECTL = r"""#!/bin/sh
+here=${0%/bin/*}
+case " $* " in
+  *" apply "*) for word; do case $word in --filename=*) cp "${word#*=}" "$here/jobset.yaml"; esac; done ;;
+  *" get jobset "*) name=$(echo "$* " | sed 's/.*get jobset \([^ ]*\) .*/\1/')
+    cat "$here/$name.json" 2>/dev/null || echo '{"status": {}}' ;;
+  *" logs "*) cat "$here/pod.log" ;;
+esac
+"""
+
+
+def test_a_jobset_is_created_once_and_its_pod_has_the_answer(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line runs `aifx launch k8s`, and kubectl is a program that notes what it gets."""
+    root = cluster.root
+    (root / "aifx.toml").write_text('[launch]\nimage = "team/lm:1"\n[k8s]\nruns_claim = "runs"\n')
+    (root / "bin" / "kubectl").write_text(KUBECTL)
+    (root / "bin" / "kubectl").chmod(0o755)
+    cluster.write(
+        """[[station]]\nname = "Train_1"\nrun = "train --run lm"\non = "k8s"\n"""
+        """[[station]]\nname = "judge"\nrun = "eval --run {stations.Train_1.run}"\non = "k8s"\n"""
+    )
+
+    def end(condition: str) -> None:
+        name = yaml.safe_load((root / "jobset.yaml").read_text())["metadata"]["name"]
+        status = {"conditions": [{"type": condition, "status": "True"}]}
+        (root / f"{name}.json").write_text(json.dumps({"status": status}) if condition else "")
+
+    with warm_aifx.serving(root) as words:
+        monkeypatch.setattr("aifx.lines.runner.AIFX", tuple(words))
+        assert cluster.tick() == {"Train_1": "running", "judge": "pending"}, cluster.records("ended")
+        jobset = yaml.safe_load((root / "jobset.yaml").read_text())
+        attempt = cluster.records("started")[0].attempt
+        assert jobset["metadata"]["labels"]["aifx-request"] == f"{attempt}-1"
+        (pod,) = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+        assert pod["args"] == ["train", "--run", "lm", "--json", "--request", attempt]
+        (root / "pod.log").write_text('[0] step 6 of 6\n{\n  "run": "on-a-volume"\n}\n')
+        end("Completed")
+        assert cluster.tick() == {"Train_1": "done", "judge": "running"}
+        (root / "pod.log").write_text('{\n  "run": "on-a-volume",\n  "gates": []\n}\n')
+        end("Failed")
+        assert cluster.tick() == {"Train_1": "done", "judge": "verdict"}
+        (root / "line.toml").write_text((root / "line.toml").read_text().replace("eval", "eval --step 1"))
+        assert cluster.tick() == {"Train_1": "done", "judge": "running"}  # though the run is on a volume alone
+        end("")
+        assert cluster.tick() == {"Train_1": "done", "judge": "failed"}
+    error = cluster.records("ended")[-1].facts["error"]
+    assert ("its JobSet was deleted" in error["why"], "aifx line retry judge" in error["hint"]) == (True, True)
