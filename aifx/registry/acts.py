@@ -344,10 +344,10 @@ def _look(state: ModelState, comparison: Mapping[str, Any]) -> dict[str, Any]:
     smaller alpha than the one before (`aifx.evaluation.against.alpha_of_look`).
     """
     digest, split = str(comparison.get("data_digest")), str(comparison.get("split", ""))
-    look, own = looks_at(state, digest, split) + 1, int(number(comparison.get("look")) or 1)
-    if own < look:
-        what = f"the comparison is look {own} at these rows, and the ledger has {look - 1} of them"
-        hint = f"aifx eval --against RUN --look {look}, or compare on fresh rows"
+    taken, look = looks_at(state, digest, split), int(number(comparison.get("look")) or 1)
+    if look <= taken:
+        what = f"the comparison is look {look} at these rows, and the ledger has look {taken}"
+        hint = f"aifx eval --against RUN --look {taken + 1}, or compare on fresh rows"
         raise UsageError(what, "each look must spend less alpha than the one before", hint)
     return {"data_digest": digest, "split": split, "look": look}
 
@@ -576,7 +576,8 @@ def set_policy(root: Root, file: Path | None, key: Path | None, caller: Caller) 
 def copy_version(source: Root, reference: str, target: Root, caller: Caller) -> Act:
     """Copy a version with its evidence to another root, under the same name, and compare what arrives.
 
-    The target's ledger gets an entry of its own for the push and for each piece of evidence. Aliases are not copied.
+    The target's ledger gets an entry of its own for the push and for each piece of evidence. Aliases are not copied,
+    nor are comparisons whose look at their rows the target's ledger has: they would spend its alpha twice.
     """
     state, version = source.find(reference)
     asked = _Asked(("push",), "", f"{state.name}@{version.digest}" if names_always(reference) else "")
@@ -607,12 +608,24 @@ def copy_version(source: Root, reference: str, target: Root, caller: Caller) -> 
         done, there = _act(outcome), outcome.state
     _delete_withdrawn(target, there, version.digest)
     for attested in state.about(version.digest, "attest", "approve"):
-        for evidence in attested.evidence:
-            for kept in read_attestation(source, evidence).objects:
-                target.put(source.get(kept))
+        pieces = [read_attestation(source, evidence) for evidence in attested.evidence]
+        for digest in (digest for piece in pieces for digest in piece.objects):
+            target.put(source.get(digest))
         # The id follows from the entry, so that evidence is copied once, however often and from however many calls.
         again = replace(attested, alias="", number=0, previous="", time="", request=f"copy of {attested.digest}")
-        target.act(state.name, again.request, lambda _, again=again: again, again=True)  # type: ignore[misc]
+        looks = [piece.content for piece in pieces if piece.kind == "comparison"]
+
+        def add(there: ModelState, again: Entry = again, looks: list[Mapping[str, Any]] = looks) -> Entry:
+            for comparison in looks:
+                _look(there, comparison)
+            return again
+
+        try:
+            target.act(state.name, again.request, add, again=True)
+        except UsageError as e:
+            if not looks:
+                raise
+            logger.warning(f"a comparison is not copied: {e.what}")
     assert done is not None
     return before or done
 

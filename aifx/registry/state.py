@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from aifx.core.artifact import short
+from aifx.core.json_values import number
 from aifx.registry.ledger import Entry
 
 Action = Literal["push", "attest", "approve", "promote", "refuse", "rollback", "tag", "withdraw"]
@@ -166,10 +167,11 @@ class ModelState:
 
 
 def looks_at(state: ModelState, data_digest: str, split: str) -> int:
-    """How many comparisons on a split of an evaluation version the ledger has, whatever version they are about.
+    """The highest look at a split of an evaluation version that the ledger has, whatever version it is about.
 
     One that was attested before its split was kept counts for each.
     """
     attested = (entry.facts for entry in state.entries if entry.action == "attest")
     looks = (facts for facts in attested if facts.get("kind") == "comparison")
-    return sum(facts.get("data_digest") == data_digest and facts.get("split", split) == split for facts in looks)
+    taken = (facts for facts in looks if facts.get("data_digest") == data_digest and facts.get("split", split) == split)
+    return max((int(number(facts.get("look")) or 1) for facts in taken), default=0)

@@ -548,16 +548,32 @@ def test_each_look_at_the_same_rows_is_counted(root: Root) -> None:
         with pytest.raises(DataError, match="is not about fraud@v2"):
             attest_version(root, "fraud@v2", "comparison", {**other, **about}, None, ANN)
     kept = root.store.files("objects")
-    with pytest.raises(UsageError, match="is look 1 at these rows, and the ledger has 1") as error:
+    with pytest.raises(UsageError, match="is look 1 at these rows, and the ledger has look 1") as error:
         compare(1, "rows")
     assert error.value.hint.startswith("aifx eval --against RUN --look 2")
     assert root.store.files("objects") == kept
     compare(2, "rows")
     compare(1, "fresh rows", split="test")
     compare(1, "fresh rows", split="validation")
-    with pytest.raises(UsageError, match="is look 1 at these rows, and the ledger has 1"):
+    with pytest.raises(UsageError, match="is look 1 at these rows, and the ledger has look 1"):
         compare(1, "fresh rows", split="test")
     assert compare(9, "rows", Caller("ann", "r")).entry == compare(9, "rows", Caller("ann", "r")).entry
+    with pytest.raises(UsageError, match="and the ledger has look 9"):
+        compare(9, "rows")  # each look counts once, also if some were left out
+
+
+def test_a_copied_comparison_is_a_look_in_the_other_registry(root: Root, tmp_path: Path) -> None:
+    other = Root(open_store(str(tmp_path / "other")))
+    content = {"metric": "loss", "verdict": "better", "against": "1" * 64, "data_digest": "rows", "look": 1}
+    for place, text in ((root, "a"), (other, "b")):
+        push_text(place, text)
+        attest_version(place, "fraud@v1", "comparison", content, None, ANN)
+    attest_version(root, "fraud@v1", "comparison", {**content, "data_digest": "other rows"}, None, ANN)
+    attest_version(root, "fraud@v1", "eval", PASSED, None, ANN)
+    for _ in range(2):
+        copy_version(root, "fraud@v1", other, BOB)
+        evidence = show_version_page(other, "fraud@v2").evidence
+        assert [one.content.get("data_digest") for one in evidence] == ["other rows", None]
 
 
 def test_past_meanings_heads_and_searches(root: Root) -> None:
