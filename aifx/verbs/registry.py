@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aifx.config.places import with_registry
-from aifx.core.errors import AifxError, ConfigError, UsageError
+from aifx.core.errors import ConfigError, UsageError
 from aifx.core.files import read_file
 from aifx.core.json_values import flat
 from aifx.core.os_errors import in_brief
@@ -346,7 +346,11 @@ def registry_push(
 
 
 def _data_facts(run: RunDirectory, project: Project) -> dict[str, list[str]]:
-    """The versions of data sets behind a run, those of runs that it began with too, and their licences."""
+    """The versions of data sets behind a run, those of runs that it began with too, and their licences.
+
+    The ledger keeps them. So DataError is raised for a damaged version, and EnvironmentFault if its store does not
+    answer.
+    """
     from aifx.data.versions.catalog import open_catalog
     from aifx.runs.provenance import data_behind
 
@@ -356,7 +360,7 @@ def _data_facts(run: RunDirectory, project: Project) -> dict[str, list[str]]:
     for reference in references:
         try:
             licenses.update(source.license for source in catalog.manifest(reference).sources)
-        except AifxError as e:  # it was deleted, or its store does not answer
+        except UsageError as e:  # it was deleted
             log.warning("the licences of %s are not known: %s", reference, in_brief(e))
             licenses.add("unknown")
     return {"data": list(references), "licenses": sorted(licenses)}

@@ -16,14 +16,16 @@ import pytest
 
 import aifx
 from aifx.core.artifact import SealedFile, read_artifact
-from aifx.core.errors import AifxError, CheckpointError, UsageError
+from aifx.core.errors import AifxError, CheckpointError, EnvironmentFault, UsageError
 from aifx.core.parsing import parse_json
 from aifx.core.project import Project
+from aifx.data.versions.catalog import Catalog
 from aifx.evaluation.held_out import Report, write_report
 from aifx.registry.roots import KIND, VERSION
 from aifx.registry.versions import UntrustedCode, open_version
 from aifx.runs.provenance import data_behind
 from aifx.verbs.models import choose_model, is_reference
+from aifx.verbs.registry import _data_facts
 
 
 @pytest.fixture
@@ -147,6 +149,24 @@ def test_evidence_of_a_run_names_the_data_that_was_measured(tmp_path: Path, monk
         write_report(tuned, Report("main", 1, "test", "none", {}, (), data=measured, data_digest="5" * 64))
         aifx.registry_attest("tuned@v1", kind="eval")
         assert aifx.registry_show_version("tuned@v1").evidence[-1].content["data"] == measured
+
+
+def test_licences_are_not_unknown_because_a_store_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger would keep that, and no later push changes it."""
+    project = model_runs.make_project(tmp_path / "project", model_runs.TABLE)
+    run = project.run("main")
+    run.path.mkdir(parents=True)
+    run.provenance.write_text(json.dumps({"dataset": {"reference": f"people@{'3' * 64}"}}))
+    assert _data_facts(run, project)["licenses"] == ["unknown"]  # it was deleted
+
+    def down(*_: object) -> None:
+        raise EnvironmentFault("could not read s3://bucket/datasets")
+
+    monkeypatch.setattr(Catalog, "manifest", down)
+    with pytest.raises(EnvironmentFault):
+        _data_facts(run, project)
 
 
 @pytest.mark.slow
