@@ -320,11 +320,22 @@ def attest_version(
     if caller.dry_run:
         return _planned(state, entry(state))
     entry(state)  # what is refused leaves no evidence behind
+    if content.get("config_digest"):
+        version = _with_config_digest(root, state, version)
     _check_subject(f"{state.name}@{version.label}", version, content)
     if data is not None:
         root.put(data)
     made = attest(root, kind, version.digest, caller.name, content, key)
     return _act(_write(root, state.name, caller.request, asked, lambda state: entry(state, (made.digest,)), again=True))
+
+
+def _with_config_digest(root: Root, state: ModelState, version: NumberedVersion) -> NumberedVersion:
+    """The version with the digest of its configuration: pushes of an older aifx kept it in the manifest alone."""
+    if version.config_digest is not None:
+        return version
+    file = root.available(state, version).files.get("config.toml")
+    facts = {**version.pushed.facts, "config_digest": file.sha256 if file else None}
+    return replace(version, pushed=replace(version.pushed, facts=facts))
 
 
 def _check_subject(name: str, version: NumberedVersion, content: Mapping[str, Any]) -> None:
@@ -369,6 +380,8 @@ def case_of(root: Root, state: ModelState, version: NumberedVersion, alias: str)
     incumbent = state.versions[held.version] if held else None
     attested = attestations_of(root, state, version.digest)
     made = current.entries[-1].digest if current.entries else ""
+    if current.policy.rules_of(alias).drill is not None:
+        version = _with_config_digest(root, state, version)
     return Case(state, version, alias, attested, incumbent, current.policy, current.digest, datetime.now(UTC), made)
 
 

@@ -483,6 +483,20 @@ def test_evidence_that_rules_cannot_read_is_refused(
             act(root, "fraud@v1", "production", ANN)
 
 
+def test_a_drill_is_of_a_version_whose_push_kept_no_digest_of_its_configuration(root: Root, tmp_path: Path) -> None:
+    pushed = push_text(root, "a")
+    artifact = root.artifact(root.state("fraud"), pushed.digest)
+    assert artifact is not None
+    (tmp_path / "policy.toml").write_text("[aliases.production]\ndrill = { days = 1 }\n")
+    set_policy(root, tmp_path / "policy.toml", None, ANN)
+    drill = {"passed": True, "ended": datetime.now(UTC).isoformat()}
+    with pytest.raises(DataError, match="not about fraud@v1"):
+        attest_version(root, "fraud@v1", "drill", {**drill, "config_digest": "0" * 64}, None, ANN)
+    own = {**drill, "config_digest": artifact.files["config.toml"].sha256}
+    attest_version(root, "fraud@v1", "drill", own, None, ANN)
+    assert promote(root, "fraud@v1", "production", ANN).action == "promote"
+
+
 def test_a_push_that_another_one_overtakes_ends_well(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     real = acts.publish
 
