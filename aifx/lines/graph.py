@@ -30,6 +30,7 @@ class GraphStation:
 
     Attributes:
         level: 0 for one that needs no other, otherwise one more than that of the last that it needs.
+        on: where it runs: local, slurm or k8s.
         outcome: of its last end; empty if it has not ended.
     """
 
@@ -39,6 +40,7 @@ class GraphStation:
     run: tuple[str, ...]
     when: str
     outcome: str
+    on: str
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class LineGraph(Result):
             needs = f"  after {', '.join(one.after)}" if one.after else ""
             when = f"  when {one.when}" if one.when else ""
             outcome = f"  {one.outcome}" if one.outcome else ""
-            yield f"{'  ' * one.level}{one.name}{needs}{when}{outcome}"
+            on = f"  on {one.on}" if one.on != "local" else ""
+            yield f"{'  ' * one.level}{one.name}{on}{needs}{when}{outcome}"
 
     def svg(self) -> str:
         """Return a picture that loads nothing and runs nothing."""
@@ -89,7 +92,8 @@ def graph_of(line: Line, outcomes: Mapping[str, str]) -> LineGraph:
         levels[name] = 1 + max((levels[parent] for parent in station.parents), default=-1)
 
     def shown(name: str, station: Station) -> GraphStation:
-        return GraphStation(name, levels[name], station.parents, station.run, station.when, outcomes.get(name, ""))
+        outcome = outcomes.get(name, "")
+        return GraphStation(name, levels[name], station.parents, station.run, station.when, outcome, station.on)
 
     return LineGraph(str(line.path), tuple(shown(name, station) for name, station in line.stations.items()))
 
@@ -102,7 +106,8 @@ def _edge(begin: tuple[int, int], end: tuple[int, int]) -> str:
 
 def _box(one: GraphStation, x: int, y: int) -> str:
     command = one.run[0] + (f" (and {len(one.run) - 1} more)" if len(one.run) > 1 else "")
-    rows = [("name", one.name), ("faint", command), ("faint", f"when {one.when}" if one.when else "")]
+    facts = [f"on {one.on}" if one.on != "local" else "", f"when {one.when}" if one.when else ""]
+    rows = [("name", one.name), ("faint", command), ("faint", ", ".join(filter(None, facts)))]
     texts = [
         f'<text class="{kind}" x="{x + 10}" y="{y + 20 + 17 * number}">{_text(text, MAX_LETTERS)}</text>'
         for number, (kind, text) in enumerate(rows)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from aifx.cluster.jobs import OVER, JobStatus, LaunchRecord
-from aifx.cluster.launched import backend_of, find_asked, folder_of
+from aifx.cluster.launched import backend_of, find_asked, folder_of, requested_id
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode
 from aifx.core.project import Project
 from aifx.core.requests import Request
@@ -66,12 +66,20 @@ class Job:
         """Whether the last question was so long ago."""
         return time.monotonic() - self._asked_at >= pause_s
 
+    @property
+    def launch(self) -> str:
+        """The id of its launch."""
+        return requested_id(self.project, Request(self.request, "line"))
+
+    def is_recorded(self) -> bool:
+        """Whether the record of its submission is there; if it was lost, `look` writes it again."""
+        return (folder_of(self.project, self.launch) / "record.json").exists()
+
     def look(self) -> JobEnd | None:
         """Ask the scheduler. Returns the end of the job; None while it waits or runs, or nobody answers."""
         self._asked_at = time.monotonic()
         try:
-            if self._record is None:
-                self._record = find_asked(self.project, Request(self.request, "line"), BACKENDS[self.on])
+            self._find()
             if self._record is None:
                 why = "no record of its job is left in runs/.launched, and the scheduler has none of its name"
                 return JobEnd(ExitCode.UNABLE, stopped=why, hint="aifx launch ls")
@@ -96,15 +104,20 @@ class Job:
             except EnvironmentFault as e:
                 self.text = f"{self.on} job {self._record.job}: {e.what}"
 
-    def log(self) -> list[bytes]:
-        """The last lines that the job has written."""
+    def log(self, most: int = LOG_LINES) -> list[bytes]:
+        """The last lines that the job has written. Raises EnvironmentFault."""
         lines: list[bytes] = []
+        self._find()
         if self._record is not None:
             for line in backend_of(self._record).lines(self._record, folder_of(self.project, self._record.id)):
                 if line is None:
                     break
-                lines = [*lines[-LOG_LINES:], line]
-        return lines
+                lines.append(line)
+        return lines[-most:]
+
+    def _find(self) -> None:
+        if self._record is None:
+            self._record = find_asked(self.project, Request(self.request, "line"), BACKENDS[self.on])
 
     def _end(self, record: LaunchRecord, status: JobStatus, answer: bytes) -> JobEnd:
         name = f"{self.on} job {record.job}"

@@ -318,9 +318,8 @@ class TickRun:
 
     def _look_after_job(self, name: str, station: Station | None, opened: Open, one: Try) -> bool:
         """Ask the scheduler for a job from time to time, and stop, repeat or end it. Returns whether it has ended."""
-        request = f"{opened.attempt}-{opened.job}"
         if name not in self._elsewhere:
-            self._elsewhere[name] = Job(self.project, opened.on, request)
+            self._elsewhere[name] = Job(self.project, opened.on, opened.job_request)
         job = self._elsewhere[name]
         if not job.is_due(POLL_S):
             return False

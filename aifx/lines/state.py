@@ -68,6 +68,11 @@ class Open:
     on: Place = "local"
     job: int = 1
 
+    @property
+    def job_request(self) -> str:
+        """The id that its job is submitted with."""
+        return f"{self.attempt}-{self.job}"
+
     def outlives(self, tick: str) -> bool:
         """Whether a cluster runs it since an earlier tick than the one for a time."""
         return self.on != "local" and self.seen.get(TICK) != tick

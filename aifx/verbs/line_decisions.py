@@ -8,15 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aifx.core.errors import AifxError, ErrorDocument, UsageError, did_you_mean
+from aifx.core.errors import AifxError, EnvironmentFault, ErrorDocument, UsageError, did_you_mean
 from aifx.core.files import user_name
 from aifx.core.redaction import redact_arguments
 from aifx.core.results import Result
 from aifx.verbs.arguments import StrPath
 from aifx.verbs.line_ticks import look, open_line
 
+LOG_LINES = 1000
+"""Lines of a job's output that are shown, the last ones."""
+
 if TYPE_CHECKING:
-    from aifx.lines.file import Line
+    from aifx.core.project import Project
+    from aifx.lines.file import Line, Place
     from aifx.lines.journal import Kind, Record
     from aifx.lines.runner import TickRun
     from aifx.lines.state import StationState
@@ -72,6 +76,7 @@ class StationLogs(Result):
 
     Attributes:
         number: of its try, from 1.
+        commands: with the output of the job, if a cluster runs the station.
         code: exit code of its last command; null while it runs.
     """
 
@@ -141,9 +146,11 @@ def line_logs(station: str, *, file: StrPath | None = None, project: StrPath = "
     from aifx.lines.journal import Journal
     from aifx.lines.runner import ATTEMPTS, commands_of, folder_of
     from aifx.lines.running import Exit, Try
+    from aifx.lines.state import fold
 
-    line, _ = open_line(file, project)
+    line, root = open_line(file, project)
     journal = Journal(folder_of(line))
+    state = fold(one for one in journal.records() if one.station == station).of(station)
     tries = [one for one in journal.records() if one.station == station and one.kind in ("started", "repeated")]
     if not tries:
         _check_station(line, station)
@@ -159,7 +166,24 @@ def line_logs(station: str, *, file: StrPath | None = None, project: StrPath = "
         CommandLog(tuple(redact_arguments(words)), _text(one.output(number)), _text(one.errors(number)))
         for number, words in enumerate(commands, 1)
     )
-    return StationLogs(station, one.attempt, one.number, logs, found.code if isinstance(found, Exit) else None)
+    code = found.code if isinstance(found, Exit) else None
+    on = next(begun.facts.get("on", "local") for begun in tries if begun.attempt == last.attempt)
+    if on != "local" and code == 0:  # it was submitted
+        code = None if state.open is not None or state.last is None else state.last.code
+        logs = (*logs, _job_log(root, on, f"{last.attempt}-{last.facts.get('job', 1)}"))
+    return StationLogs(station, one.attempt, one.number, logs, code)
+
+
+def _job_log(project: Project, on: Place, request: str) -> CommandLog:
+    """What a job has written, or why that is not known."""
+    from aifx.lines.jobs import Job
+
+    job = Job(project, on, request)
+    try:
+        lines, error = job.log(most=LOG_LINES) if job.is_recorded() else [], ""
+    except EnvironmentFault as e:
+        lines, error = [], f"{e.what}: {e.why}"
+    return CommandLog(("launch", "logs", job.launch), _text(b"\n".join(lines)), error)
 
 
 def line_retry(station: str, *, reason: str = "", file: StrPath | None = None, project: StrPath = ".") -> LineDecision:

@@ -20,7 +20,7 @@ from aifx.verbs.arguments import StrPath
 if TYPE_CHECKING:
     from aifx.lines.file import Line, Station
     from aifx.lines.runner import TickRun
-    from aifx.lines.state import StationState
+    from aifx.lines.state import Open, StationState
     from aifx.lines.tick import Decision
 
 Report = Callable[[str], None]
@@ -84,6 +84,7 @@ class StationStatus:
         why: what it waits for, or why it does not run.
         verdict: outcome of its last end: done, verdict, failed or skipped; empty if there is none.
         next: Unix time at which it may begin, or begin again, if that is known.
+        on: where it runs: local, slurm or k8s. `why` has the state of its job.
         attempt: the one that runs, or the last one; empty if it never ran.
         what: the error, if it failed.
         hint: a command that lets it go on.
@@ -98,6 +99,7 @@ class StationStatus:
     attempt: str
     what: str
     hint: str
+    on: str
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,8 @@ def line_status(*, file: StrPath | None = None, project: StrPath = ".") -> LineS
     now = time.time()
     following = None if line.every_s is None else next_start(now, line.every_s, line.timezone)
     stations = tuple(
-        _status(line, station, run.state.of(name), made.get(name), now) for name, station in line.stations.items()
+        _status(line, found, station, run.state.of(name), made.get(name), now)
+        for name, station in line.stations.items()
     )
     is_open = run.state.tick is not None
     return LineStatus(str(line.path), stations, following, run.state.paused is not None, is_open, problem)
@@ -212,7 +215,9 @@ def _ticked(made: Mapping[str, Decision]) -> tuple[StationTick, ...]:
     )  # fmt: skip
 
 
-def _status(line: Line, station: Station, own: StationState, made: Decision | None, now: float) -> StationStatus:
+def _status(
+    line: Line, project: Project, station: Station, own: StationState, made: Decision | None, now: float
+) -> StationStatus:
     last, verdict, since = own.last, "" if own.last is None else own.last.outcome, None
     attempt = own.open.attempt if own.open is not None else "" if last is None else last.attempt
     state, why, what, hint = (verdict or "unknown", "", "", "") if made is None else (
@@ -221,8 +226,10 @@ def _status(line: Line, station: Station, own: StationState, made: Decision | No
     if own.report is not None and state == "ready" and not own.asks_for:  # where the line runs, it failed
         error = own.report.facts["error"]
         state, why, what, hint = "failed", error["why"], error["what"], error["hint"]
+    on = station.on
     if own.open is not None:
-        since = own.open.began
+        since, on = own.open.began, own.open.on
+        why = _job_state(project, own.open) or why
     elif own.report is not None and state in ("failed", "waiting"):
         since = own.report.time
     elif state == "paused" and own.paused is not None:
@@ -230,7 +237,20 @@ def _status(line: Line, station: Station, own: StationState, made: Decision | No
     elif last is not None:
         since = last.time
     return StationStatus(station.name, state, since, why, verdict, _next(line, station, own, state, now), attempt,
-                         what, hint)  # fmt: skip
+                         what, hint, on)  # fmt: skip
+
+
+def _job_state(project: Project, opened: Open) -> str:
+    """What the scheduler says of the job of an attempt; empty if there is none."""
+    if opened.on == "local":
+        return ""
+    from aifx.lines.jobs import Job
+
+    job = Job(project, opened.on, opened.job_request)
+    if not job.is_recorded():
+        return f"its job is being submitted to {opened.on}"
+    end = job.look()
+    return job.text or (end.stopped if end is not None else "")
 
 
 def _next(line: Line, station: Station, own: StationState, state: str, now: float) -> float | None:

@@ -16,6 +16,10 @@ import warm_aifx
 import yaml
 from ticking import Ticking, station
 
+from aifx.verbs.line_decisions import line_logs
+from aifx.verbs.line_files import line_graph
+from aifx.verbs.line_ticks import line_status
+
 LAUNCH = r"""
 launch=request-$(printf '%s: %s' "$PWD" "$5" | sha256sum | cut -c1-24)
 folder=runs/.launched/$launch
@@ -86,10 +90,17 @@ def test_a_tick_ends_while_a_job_runs_and_the_next_one_adopts_it(cluster: Cluste
     cluster.show(1, "RUNNING NodeList=n7")
     found = cluster.decisions()["train"]
     assert (found.state, found.why) == ("running", "slurm job 1: running on n7")
+    status, logs = line_status(project=cluster.root), line_logs("train", project=cluster.root)
+    assert [(one.on, one.why) for one in status.stations][:1] == [("slurm", "slurm job 1: running on n7")]
+    assert [one.on for one in line_graph(project=cluster.root).stations] == ["slurm", "local", "local"]
+    assert logs.code is None
+    (cluster.root / (cluster.root / "folder-1").read_text().strip() / "output.log").write_text("[0] step 3 of 6\n")
+    assert line_logs("train", project=cluster.root).commands[-1].stdout == "[0] step 3 of 6"
     cluster.end(1, {"run": "lm", "state_digest": "d"})
     for _ in range(2):
         assert cluster.tick() == {"train": "done", "other": "done", "next": "done"}
     assert (cluster.root / "next.count").read_text() == "lm\n"
+    assert line_logs("train", project=cluster.root).code == 0
     assert (len(cluster.submitted), cluster.count("other")) == (1, 1)
 
 
