@@ -13,7 +13,7 @@ from contextlib import suppress
 from aifx.commands.console.interrupted import write_interrupted
 from aifx.core import lifecycle
 from aifx.core.errors import ExitCode, Terminated
-from aifx.verbs.process import ignore_compilers, leave_out_pandas, restart_for_large_programs
+from aifx.verbs.process import ignore_compilers, leave_out_pandas, leave_out_plugins, restart_for_large_programs
 
 TYPE_CHECKING = False  # importing typing takes as long as all else here
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ COMPUTE = ("train", "eval", "predict", "generate", "serve")
 
 ARROW = ("clean", "decontaminate", "dedupe", "split")
 """Commands of `aifx data` whose rows are in Arrow, and which run no code of users."""
+
+QUICK = ("promote", "rollback")
+"""Commands of `aifx registry` that run no code of users, and that somebody waits for."""
 
 PLAIN = "aifx.plain"
 """The name under which Python's streams know `_plainly`."""
@@ -42,6 +45,8 @@ def main() -> None:
         restart_for_large_programs()
     if args[:1] == ["data"] and args[1:2] and args[1] in ARROW:
         leave_out_pandas()
+    if args[:1] == ["registry"] and args[1:2] and args[1] in QUICK:
+        leave_out_plugins()
     sys.exit(run(args))
 
 

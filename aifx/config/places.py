@@ -1,6 +1,6 @@
 """The place of a project's models, read without the rest of its configuration.
 
-A promotion takes a third of a second, and to import the sections of all tasks would take half as long again. A
+A promotion takes a quarter of a second, and to import the sections of all tasks would take half as long again. A
 rollback is an emergency, which a mistake elsewhere in aifx.toml must not stop.
 """
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aifx.core.artifact import Artifact, publish, short, unfinished
 from aifx.core.artifact_copies import copy_artifact, damaged_in_store
@@ -26,7 +26,6 @@ from aifx.registry.evidence import Kind, attest, attestations_of, read_attestati
 from aifx.registry.judge import Case, Finding, judge
 from aifx.registry.ledger import Entry, LostRace, find_request, new_request
 from aifx.registry.policy import FIRST, change_policy, check_change, check_policies, read_policy, read_policy_file
-from aifx.registry.reports import PolicyPage, policy_page, show_policy
 from aifx.registry.roots import (
     Outcome,
     Root,
@@ -41,6 +40,9 @@ from aifx.registry.roots import (
 from aifx.registry.signing import public_pem, read_private_key, sign
 from aifx.registry.state import MOVES, ModelState, NumberedVersion, looks_at
 from aifx.registry.swappable import swap_obstacles
+
+if TYPE_CHECKING:
+    from aifx.registry.reports import PolicyPage  # what a promotion need not import
 
 logger = logging.getLogger(__name__)
 
@@ -568,6 +570,8 @@ def _warn_if_open(case: Case, root: Root) -> None:
 
 def set_policy(root: Root, file: Path | None, key: Path | None, caller: Caller) -> PolicyPage:
     """Let a file be the policy of a root. Without one, a root that has no policy gets `FIRST`."""
+    from aifx.registry.reports import policy_page, show_policy
+
     if file is None and key is not None:
         what, why = "--key requires --policy", "it signs the change to another policy"
         raise UsageError(what, why, f"aifx registry init --policy policy.toml --key {key}")

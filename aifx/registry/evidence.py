@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ Kind = Literal[
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, defer_build=True)
 
 
 class _Side(_Part):
@@ -123,7 +124,10 @@ class Attestation:
         return datetime.fromisoformat(self.time)
 
 
-_ATTESTATION = TypeAdapter(Attestation)
+@cache
+def _attestation() -> TypeAdapter[Attestation]:
+    """The parser of an attestation: to build it takes longer than a promotion without evidence should."""
+    return TypeAdapter(Attestation)
 
 
 def attest(
@@ -140,7 +144,7 @@ def read_attestation(root: Root, digest: str) -> Attestation:
     place = f"{root.store.url}/{OBJECTS}/{digest}"
     envelope = parse_envelope(root.get(digest), place)
     try:
-        made = _ATTESTATION.validate_python({**envelope.content, "envelope": envelope, "digest": digest})
+        made = _attestation().validate_python({**envelope.content, "envelope": envelope, "digest": digest})
         check_content(made.kind, made.content)
         return made
     except (ValueError, TypeError) as e:

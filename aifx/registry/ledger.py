@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from aifx.core.digests import sha256_of_json
 from aifx.core.errors import AifxError, DataError, ExitCode
@@ -89,11 +89,15 @@ class Entry:
 
 
 class _Finding(BaseModel):
+    model_config = ConfigDict(defer_build=True)
+
     passed: bool
 
 
 class _Facts(BaseModel):
     """What folds over entries read of their facts: the rest may be anything."""
+
+    model_config = ConfigDict(defer_build=True)
 
     run: str | None = None
     checkpoint: str | None = None

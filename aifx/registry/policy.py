@@ -49,7 +49,8 @@ NamedSplit = Literal["train", "validation", "test", ""]
 
 
 class _Rule(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Each schema is built when it is first used: a promotion uses that of Policy alone, which has the others in it.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class GatesRule(_Rule):
@@ -232,7 +233,7 @@ class Policy(_Rule):
         return self
 
     def rules_of(self, alias: str) -> AliasRules:
-        return self.aliases.get(alias) or self.aliases.get(ANY) or AliasRules()
+        return self.aliases.get(alias) or self.aliases.get(ANY) or AliasRules.model_construct()
 
     def keys_of(self, role: str) -> dict[str, str]:
         """The public keys of the people of a role."""
@@ -305,7 +306,7 @@ def _parts(annotation: Any) -> tuple[Any, ...]:
 
 def read_policy(root: Root) -> CurrentPolicy:
     """The policy that the root's ledger names last; an empty one if there is none. Raises DamagedLedger, DataError."""
-    current = CurrentPolicy(Policy())
+    current = CurrentPolicy(Policy.model_construct())
     for entry in root.policy.entries():
         digest = str(entry.facts.get("policy"))
         if not current.policy.is_open and not _is_signed(root, entry, digest, current.policy):

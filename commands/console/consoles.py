@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -14,7 +13,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from aifx.commands.console.writing import is_colored
+from aifx.commands.console.writing import ignore_reader, is_colored
 from aifx.core.sanitize import escape_controls
 
 WIDTH = 80
@@ -42,10 +41,7 @@ class _Console(Console):
     def on_broken_pipe(self) -> None:
         """rich would exit 1, a bad verdict. Here the rest goes to nobody and the command ends as it would have."""
         self.quiet = True
-        stream = sys.stderr if self.stderr else sys.stdout
-        devnull = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(devnull, stream.fileno())
-        os.close(devnull)
+        ignore_reader(sys.stderr if self.stderr else sys.stdout)
 
 
 def fits(console: Console, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> bool:

@@ -6,9 +6,9 @@ import functools
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from aifx.commands.console.writing import failure_text, is_colored, to_json, write_all
+from aifx.commands.console.writing import failure_text, ignore_reader, is_colored, is_plain, to_json, write_all
 from aifx.core.errors import AifxError, ExitCode
 from aifx.core.json_values import plain
 from aifx.core.results import SCHEMA_VERSION, Result
@@ -79,7 +79,9 @@ class Output:
         if not self.json:
             if soft_wrap is None:
                 soft_wrap = all(isinstance(part, str) for part in parts)
-            self.out.print(*parts, soft_wrap=soft_wrap)
+            text = parts[0] if len(parts) == 1 and soft_wrap else None
+            if "out" in vars(self) or not isinstance(text, str) or not _write_line(sys.stdout, text):
+                self.out.print(*parts, soft_wrap=soft_wrap)
 
     def row(self, label: Text, text: Text) -> None:
         """A line of two parts on stdout, the second folded under itself within 80 columns. Nothing with --json."""
@@ -121,7 +123,8 @@ class Output:
 
     def log(self, text: str) -> None:
         """Write a message on stderr."""
-        self.err.print(text, soft_wrap=True)
+        if "err" in vars(self) or not _write_line(sys.stderr, text):
+            self.err.print(text, soft_wrap=True)
 
     def report(self, faults: Iterable[AifxError]) -> None:
         """Write failures that do not end the command on stderr."""
@@ -144,3 +147,15 @@ class Output:
             with suppress(BrokenPipeError):
                 self.stdout.write(text + "\n")
                 self.stdout.flush()
+
+
+def _write_line(stream: TextIO, text: str) -> bool:
+    """Write a line where rich would add nothing to it, and need not be imported. Otherwise write none, return False."""
+    if not is_plain(stream):
+        return False
+    try:
+        stream.write(escape_controls(text).expandtabs() + "\n")
+        stream.flush()
+    except BrokenPipeError:  # the rest goes to nobody, and the command ends as it would have
+        ignore_reader(stream)
+    return True

@@ -23,6 +23,18 @@ def write_all(stream: TextIO, text: str) -> bool:
     return True
 
 
+def ignore_reader(stream: TextIO) -> None:
+    """Let what is still written to a stream, whose reader has gone, go to nobody."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, stream.fileno())
+    os.close(devnull)
+
+
+def is_plain(stream: TextIO) -> bool:
+    """Whether text goes to `stream` as it is: it is no terminal, and is not to be taken for one."""
+    return not any(map(os.environ.get, ("FORCE_COLOR", "TTY_COMPATIBLE"))) and not stream.isatty()
+
+
 def failure_text(failure: AifxError, *, colored: bool = False) -> str:
     """Format a failure: the error, the reason, and the next command. Control characters are made visible."""
 
