@@ -25,7 +25,7 @@ from aifx.registry.evidence import attestation_about, attestations_of
 from aifx.registry.ledger import Entry, Ledger
 from aifx.registry.policy import CurrentPolicy, check_policies, parse_policy, read_policy
 from aifx.registry.roots import Root, check_alias, repairable
-from aifx.registry.state import ModelState, NumberedVersion
+from aifx.registry.state import MOVES, ModelState, NumberedVersion
 
 
 @dataclass(frozen=True)
@@ -550,11 +550,7 @@ def verify_root(root: Root, names: tuple[str, ...], heads: tuple[str, ...]) -> V
                 if (head := str(adopted.facts.get("head"))) not in digests:
                     why = f"server {server} has seen the entry {head[:12]}, which is gone"
                     problems.append(Problem(f"the ledger of {name}", why))
-        for entry in state.entries:
-            _verify_entry(root, state, entry, problems, evidence, is_whole=is_whole)
-            if entry.action == "promote" and (rules := _unjudged(root, entry, policies)):
-                why = f"the policy has rules that were not judged: {', '.join(rules)}"
-                problems.append(Problem(f"entry {entry.number} of {name}", why))
+        _verify_entries(root, state, problems, evidence, policies, is_whole=is_whole)
         for version in state.versions.values():
             if not version.is_withdrawn:
                 files += _verify_version(root, state, version, problems)
@@ -570,27 +566,43 @@ def verify_root(root: Root, names: tuple[str, ...], heads: tuple[str, ...]) -> V
     return VerifiedRegistry(root.store.url, len(checked), entries, files, len(evidence), tuple(dict.fromkeys(problems)))
 
 
-def _verify_entry(
+def _verify_entries(
     root: Root,
     state: ModelState,
-    entry: Entry,
     problems: list[Problem],
     evidence: dict[str, None],
+    policies: CurrentPolicy | None,
     *,
     is_whole: bool,
 ) -> None:
-    """Add what an entry says that cannot be: of a version that was not pushed, or with evidence about another."""
-    place = f"entry {entry.number} of {state.name}"
-    pushed = {one.version for one in state.entries[: entry.number] if one.action == "push"}
-    if is_whole and entry.version not in pushed:  # otherwise the push may be the entry that is damaged
-        problems.append(Problem(place, f"the version {entry.version[:12]} was not pushed before"))
-    if entry.action == "promote" and not all(finding.get("passed") for finding in entry.facts.get("findings", ())):
-        problems.append(Problem(place, "a rule of the policy had refused it"))
-    for digest in entry.evidence if entry.action in ("attest", "approve", "promote", "refuse") else ():
-        try:
-            evidence.update(dict.fromkeys(attestation_about(root, digest, entry.version).objects))
-        except AifxError as e:
-            problems.append(Problem(e.what, e.why))
+    """Add what entries say that cannot be, such as that a version is live which was not pushed, judged or live before.
+
+    Args:
+        evidence: gets the digests of what evidence the entries name.
+        is_whole: whether no entry is damaged. Otherwise that may be the push or the promotion of a version.
+    """
+    pushed, meant = set[str](), set[tuple[str, str]]()
+    for entry in state.entries:
+        found: list[str] = []
+        if entry.action == "push":
+            pushed.add(entry.version)
+        if is_whole and entry.version not in pushed:
+            found.append(f"the version {entry.version[:12]} was not pushed before")
+        if is_whole and entry.action == "rollback" and (entry.alias, entry.version) not in meant:
+            found.append(f"{entry.alias} had not meant the version {entry.version[:12]} before")
+        if entry.action == "promote":
+            if not all(finding.get("passed") for finding in entry.facts.get("findings", ())):
+                found.append("a rule of the policy had refused it")
+            if rules := _unjudged(root, entry, policies):
+                found.append(f"the policy has rules that were not judged: {', '.join(rules)}")
+        if entry.action in MOVES:
+            meant.add((entry.alias, entry.version))
+        problems.extend(Problem(f"entry {entry.number} of {state.name}", why) for why in found)
+        for digest in entry.evidence if entry.action in ("attest", "approve", "promote", "refuse") else ():
+            try:
+                evidence.update(dict.fromkeys(attestation_about(root, digest, entry.version).objects))
+            except AifxError as e:
+                problems.append(Problem(e.what, e.why))
 
 
 def _unjudged(root: Root, entry: Entry, policies: CurrentPolicy | None) -> list[str]:

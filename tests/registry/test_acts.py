@@ -317,6 +317,19 @@ def test_forged_entries_are_problems_and_no_crash(root: Root) -> None:
         rollback(root, "fraud", "production", None, ANN)
 
 
+def test_a_rollback_to_what_was_never_live_is_found(root: Root) -> None:
+    promoted(root, "a", "b")
+    push_text(root, "c")
+    promote(root, "fraud@v3", "canary", ANN)
+    rollback(root, "fraud", "production", None, ANN)
+    assert verify_root(root, (), ()).problems == ()
+    forged = Entry("rollback", "eve", version=root.find("fraud@v3")[1].digest, alias="production")
+    made = root.act("fraud", None, lambda _: forged, again=True).entry
+    (problem,) = verify_root(root, (), ()).problems
+    assert problem.place == f"entry {made.number} of fraud"
+    assert "production had not meant" in problem.why
+
+
 def test_a_request_id_belongs_to_one_act(root: Root) -> None:
     once = Caller("ann", "job")
     push_text(root, "a", once)
