@@ -102,6 +102,8 @@ def import_object(key: str, name: str, project: Project) -> Any:
     if not all(part.isidentifier() for part in module_name.split(".")) or not attribute.isidentifier():
         why = "code of the project is named `module:NAME`"
         raise ConfigError(f"{key} = {name!r} cannot be imported", why, f'{key.partition(".")[2]} = "my_code:NAME"')
+    if project.code is not None:
+        sys.dont_write_bytecode = True  # a model version has the files of its manifest only
     try:
         with redirect_stdout(sys.stderr):  # what a module prints is not part of aifx's answer
             module = _import_module(module_name, key, project.code_path)

@@ -34,6 +34,9 @@ from aifx.registry.state import ModelState, NumberedVersion
 KIND, VERSION = "model", 1
 """Of the artefacts of versions."""
 
+CODE = "code"
+"""The folder of a version that has the project's own modules."""
+
 MODELS, OBJECTS, POLICY = "models", "objects", "policy"
 
 ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,49}")
@@ -223,14 +226,18 @@ def open_root(root: str | None, project: Project | None = None) -> Root:
 
 
 def check_files(artifact: Artifact, place: object) -> None:
-    """Raise DamagedArtifact for files that a version's digest does not cover, or that are not in its folder.
+    """Raise DamagedArtifact for files that a version's digest does not cover, that are not in its folder, or that are
+    code without its source.
 
-    No version is written with any. Code among them would run under a digest that was trusted.
+    No version is written with any. Code among them would run under a digest that was trusted, or that was read.
     """
     for name in artifact.descriptions:
         raise DamagedArtifact(place, f"{MANIFEST}: its digest does not cover {name!r}")
     for name in artifact.elsewhere:
         raise DamagedArtifact(place, f"{MANIFEST}: {name!r} is not in its folder")
+    for name in artifact.files:
+        if name.startswith(f"{CODE}/") and not name.endswith(".py"):
+            raise DamagedArtifact(place, f"{MANIFEST}: {name!r} is code without its source")
 
 
 def check_in_service(state: ModelState, digest: str) -> None:

@@ -13,6 +13,7 @@ It holds no time, no path, no machine and no report, so the same checkpoint is t
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -26,6 +27,7 @@ from aifx.checkpoint.manifest import ArrayEntry, Manifest, read_manifest, step_d
 from aifx.config.sections import RESUME_SAFE, ROUNDING, Section, is_marked
 from aifx.config.toml import literal, to_toml
 from aifx.core.artifact import (
+    MANIFEST,
     Artifact,
     DamagedArtifact,
     check_once,
@@ -34,6 +36,7 @@ from aifx.core.artifact import (
     seal,
     seal_files,
     short,
+    stray_files,
 )
 from aifx.core.code_digest import modules_below
 from aifx.core.digests import sha256_of
@@ -48,7 +51,7 @@ from aifx.data.spec import Column, DataSpec, need_spec
 from aifx.kernels.choices_file import read_kernel_choices, write_kernel_choices
 from aifx.kinds import read_config
 from aifx.registry.evidence import trusted_signer
-from aifx.registry.roots import KIND, VERSION, Root, check_files, open_root
+from aifx.registry.roots import CODE, KIND, VERSION, Root, check_files, open_root
 from aifx.registry.state import ModelState, NumberedVersion
 from aifx.runs.binding import BaseRun, base_manifest, binding_errors, read_digests, weights_digest, weights_of
 from aifx.runs.provenance import read_provenance
@@ -57,7 +60,6 @@ if TYPE_CHECKING:
     from aifx.registry.weight_file import StoredArray  # imports jax
 
 WEIGHTS = "weights.safetensors"
-CODE = "code"
 PARAMS, BASE = "params", "base"
 
 ANSWERING = {
@@ -231,6 +233,7 @@ def open_version(
     version = replace(read_version(folder, label), project=project)
     artifact, content = version.artifact, version.content
     if content.code:
+        _check_code(folder, artifact)
         if len(trust_code or "") < TRUSTED_DIGITS or not artifact.digest.startswith(str(trust_code)):
             own = ", ".join(name for name in artifact.files if name.startswith(f"{CODE}/"))
             why = f"it would run with your rights, and you have not trusted it: {own}"
@@ -238,6 +241,19 @@ def open_version(
             raise UntrustedCode(f"the model {label} has code of its own", why, hint)
         project = replace(project, code=folder / CODE)
     return version, project
+
+
+def _check_code(folder: Path, artifact: Artifact) -> None:
+    """Raise DamagedArtifact for files beside the code of a version that its digest does not cover.
+
+    Python would run a compiled module instead of its source, and import any other by its name.
+    """
+    strays = [path for path in stray_files(folder, artifact) if path.is_relative_to(folder / CODE)]
+    if strays:
+        why = f"{strays[0].relative_to(folder)} is not in {MANIFEST}, and Python could run it"
+        error = DamagedArtifact(folder, why)
+        error.hint = f"rm {shlex.join(map(str, strays))}"
+        raise error
 
 
 def read_version(folder: Path, label: str) -> ModelDirectory:

@@ -15,10 +15,10 @@ import model_runs
 import pytest
 
 import aifx
-from aifx.core.artifact import SealedFile, read_artifact
+from aifx.core.artifact import DamagedArtifact, SealedFile, read_artifact
 from aifx.core.errors import AifxError, CheckpointError, EnvironmentFault, UsageError
 from aifx.core.parsing import parse_json
-from aifx.core.project import Project
+from aifx.core.project import Project, cache_path
 from aifx.data.versions.catalog import Catalog
 from aifx.evaluation.held_out import Report, write_report
 from aifx.registry.roots import KIND, VERSION
@@ -96,6 +96,29 @@ def test_files_that_the_digest_does_not_cover_are_refused(project: Project, kind
     ):
         with pytest.raises(AifxError, match=why):
             call()
+
+
+def test_code_that_the_manifest_does_not_name_does_not_run(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    (stored,) = (project.root / "registry/models/tiny/versions").iterdir()
+    digest = read_artifact(stored, KIND, VERSION).digest
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
+    aifx.load("tiny@v1", trust_code=digest)
+    folder = cache_path("models") / digest
+    assert [path.name for path in (folder / "code").iterdir()] == ["tiny.py"]
+    for name in ("helper.py", "json/__init__.py", "__pycache__/tiny.cpython-313.pyc", "tiny.so"):
+        stray = folder / "code" / name
+        stray.parent.mkdir(exist_ok=True)
+        stray.write_bytes(b"")
+        with pytest.raises(DamagedArtifact, match=f"code/{name} is not in manifest.json") as caught:
+            open_version(folder, "tiny", project, trust_code=digest)
+        assert caught.value.hint == f"rm {stray}"
+        stray.unlink()
+    assert open_version(folder, "tiny", project, trust_code=digest)[0].model_digest == digest
+    artifact = read_artifact(folder, KIND, VERSION)
+    compiled = {"code/__pycache__/tiny.cpython-313.pyc": SealedFile(0, sha256(b"").hexdigest())}
+    (folder / "manifest.json").write_bytes(replace(artifact, files={**artifact.files, **compiled}).encode())
+    with pytest.raises(DamagedArtifact, match="is code without its source"):
+        open_version(folder, "tiny", project)
 
 
 def test_what_is_not_there_is_named(project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
