@@ -91,7 +91,7 @@ def test_stations_that_are_killed_after_their_effects_have_them_once(tmp_path: P
             with mock.patch("aifx.lines.runner.AIFX", tuple(aifx)):
                 assert set(Ticking(tmp_path / kind).tick().values()) == {"done"}
             found[kind] = killed_line.said(tmp_path / kind)
-    repeated = [one for one in found["killed"].pop("journal") if one[2] == "repeated"]
+    repeated = [one for one in found["killed"].pop("journal") if one[1] == "repeated"]
     assert {one[0] for one in repeated} == {"add", "train", "push", "promote"}
     del found["calm"]["journal"]
     assert found["killed"] == found["calm"]
