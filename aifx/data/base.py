@@ -202,6 +202,13 @@ class DataFormat(ABC):
         """
         raise undefined(type(self), "encode", "make predictions")
 
+    def encode_rows(self, rows: Sequence[Mapping[str, Any]]) -> Batch | None:
+        """What `encode` makes of each row, one example per row, at once and faster; None, as by default, if it cannot.
+
+        An exception means that one of the rows cannot be used: `encode` finds which.
+        """
+        return None
+
     def skip_reason(self, row: Mapping[str, Any]) -> str:
         """The reason why this row gets no prediction although the rows around it do; "" by default.
 

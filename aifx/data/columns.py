@@ -219,6 +219,26 @@ def encoder(column: Column) -> Callable[[Any], float]:
     return number
 
 
+def encode_column(column: Column, encode: Callable[[Any], float], values: Sequence[Any]) -> np.ndarray:
+    """What `encode`, the `encoder` of a column, makes of each value, float64 `[rows]`: at once if they are alike.
+
+    Raises ValueError for a value that does not fit.
+    """
+    kinds = set(map(type, values))
+    if column.is_categorical and kinds <= {str, type(None)}:  # equal ones of other types may have different texts
+        numbers = {value: encode(value) for value in set(values)}
+        return np.array([numbers[value] for value in values], np.float64)
+    if column.kind == "numeric" and kinds <= {str, float, int}:
+        try:
+            plain = np.array(list(map(float, values)), np.float64)
+        except (ValueError, OverflowError):  # a missing value, or one that `encode` refuses
+            plain = np.array([math.nan])
+        if (np.abs(plain) <= LARGEST).all() and not any(type(value) is str and "_" in value for value in values):
+            with np.errstate(over="ignore"):  # of a tiny scale
+                return np.clip((plain - column.mean) / column.scale, -FARTHEST, FARTHEST)
+    return np.array(list(map(encode, values)), np.float64)
+
+
 def format_value(column: Column, number: float) -> str:
     """The value from which `encoder` made a number, to the precision of float32."""
     if column.is_categorical:

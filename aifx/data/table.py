@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -41,6 +41,7 @@ from aifx.data.columns import (
     as_number,
     as_text,
     describe_columns,
+    encode_column,
     encoder,
     foreign_date,
     format_value,
@@ -146,6 +147,12 @@ class TableFormat(ArrayFormat):
             except ValueError as error:
                 raise ValueError(f"column {column.name!r}: {error}") from None
         return {"inputs": np.array([numbers], np.float32), **target_units(self.spec, 1)}
+
+    def encode_rows(self, rows: Sequence[Mapping[str, Any]]) -> Batch | None:
+        inputs = np.empty((len(rows), len(self._encoders)), np.float32)
+        for index, (column, encode) in enumerate(self._encoders):
+            inputs[:, index] = encode_column(column, encode, [field(row, column.name) for row in rows])
+        return {"inputs": inputs, **target_units(self.spec, len(rows))}
 
     def records(self, row: Row, prediction: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The columns of the row, then the first value of the prediction as "prediction", and its others after dots."""

@@ -19,6 +19,7 @@ from aifx.data.base import Batch, DataFormat, undefined
 from aifx.data.frames import Rows, rows_of
 from aifx.data.readers.rows import Row, input_file
 from aifx.data.readers.sources import SourceFile
+from aifx.data.spec import DataSpec
 from aifx.loading.restore import RestoredRun
 from aifx.objectives.base import Objective
 
@@ -54,10 +55,14 @@ def predict_rows(trained: RestoredRun, rows: Iterable[Row]) -> Iterator[tuple[Ro
             else:
                 yield row
 
-    decoded: dict[str, Any] = {}
+    objective, data, decoded = task.objective, task.data, dict[str, Any]()
     with project_errors(trained.config.parts, trained.project):
-        for row, outputs in in_batches(encoded_rows(form, usable()), predict, rows_per_batch):
-            decoded = record(task.objective, task.objective.decode(outputs, task.data))
+        if _defines_both(form, "encode", "encode_rows"):
+            predictions = _predicted_at_once(form, objective, data, usable(), predict, rows_per_batch)
+        else:
+            outputs = in_batches(encoded_rows(form, usable()), predict, rows_per_batch)
+            predictions = ((row, record(objective, objective.decode(found, data))) for row, found in outputs)
+        for row, decoded in predictions:
             while read[0][1]:
                 skipped, reason = read.popleft()
                 yield skipped, _nulls(decoded) | {"reason": reason}
@@ -67,6 +72,42 @@ def predict_rows(trained: RestoredRun, rows: Iterable[Row]) -> Iterator[tuple[Ro
         if not decoded:
             raise DataError(f"{skipped.place}: the row cannot be used", reason, "correct the row, or leave it out")
         yield skipped, _nulls(decoded) | {"reason": reason}
+
+
+def _defines_both(found: object, one: str, all: str) -> bool:
+    """Whether the class that defines the method `one` also defines its counterpart for many rows."""
+    return next(all in vars(cls) for cls in type(found).__mro__ if one in vars(cls) or all in vars(cls))
+
+
+def _predicted_at_once(
+    form: DataFormat,
+    objective: Objective,
+    data: DataSpec,
+    rows: Iterator[Row],
+    predict: Callable[[Batch], Mapping[str, np.ndarray]],
+    batch_size: int,
+) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """Each row with its prediction; `batch_size` rows are encoded, predicted and decoded at once."""
+    encoder = RowEncoder(form)
+    while chunk := list(islice(rows, batch_size)):
+        padding = batch_size - len(chunk)
+        batch = {
+            name: np.concatenate([values, np.zeros((padding, *values.shape[1:]), values.dtype)])
+            for name, values in encoder.encode_rows(chunk).items()
+        }
+        outputs = {name: values[: len(chunk)] for name, values in predict(batch).items()}
+        yield from zip(chunk, _decoded(objective, outputs, data), strict=True)
+
+
+def _decoded(objective: Objective, outputs: Mapping[str, np.ndarray], data: DataSpec) -> list[dict[str, Any]]:
+    """The predictions of rows with one example each."""
+    if _defines_both(objective, "decode", "decode_rows"):
+        return objective.decode_rows(outputs, data)
+    each = (
+        {name: values[row : row + 1] for name, values in outputs.items()}
+        for row in range(len(next(iter(outputs.values()))))
+    )
+    return [record(objective, objective.decode(one, data)) for one in each]
 
 
 def _nulls(value: Any) -> Any:
@@ -82,6 +123,20 @@ class RowEncoder:
     def __init__(self, form: DataFormat) -> None:
         self.form = form
         self._first: dict[str, tuple[Any, ...]] | None = None
+
+    def encode_rows(self, rows: Sequence[Row]) -> Batch:
+        """The examples of rows, one each, as `DataFormat.encode_rows` makes them. Raises as `encode` does."""
+        try:
+            batch = self.form.encode_rows([row.values for row in rows])
+        except (MemoryError, RecursionError):
+            raise
+        except Exception:  # `encode` names the row
+            batch = None
+        if batch is None:
+            each = [self.encode(row) for row in rows]
+            return {name: np.concatenate([one[name] for one in each]) for name in each[0]}
+        _check_fields(self.form, rows[0], batch)
+        return batch
 
     def encode(self, row: Row) -> Batch:
         """The examples of a row. Raises DataError naming the row whose arrays differ from those of the first."""

@@ -172,6 +172,13 @@ class Objective:
         """
         return {name: values[0].tolist() for name, values in predictions.items()}
 
+    def decode_rows(self, predictions: Mapping[str, np.ndarray], data: DataSpec) -> list[dict[str, Any]]:
+        """The records of rows with one example each, `[rows, ...]`: for each what `decode` returns, as plain values.
+
+        By default it is not called. A class that defines it and `decode` decodes a batch at once, which is faster.
+        """
+        raise undefined(type(self), "decode_rows", "decode rows at once")
+
 
 LARGER_IS_BETTER = frozenset({"accuracy", "margin", "chosen"})
 """Metrics of `ratios` of which more is better, unless an objective says it itself."""

@@ -161,11 +161,17 @@ class Classification(Classifier):
 
     def decode(self, predictions: Mapping[str, np.ndarray], data: DataSpec) -> dict[str, Any]:
         """The predicted class as "label", its "probability", and the "probabilities" of all classes."""
-        (values,) = predictions["probabilities"]
-        thresholds = self._fixed(data.classes, 1 / len(data.classes))
-        best = int((values if thresholds is None else values / thresholds).argmax())
-        by_class = dict(zip(data.classes, values.tolist(), strict=True))
-        return {"label": data.classes[best], "probability": float(values[best]), "probabilities": by_class}
+        (found,) = self.decode_rows(predictions, data)
+        return found
+
+    def decode_rows(self, predictions: Mapping[str, np.ndarray], data: DataSpec) -> list[dict[str, Any]]:
+        values, classes = predictions["probabilities"], data.classes
+        thresholds = self._fixed(classes, 1 / len(classes))
+        best = (values if thresholds is None else values / thresholds).argmax(axis=-1).tolist()
+        return [
+            {"label": classes[at], "probability": row[at], "probabilities": dict(zip(classes, row, strict=True))}
+            for at, row in zip(best, values.tolist(), strict=True)
+        ]
 
     def worst_errors(self, totals: Totals, data: DataSpec, count: int) -> list[WorstError]:
         """As `Objective.worst_errors`; behind each class is the probability that the model gave it."""

@@ -93,5 +93,9 @@ class Regression(Objective):
 
     def decode(self, predictions: Mapping[str, np.ndarray], data: DataSpec) -> dict[str, Any]:
         """The predicted "value", a list if there are several."""
-        values = predictions["values"][0] * data.target_scale + data.target_mean
-        return {"value": values.tolist() if data.target_size > 1 else float(values[0])}
+        (found,) = self.decode_rows(predictions, data)
+        return found
+
+    def decode_rows(self, predictions: Mapping[str, np.ndarray], data: DataSpec) -> list[dict[str, Any]]:
+        values = predictions["values"] * data.target_scale + data.target_mean
+        return [{"value": row if data.target_size > 1 else row[0]} for row in values.tolist()]

@@ -7,11 +7,19 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import inprocess
 import numpy as np
 import pytest
+
+import aifx
+from aifx.data.spec import DataSpec
+from aifx.data.table import TableFormat
+from aifx.loading import prediction
+from aifx.objectives.classification import Classification
 
 TOML = """\
 [task]
@@ -58,13 +66,21 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def decode_alone(objective: Classification, predictions: Mapping[str, np.ndarray], data: DataSpec) -> dict[str, Any]:
+    """What a classifier answers for one example, by the thresholds that it keeps."""
+    (values,) = predictions["probabilities"]
+    label = data.classes[int(np.argmax(values / np.array(list(objective.decides_by(data).values()))))]
+    by_class = {name: float(value) for name, value in zip(data.classes, values, strict=True)}
+    return {"label": label, "probability": by_class[label], "probabilities": by_class}
+
+
 def write_toml(project: Path, target: str, ignore: str, objective: str, steps: int = 100) -> None:
     toml = TOML.format(target=target, ignore=json.dumps([ignore]), objective=objective, steps=steps)
     (project / "aifx.toml").write_text(toml)
 
 
 @pytest.mark.representative("a table of one's own")
-def test_classes_from_a_file_to_predictions(project: Path) -> None:
+def test_classes_from_a_file_to_predictions(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_toml(project, "label", "price", "classification")
     checked = command(project, "config", "check")
     assert "size   numeric      -0.99" in checked.stdout
@@ -108,6 +124,14 @@ def test_classes_from_a_file_to_predictions(project: Path) -> None:
     assert re.search("-:1: .*\n.*'site'", command(project, "predict", "-", stdin='{"size": 1}\n', code=2).stderr)
     again = command(project, "predict", "out.csv", code=2)
     assert re.search("out.csv:2: .*'prediction'", again.stderr)
+    loaded = aifx.load(project / "runs/main")
+    asked = [*rows[:40], {"size": 0.25, "site": "a"}, {"size": None, "site": None}, {"size": " 1e-3 ", "site": True}]
+    at_once = list(loaded.predict(asked))
+    for owner, name in ((TableFormat, "encode_rows"), (Classification, "decode_rows")):
+        monkeypatch.setattr(owner, name, None)  # never called
+    monkeypatch.setattr(prediction, "_defines_both", lambda *_: False)
+    monkeypatch.setattr(Classification, "decode", decode_alone)
+    assert list(loaded.predict(asked)) == at_once
     measured = json.loads(command(project, "eval", "--data", "rows.csv", "--json").stdout)["datasets"][0]
     assert measured["metrics"]["examples"] == 1200
 
