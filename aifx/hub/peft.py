@@ -26,6 +26,8 @@ from aifx.hub.exporting import Export, ExportType, open_export
 from aifx.hub.weights import DIGESTS, tensor_digest
 from aifx.models.hub import Array, Tensor, plain_shape
 from aifx.nn.adapters import A, B
+from aifx.registry.versions import ModelDirectory, open_base
+from aifx.runs.binding import BaseRun
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
@@ -67,12 +69,15 @@ def export_adapter(
 
 
 def base_source(export: Export) -> str | None:
-    """The source that the base run was imported from; None if its weights are not those of an imported model."""
-    if export.run.model_digest is not None:  # it does not say where its base came from
-        return None
-    base = export.manifest.run["base"]
-    origin = export.run.sibling(base["run"])
-    if read_manifest(origin.checkpoints / str(base["step"])).run.get("base") or not origin.imported.exists():
+    """The source that the base was imported from; None if its weights are not those of an imported model."""
+    if isinstance(version := export.run, ModelDirectory):
+        return version.imported_from if len(version.content.levels) == 2 else None
+    base = BaseRun(**export.manifest.run["base"])
+    if base.version is not None:
+        version = open_base(export.run, base)
+        return version.imported_from if len(version.content.levels) == 1 else None
+    origin = export.run.sibling(base.run)
+    if read_manifest(origin.checkpoints / str(base.step)).run.get("base") or not origin.imported.exists():
         return None
     source = parse_json(origin.imported.read_bytes()).get("source")
     return source if isinstance(source, str) else None

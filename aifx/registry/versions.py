@@ -207,6 +207,11 @@ class ModelDirectory(RunDirectory):
         return {**found, "config": config, "source": self.artifact.notes.get("source")}
 
     @property
+    def imported_from(self) -> str | None:
+        """The source of the imported model whose weights its last level has; None if that was trained."""
+        return self.artifact.notes.get("imported_from")
+
+    @property
     def layout(self) -> list[str]:
         """Its arrangement on devices, as `--set` takes it."""
         return [f"{key}={literal(value)}" for key, value in self.artifact.notes.get("layout", {}).items()]
@@ -441,6 +446,10 @@ def write_version(
         pad = (origin.get("config") or {}).get("pad_token_id")
         content = replace(content, imported={"architecture": origin.get("architecture"), "pad_token_id": pad})
         notes["source"] = _source_name(origin.get("source"))
+        if isinstance(last := sources[-1], _StoredLevel):
+            notes["imported_from"] = last.version.imported_from
+        elif last.run.imported.exists():
+            notes["imported_from"] = notes["source"]
     artifact = Artifact(KIND, VERSION, plain(content), {WEIGHTS: weights, **rest}, notes=notes)
     seal(folder, artifact)
     return artifact

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import inprocess
@@ -14,11 +15,13 @@ import pytest
 from adapter_runs import logits_of, make_adapter_run
 from safetensors.numpy import load_file
 
+import aifx
 from aifx.core.errors import UsageError
-from aifx.hub.exporting import export_model
+from aifx.hub.exporting import export_model, open_export
 from aifx.hub.importing import import_model
-from aifx.hub.peft import export_adapter
+from aifx.hub.peft import base_source, export_adapter
 from aifx.loading.restore import restore_run
+from aifx.registry.versions import open_named_base
 
 STORED = Path(__file__).with_name("stored_adapter_logits.npz")
 QUICK = ("llama",)
@@ -88,6 +91,23 @@ def test_an_adapter_folder_adds_to_each_tensor_what_merging_adds(
         assert a.shape[0] == rank == b.shape[1]
         delta = alpha / rank * (b @ a)
         np.testing.assert_allclose(base[key] + (delta.T if name == "gpt2" else delta), merged[key], atol=1e-5)
+
+
+def test_adapters_of_and_on_model_versions_name_what_the_base_was_imported_from(
+    adapted, empty_project, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(empty_project.root)
+    run = adapted("llama")
+    for name, model in (("base", "whole"), ("adapted", "fox")):
+        aifx.registry_push(name, model)
+    aifx.export_model("fox@v1", tmp_path / "adapter", format="peft")
+    config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "./llama"  # paths of a machine stay on it
+    export = open_export(run, empty_project, None, None)
+    for reference, expected in (("whole@v1", "./llama"), ("fox@v1", None)):  # fox has adapters: it is no imported model
+        base = open_named_base(reference, empty_project)[1].document()
+        manifest = replace(export.manifest, run={**export.manifest.run, "base": base})
+        assert base_source(replace(export, manifest=manifest)) == expected
 
 
 @pytest.mark.slow
