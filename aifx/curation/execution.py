@@ -57,7 +57,7 @@ from aifx.curation.continuing import continued
 from aifx.curation.profile import MOST_PARTS, PartialProfile, complete_profile, merge_profiles, profile_rows
 from aifx.curation.step import Limits, Step, check_row_ids
 from aifx.curation.task_results import RESULT, KeptFiles, TaskResult, earlier_results, task_key, tasks_document
-from aifx.curation.work_folders import WORK, holding_dataset, holding_work, steps_folder
+from aifx.curation.work_folders import WORK, holding_dataset, holding_work, sketches_of, steps_folder
 from aifx.data.versions.catalog import (
     Catalog,
     check_dataset_name,
@@ -374,6 +374,9 @@ def _prepare(step: Step, work: Path, limits: Limits) -> Mapping[str, Any]:
     folder = work / PREPARED
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
+    sketches = sketches_of(folder)
+    for kept in (sketches, *sketches.glob("*/")):  # a call that was killed may have begun a sketch
+        remove_temporary(kept)
     facts = step.prepare(folder, limits)
     write_json(done, facts)
     return facts

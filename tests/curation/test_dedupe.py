@@ -188,6 +188,17 @@ def test_sketches_are_kept_and_those_of_another_algorithm_refused(
     assert refused.value.hint == f"aifx data dedupe {version.reference} --near 0.6 --rebuild-sketches"
 
 
+def test_sketches_that_a_killed_step_began_are_removed(catalog: Catalog) -> None:
+    version = texts_version(catalog, numbered(texts_with_copies(5, 3)), 20)
+    folder = version.path.parent / "sketches"
+    (folder / "digests-1").mkdir(parents=True)
+    for begun in (folder, folder / "digests-1"):
+        (begun / ".of-a-shard.npy.0123456789ab.tmp").touch()
+    dedupe(catalog, version, 0.8)
+    assert list(folder.glob("*.npy"))
+    assert list(folder.rglob("*.tmp")) == []
+
+
 def test_a_file_in_place_of_the_folder_of_sketches_is_named(catalog: Catalog) -> None:
     version = texts_version(catalog, numbered(texts_with_copies(5, 3)), 20)
     (version.path.parent / "sketches").touch()
