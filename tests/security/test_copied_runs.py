@@ -85,7 +85,7 @@ def test_a_report_is_not_written_into_a_linked_folder(run: RunDirectory, outside
     run.eval.symlink_to(outside)
     report = Report("copied", 10, "test", "none", {"loss": 1.0}, ())
     with pytest.raises(UnsafeFile, match="eval is a link"):
-        write_report(run, report, data_digest="")
+        write_report(run, report)
     assert untouched(outside)
 
 
