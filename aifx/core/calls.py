@@ -71,16 +71,23 @@ class CallProcess(Generic[R]):
 
         Raises EnvironmentFault if it has ended, which it does not by itself.
         """
-        for line in self.child.take_error_lines():
-            logger.warning("%s", line.decode("utf-8", "replace"))
+        self._log_lines()
         ended = self.child.ended  # before the output, so that none is missed
         self._read += self.child.take_output()
         while (frame := _take_frame(self._read)) is not None:
-            yield pickle.loads(frame)
+            kind, value = pickle.loads(frame)
+            if kind in ("end", "error"):  # lines that it wrote before may still be in their pipe
+                pump([self.child], 0.0)
+                self._log_lines()
+            yield kind, value
         if ended is not None:
             why = f"{ended.how}: it may have needed more memory than there is"
             hint = "give it more --memory"
             raise EnvironmentFault("the process that does the work ended without an answer", why, hint)
+
+    def _log_lines(self) -> None:
+        for line in self.child.take_error_lines():
+            logger.warning("%s", line.decode("utf-8", "replace"))
 
     def values(self, *arguments: Any) -> Iterator[R]:
         """Call, and yield what the function yields. Raises what it raises, and as `answers` does."""

@@ -21,7 +21,7 @@ from aifx.core.requests import Request
 from aifx.lines.file import Place
 
 BACKENDS = {"slurm": "slurm", "k8s": "kubernetes"}
-LOG_LINES = 20
+REASON_LINES = 20
 """Lines of a log among which the reason of a failure is looked for."""
 
 
@@ -104,7 +104,7 @@ class Job:
             except EnvironmentFault as e:
                 self.text = f"{self.on} job {self._record.job}: {e.what}"
 
-    def log(self, most: int = LOG_LINES) -> list[bytes]:
+    def log(self, most: int = REASON_LINES) -> list[bytes]:
         """The last lines that the job has written. Raises EnvironmentFault."""
         lines: list[bytes] = []
         self._find()
@@ -122,8 +122,8 @@ class Job:
     def _end(self, record: LaunchRecord, status: JobStatus, answer: bytes) -> JobEnd:
         name = f"{self.on} job {record.job}"
         if status.is_gone:
-            more = "and nothing says how it ended" if self.on == "slurm" else ""
-            why = f"{name} is gone: {status.why}" + (f", {more}" if more else "")
+            more = ", and nothing says how it ended" if self.on == "slurm" else ""
+            why = f"{name} is gone: {status.why}{more}"
             return JobEnd(ExitCode.UNABLE, stopped=why, hint=f"aifx launch logs {record.id}")
         code = ExitCode.OK if status.state == "completed" else status.exit_code
         if status.state == "stopped":

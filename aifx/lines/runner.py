@@ -411,10 +411,9 @@ class TickRun:
             return opened.failures < MAX_BUSY
         error = document.get("error")
         is_transient = isinstance(error, Mapping) and error.get("transient") is True
-        is_asked_again = is_transient or (
-            opened.on != "local" and not document
-        )  # a job was not submitted, or not begun
-        return is_asked_again and found.code == ExitCode.UNABLE and opened.failures < station.retries
+        # A job without a document was not submitted, or did not begin.
+        may_pass = is_transient or (opened.on != "local" and not document)
+        return may_pass and found.code == ExitCode.UNABLE and opened.failures < station.retries
 
     def _hidden(self, name: str, station: Station | None) -> tuple[str, ...]:
         """The secrets that a station's commands know, also if another process began them."""

@@ -74,7 +74,7 @@ class Open:
         return f"{self.attempt}-{self.job}"
 
     def outlives(self, tick: str) -> bool:
-        """Whether a cluster runs it since an earlier tick than the one for a time."""
+        """Whether a cluster runs it, and it began in an earlier tick. `tick`: the time of the present one."""
         return self.on != "local" and self.seen.get(TICK) != tick
 
 

@@ -15,9 +15,6 @@ from aifx.core.results import Result
 from aifx.verbs.arguments import StrPath
 from aifx.verbs.line_ticks import look, open_line
 
-LOG_LINES = 1000
-"""Lines of a job's output that are shown, the last ones."""
-
 if TYPE_CHECKING:
     from aifx.core.project import Project
     from aifx.lines.file import Line, Place
@@ -25,6 +22,9 @@ if TYPE_CHECKING:
     from aifx.lines.runner import TickRun
     from aifx.lines.state import StationState
     from aifx.lines.tick import Decision
+
+SHOWN_LINES = 1000
+"""Lines of a job's output that `line logs` shows, the last ones."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _job_log(project: Project, on: Place, request: str) -> CommandLog:
 
     job = Job(project, on, request)
     try:
-        lines, error = job.log(most=LOG_LINES) if job.is_recorded() else [], ""
+        lines, error = job.log(most=SHOWN_LINES) if job.is_recorded() else [], ""
     except EnvironmentFault as e:
         lines, error = [], f"{e.what}: {e.why}"
     return CommandLog(("launch", "logs", job.launch), _text(b"\n".join(lines)), error)

@@ -31,7 +31,7 @@ def ignore_reader(stream: TextIO) -> None:
 
 
 def is_plain(stream: TextIO) -> bool:
-    """Whether text goes to `stream` as it is: it is no terminal, and is not to be taken for one."""
+    """Whether text goes to `stream` as it is: it is no terminal, and no variable says that it is like one."""
     return not any(map(os.environ.get, ("FORCE_COLOR", "TTY_COMPATIBLE"))) and not stream.isatty()
 
 

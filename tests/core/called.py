@@ -59,10 +59,9 @@ def die(number: int) -> int:
 
 
 def large(count: int) -> Iterator[bytes]:
-    sys.stdout.write("of a library\n")  # first: a line that comes with the last answer may be read after it
-    sys.stdout.flush()
     for number in range(count):
         yield bytes([number]) * (3 << 20)
+    sys.stdout.write("of a library\n")
 
 
 def pid_and_sleep() -> Iterator[int]:
