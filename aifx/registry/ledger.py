@@ -125,18 +125,31 @@ class Ledger:
     store: Store
     name: str
 
-    def entries(self) -> tuple[Entry, ...]:
-        """All entries in order. Raises DamagedLedger naming the first that breaks the chain, EnvironmentFault."""
-        entries, problems = self.inspect()
+    def entries(self, known: Sequence[Entry] = ()) -> tuple[Entry, ...]:
+        """All entries in order. Raises DamagedLedger naming the first that breaks the chain, EnvironmentFault.
+
+        Args:
+            known: the first ones, as an earlier call returned them. If their files are there, they are not read again.
+        """
+        entries, problems = self.inspect(known)
         if problems:
             raise DamagedLedger(f"{self.name} is damaged", problems[0], "aifx registry verify")
         return entries
 
-    def inspect(self) -> tuple[tuple[Entry, ...], list[str]]:
-        """The entries that can be read, and a line for each that is damaged, missing or in the wrong place."""
-        files = {name: data for name, data in self.store.read_files().items() if _NAME.fullmatch(name)}
-        entries, problems, previous, last = list[Entry](), list[str](), "", 0
-        for number in sorted({int(name.removesuffix(".json")) for name in files}):
+    def inspect(self, known: Sequence[Entry] = ()) -> tuple[tuple[Entry, ...], list[str]]:
+        """The entries that can be read, and a line for each that is damaged, missing or in the wrong place.
+
+        Args:
+            known: as of `entries`.
+        """
+        names = {name for name in self.store.files() if _NAME.fullmatch(name)}
+        if not names.issuperset(file_name(entry.number) for entry in known):
+            known = ()
+        numbers = {int(name.removesuffix(".json")) for name in names} - {entry.number for entry in known}
+        files = dict(self.store.read_many([file_name(number) for number in numbers]))
+        entries, problems = list(known), list[str]()
+        previous, last = known[-1].digest if known else "", len(known)
+        for number in sorted(numbers):
             if (gap := number - last) > 1:  # one line: a stray file may have any number
                 after = f", and so are the {gap - 2} after it" if gap > 2 else ""
                 problems.append(f"{self._url(number - gap + 1)} is missing{after}")

@@ -55,6 +55,7 @@ class VersionOfAlias:
             raise UsageError(f"--watch with --model {reference}", why, f"aifx serve --model {self._name}@ALIAS --watch")
         self.reference, self.first, self._server = reference, serving, server
         self._seen, self._adopted = self._seen_before(), ""
+        self._entries: tuple[Entry, ...] = ()
 
     def _seen_before(self) -> tuple[int, str]:
         """The number and the digest of the last entry that a server of this name has seen."""
@@ -79,13 +80,14 @@ class VersionOfAlias:
         )
 
     def _read(self) -> ModelState:
-        entries = self._root.ledger(self._name).entries()
+        # The last entry is read again at each look: it has the digest of the one before, and so of all.
+        entries = self._root.ledger(self._name).entries(self._entries[:-1])
         number, digest = self._seen
         if len(entries) < number or (number and entries[number - 1].digest != digest):
             what = f"the ledger of {self._name} is not the one that this server has seen"
             why = f"entry {number} was {digest}, and it is gone or another one"
             raise DamagedLedger(what, why, f"aifx registry verify {self._name} --head {digest}")
-        self._seen = (len(entries), entries[-1].digest if entries else "")
+        self._seen, self._entries = (len(entries), entries[-1].digest if entries else ""), entries
         return ModelState(self._name, entries)
 
     def _restore(self, state: ModelState, version: NumberedVersion) -> RestoredRun:

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from aifx.core.artifact import Artifact, DamagedArtifact, seal, seal_files
-from aifx.core.errors import DataError, UsageError
+from aifx.core.errors import AifxError, DataError, UsageError
 from aifx.core.project import Project
-from aifx.core.stores import open_store
+from aifx.core.stores import Store, open_store
 from aifx.registry import acts
 from aifx.registry.acts import (
     Act,
@@ -35,7 +35,7 @@ from aifx.registry.acts import (
 from aifx.registry.documents import parse_evidence
 from aifx.registry.evidence import Kind, attestations_of
 from aifx.registry.judge import Finding
-from aifx.registry.ledger import Entry, LostRace
+from aifx.registry.ledger import Entry, LostRace, file_name
 from aifx.registry.reports import (
     compare_versions,
     heads_of,
@@ -186,6 +186,43 @@ def test_a_server_that_follows_another_alias_has_left_the_first(root: Root, tmp_
     second = start("staging")
     second.adopted(second.newest())
     assert (adopted("production"), adopted("staging")) == ([("v1", True)], [("v2", False)])
+
+
+def test_a_server_reads_each_entry_once_and_the_last_one_again(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each look, a ledger of 10,000 entries in a store would be as many requests."""
+    promoted(root, "a", "b")
+    asked, real = list[str](), Store.read
+
+    def read(store: Store, name: str) -> bytes | None:
+        if store.url.endswith("fraud/ledger"):
+            asked.append(name)
+        return real(store, name)
+
+    monkeypatch.setattr(Store, "read", read)
+    source = VersionOfAlias(root, "fraud@production", "", Project(tmp_path), (), server="host-8000")
+
+    def looked() -> tuple[str, list[str]]:
+        asked.clear()
+        return source.newest().label, [name.removesuffix(".json").lstrip("0") for name in asked]
+
+    count = len(root.state("fraud").entries)
+    assert looked() == ("fraud@production (v2)", [str(number + 1) for number in range(count)])
+    assert looked() == ("fraud@production (v2)", [str(count)])
+    rollback(root, "fraud", "production", None, ANN)
+    assert looked() == ("fraud@production (v1)", [str(count), str(count + 1)])
+    file = Path(root.store.path) / "models/fraud/ledger" / file_name(count + 1)
+    last = root.state("fraud").entries[-1]
+    file.write_bytes(replace(last, actor="eve").encode())
+    with pytest.raises(AifxError, match="not the one that this server has seen"):
+        source.newest()
+    file.write_bytes(replace(last, previous="5" * 64).encode())
+    with pytest.raises(AifxError, match="is damaged"):
+        source.newest()
+    file.unlink()
+    with pytest.raises(AifxError, match="not the one that this server has seen"):
+        source.newest()
 
 
 @pytest.mark.parametrize("moves", [False, True])
