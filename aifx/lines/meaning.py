@@ -54,7 +54,11 @@ class LineMeaning:
                 return is_due(began, self.now, parse_duration(term.subject), self.line.timezone)
             return outcome_of(term.subject) == term.kind
 
-        return "" if station.condition.judge(is_true) else f"not: {station.when}"
+        if station.condition.judge(is_true):
+            return ""
+        changed = [subject_name(term.subject) for term in station.condition.terms() if term.kind == "changed"]
+        unknown = [name for name in changed if name not in self.bindings]
+        return f"not: {station.when}" + (f"; there is no {' and no '.join(unknown)} yet" if unknown else "")
 
     def key(self, station: Station, identities: Mapping[str, Any]) -> str:
         """Return the digest of what a station works on, given the identities of what the stations before it made."""

@@ -19,7 +19,7 @@ from typing import Any
 from aifx.cluster.jobs import POLL_S
 from aifx.core.errors import AifxError, ExitCode
 from aifx.core.files import FolderBusy, holding, make_folders
-from aifx.core.json_files import write_json
+from aifx.core.json_files import cannot_write, write_json
 from aifx.core.parsing import parse_json
 from aifx.core.processes import KILLED, Apart, signal_text
 from aifx.core.project import Project
@@ -39,7 +39,7 @@ from aifx.lines.tick import Decision, Meaning, Rules, decide
 ATTEMPTS = "attempts"
 COMMANDS = "commands.json"
 MAX_BUSY = 5
-"""Times that an attempt is repeated that was preempted or killed."""
+"""Times that an attempt is repeated that was preempted or killed, or met a full disk."""
 MAX_PAUSE_S = 3600.0
 WATCH_S = 15.0
 """Between two questions to a scheduler after a tick."""
@@ -83,14 +83,19 @@ def folder_of(line: Line) -> Path:
 
 @contextmanager
 def held(line: Line) -> Iterator[None]:
-    """Hold a line for a tick. Raises FolderBusy, which exits 75 and names the other process."""
+    """Hold a line for a tick. Raises FolderBusy, which exits 75 and names the other process.
+
+    An OSError of the tick, such as that of a full disk, is raised as AifxError.
+    """
     folder = folder_of(line)
-    make_folders(folder, below=folder.parent)
     try:
+        make_folders(folder, below=folder.parent)
         with holding(folder, f"the line {line.path}", "runs a tick"):
             yield
     except FolderBusy as e:
         raise FolderBusy(e.what, e.why, e.hint, exit_code=ExitCode.PREEMPTED) from None
+    except OSError as e:
+        raise cannot_write(Path(e.filename) if isinstance(e.filename, str) else folder, e) from e
 
 
 @dataclass
@@ -407,7 +412,7 @@ class TickRun:
     def _is_repeatable(self, station: Station | None, opened: Open, found: Exit, document: Mapping[str, Any]) -> bool:
         if station is None or found.stopped:
             return False
-        if found.was_lost or found.code in (ExitCode.PREEMPTED, KILLED):  # nothing was decided
+        if found.was_lost or found.was_full or found.code in (ExitCode.PREEMPTED, KILLED):  # nothing was decided
             return opened.failures < MAX_BUSY
         error = document.get("error")
         is_transient = isinstance(error, Mapping) and error.get("transient") is True
@@ -473,11 +478,21 @@ def _error(name: str, found: Exit, document: Mapping[str, Any], one: Try) -> dic
     given = document.get("error")
     given = given if isinstance(given, Mapping) else {}
     what = f"command {found.command} of {name} {_how(found)}"
-    lines = one.errors(found.command).decode(errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip() and not line.startswith("hint: ")), "")
-    why = ": ".join(str(given[part]) for part in ("what", "why") if given.get(part)) or last[:300]
+    given = given or _written_error(one.errors(found.command).decode(errors="replace"))
+    why = ": ".join(str(given[part]) for part in ("what", "why") if given.get(part))
+    silent = "the disk was full" if found.was_full else "it wrote nothing"
     hint = given.get("hint") or f"aifx line logs {name}; then: aifx line retry {name}"
-    return {"what": what, "why": redact(found.stopped or why or "it wrote nothing"), "hint": str(hint)}
+    return {"what": what, "why": redact(found.stopped or why or silent), "hint": str(hint)}
+
+
+def _written_error(text: str) -> dict[str, str]:
+    """The error in what a command wrote to stderr: that of aifx in its three parts, otherwise the last line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    at = next((number for number, line in enumerate(lines) if line.startswith("error: ")), None)
+    if at is None or not lines[-1].startswith("hint: "):
+        return {"why": lines[-1][:300]} if lines else {}
+    what, hint = lines[at].removeprefix("error: "), lines[-1].removeprefix("hint: ")
+    return {"what": what, "why": " ".join(lines[at + 1 : -1])[:300], "hint": hint}
 
 
 def _code(document: Mapping[str, Any]) -> int:

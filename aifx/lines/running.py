@@ -4,7 +4,8 @@
                                   process     /proc/PID/stat of the first of them, when it began
                                   stdout-1    of the first command
                                   stderr-1
-                                  exit        "2 75": command 2 was the last one, and exited 75
+                                  exit        "2 75": command 2 was the last one, and exited 75; "2 75 full" if the
+                                              disk was full
                                   stopped     why the line ended it
 
 The lock is taken before the process begins, and the process inherits it. So a killed line leaves one of three states:
@@ -31,6 +32,8 @@ from aifx.core.redaction import is_secret_variable
 AIFX = tuple(aifx_command())
 GRACE_S = 30.0
 """Between SIGTERM and SIGKILL of a try that exceeds its time limit: a training saves what it has."""
+RESERVED_BYTES = {".process": 1024, ".exit": 64}
+"""Files that the shell fills and renames. Their room is taken before it begins, so that a full disk hides no end."""
 ERROR_BYTES = 1 << 16
 DOCUMENT_BYTES = 16 << 20
 
@@ -44,8 +47,12 @@ _BEGINNINGS = ("LC_", "XDG_", "AIFX_", "CUDA_", "NVIDIA_", "XLA_", "JAX_", "NCCL
 # A shell writes down its process and the exit code, because nobody may be there to wait for it. SIGTERM goes to the
 # whole group: the shell ignores it by a trap, which the commands do not inherit, so that it sees how they end.
 _BEGIN = """trap : TERM INT HUP
-{ read -r stat </proc/$$/stat && echo "$stat"; } >process 2>/dev/null
-end() { echo "$1 $2" >.exit && mv .exit exit; exit "$2"; }
+{ read -r stat </proc/$$/stat && echo "$stat" 1<>.process && mv .process process; } 2>/dev/null
+end() {
+  full=; [ "$2" = 0 ] || { echo room >.room && rm .room; } 2>/dev/null || full=full
+  echo "$1 $2 $full" 1<>.exit && mv .exit exit
+  exit "$2"
+}
 try=$PWD
 """
 
@@ -59,12 +66,14 @@ class Exit:
         code: its exit code; 128 and the number of the signal that ended it.
         stopped: why the line ended it, or empty.
         was_lost: the try was killed together with the shell that would have written its exit code.
+        was_full: there was no room on the disk, so what the command wrote may be missing.
     """
 
     command: int
     code: int
     stopped: str = ""
     was_lost: bool = False
+    was_full: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,8 @@ class Try:
                 end = f'cd "$try"; end {number}'
                 lines.append(f"{shlex.join(words)} {files} || {{ code=$?; {end} $code; }}\n")
             lines.append(f'cd "$try"; end {len(commands)} 0\n')
+            for name, size in RESERVED_BYTES.items():
+                _reserve(self.path / name, size)
             os.set_inheritable(handle, True)
             return start_apart(["/bin/sh", "-c", "".join(lines)], env=environ, cwd=self.path, holds=handle)
         finally:
@@ -115,8 +126,8 @@ class Try:
         runs = self._is_locked()
         stopped = self.stopped()
         words = _read_some(self.path / "exit", 100).split()
-        if len(words) == 2 and words[0].isdigit() and words[1].isdigit():
-            return Exit(int(words[0]), int(words[1]), stopped)
+        if len(words) >= 2 and words[0].isdigit() and words[1].isdigit():
+            return Exit(int(words[0]), int(words[1]), stopped, was_full=words[2:] == [b"full"])
         if runs:
             return True
         if (self.path / "process").exists():
@@ -204,6 +215,14 @@ def _read_variables(path: Path) -> dict[str, str]:
             raise ConfigError(f"{path}:{number} sets no variable", "a line is NAME=VALUE", "correct the line")
         found[name.strip()] = value.strip().strip("\"'")
     return found
+
+
+def _reserve(path: Path, size: int) -> None:
+    handle = open_file(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        os.write(handle, b" " * size)
+    finally:
+        os.close(handle)
 
 
 def _stat(path: Path) -> tuple[int, int] | None:

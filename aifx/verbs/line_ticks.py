@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -18,6 +19,7 @@ from aifx.core.results import Result
 from aifx.verbs.arguments import StrPath
 
 if TYPE_CHECKING:
+    from aifx.lines.delivery import Deliveries
     from aifx.lines.file import Line, Station
     from aifx.lines.runner import TickRun
     from aifx.lines.state import Open, StationState
@@ -333,6 +335,7 @@ def line_backfill(
     return Backfill(tuple(ticks), times)
 
 
+_SIZE = re.compile(r"[0-9.]+ [kMGT]?B\b")
 SEND_S = 60.0
 """Between two deliveries of events while a line waits."""
 LOOK_S = 0.5
@@ -383,9 +386,10 @@ def line_watch(
             reported = ""
         except AifxError as e:
             run = None  # what it would decide is not known before the next period
-            if str(e) != reported:
+            subject = _SIZE.sub("", str(e))  # the room on a full disk is another one each time
+            if subject != reported:
                 on_line(f"the tick ended: {e.what}: {e.why}" + (f"; {e.hint}" if e.hint else ""))
-            reported = str(e)
+            reported = subject
         if not stop:
             sender.send()
             _wait(line, began, stop, sender, run)
@@ -415,7 +419,7 @@ class _Sender:
 
     def __init__(self, project: Project, path: Path, on_line: Report) -> None:
         self.project, self.path, self.on_line = project, path, on_line
-        self._at, self._reported = 0.0, frozenset[str]()
+        self._at, self._reported = 0.0, dict[str, str]()
 
     def send_if_due(self) -> None:
         if time.monotonic() - self._at >= SEND_S:
@@ -427,19 +431,27 @@ class _Sender:
         from aifx.lines.file import read_targets
 
         try:
-            if not (targets := read_targets(self.path)):
-                return
-            found = deliver(locate(self.project), targets, os.environ, limit_s=20)
-            errors = [*found.problems, *(one.problem for one in found.targets if one.problem is not None)]
-            texts = {f"{one['what']}: {one['why']}" for one in errors}
-            texts |= {f"events wait for {one.target}: {one.failed[0].reason}" for one in found.targets if one.failed}
+            targets = read_targets(self.path)
+            texts = self._texts(deliver(locate(self.project), targets, os.environ, limit_s=20)) if targets else {}
         except AifxError as e:
-            texts = {f"{e.what}: {e.why}"}
+            texts = {"": f"{e.what}: {e.why}"}
         finally:
             self._at = time.monotonic()
-        for text in sorted(texts - self._reported):
-            self.on_line(text)
-        self._reported = frozenset(texts)
+        for subject, text in texts.items():
+            if text != self._reported.get(subject):
+                self.on_line(text)
+        self._reported = texts
+
+    def _texts(self, found: Deliveries) -> dict[str, str]:
+        """The failures of a delivery by their subject. One whose next attempt is not due yet stays what it was."""
+        errors = [*found.problems, *(one.problem for one in found.targets if one.problem is not None)]
+        texts = {text: text for text in (f"{one['what']}: {one['why']}" for one in errors)}
+        for one in found.targets:
+            if one.failed:
+                texts[one.target] = f"events wait for {one.target}: {one.failed[0].reason}; aifx notify ls"
+            elif one.waiting and not one.sent and one.target in self._reported:
+                texts[one.target] = self._reported[one.target]
+        return texts
 
 
 def _times(line: Line, begin: str, end: str) -> tuple[float, ...]:

@@ -68,7 +68,7 @@ def test_a_record_is_flushed_before_its_process_starts(tmp_path: Path) -> None:
         unflushed = set[str]()
         for call, _, path in (made.partition(" ") for made in calls.made):
             unflushed = unflushed | {path} if call == "write" else unflushed - {path} if call == "fsync" else unflushed
-        assert not unflushed
+        assert {Path(path).name for path in unflushed} <= set(running.RESERVED_BYTES)  # room for what the shell writes
         return real(*args, **kwargs)  # type: ignore[arg-type]
 
     real = running.start_apart
