@@ -12,6 +12,7 @@ import numpy as np
 
 from aifx.config.best_by import BestBy, Direction, best_by_of
 from aifx.config.project_errors import project_errors
+from aifx.config.toml import literal
 from aifx.core.digests import sha256_of_json
 from aifx.core.errors import DataError, ExitCode, UsageError, did_you_mean
 from aifx.core.plurals import counted
@@ -34,6 +35,7 @@ from aifx.evaluation.settings import (
 from aifx.loading.references import with_references
 from aifx.loading.restore import RestoredRun, restore_run
 from aifx.programs.build import Programs
+from aifx.registry.versions import ModelDirectory
 from aifx.tasks.base import dataset_of
 
 ALPHA = 0.05
@@ -128,6 +130,30 @@ class Comparison(Result):
         return ExitCode.OK if self.passed else ExitCode.VERDICT
 
 
+@dataclass(frozen=True)
+class FirstModel(Result):
+    """A model with none to compare it with yet, as `aifx eval --against NAME@ALIAS --allow-first --json` prints it.
+
+    Attributes:
+        wanted: the alias that means no version yet, "NAME@ALIAS".
+    """
+
+    subject: Side
+    wanted: str
+    explanation: str
+    verdict: Literal["first"] = "first"
+
+
+def first_model(run: RunDirectory, project: Project, wanted: str, step: StepChoice | None = None) -> FirstModel:
+    """Note that a checkpoint has nothing to be compared with; the run keeps that in eval/<step>.json."""
+    trained = restore_run(run, project, step=step)
+    side = Side(run.name, trained.step, run.model_digest or trained.manifest.state_digest)
+    found = FirstModel(side, wanted, f"{wanted} means no version yet, so there is nothing to compare with")
+    with reports_of_step(run, trained.step) as reports:
+        reports["comparisons"].append(found.document())
+    return found
+
+
 def compare_runs(
     run: RunDirectory,
     project: Project,
@@ -146,7 +172,8 @@ def compare_runs(
     """Compare the checkpoints of two runs on a split, or on a file; the first run keeps it in eval/<step>.json.
 
     Args:
-        split: None takes `eval.split`. Both runs must hold out the same rows in it.
+        split: None takes `eval.split`. Both runs must hold out the same rows in it. A model version reads that
+            version of a data set which the first run was trained on.
         data: a file or folder that both read instead.
         metric: what decides; None takes `checkpoint.best_by` of the first run.
         margin: None takes `eval.margin`.
@@ -162,11 +189,9 @@ def compare_runs(
     safe = SAFE_OVERRIDES if data is None else DATASET_READING
     for one, of in ((run, project), other):
         check_overrides(one, of, overrides, safe)
-    sides = [
-        Answers.of(one, of, split, data, at, overrides)
-        for one, of, at in ((run, project, step), (*other, against_step))
-    ]
-    first, second = sides
+    first = Answers.of(run, project, split, data, step, overrides)
+    rows = [] if data is not None else _rows_of(first.trained, other[0])
+    sides = [first, second := Answers.of(*other, split, data, against_step, [*rows, *overrides])]
     _check_same_rows(first, second)
     best_by = metric or best_by_of(first.trained.config)
     sums = [side.sums(best_by.metric) for side in sides]
@@ -302,6 +327,13 @@ class Answers:
         what = f"run {self.side.run}: {metric!r} cannot decide between two models"
         why = f"it is no ratio of sums over rows, or there is none such; {near}"
         raise UsageError(what, why, f'aifx eval --against RUN --metric "min {next(iter(self.of_metric))}"')
+
+
+def _rows_of(first: RestoredRun, other: RunDirectory) -> list[str]:
+    """The setting by which a model version, which names no data, reads the version of a data set that a run did."""
+    reference = getattr(first.config.data, "dataset", None)
+    is_named = reference is not None and not isinstance(first.run, ModelDirectory)
+    return [f"data.dataset={literal(reference)}"] if is_named and isinstance(other, ModelDirectory) else []
 
 
 def _with_dataset(programs: Programs, dataset: Dataset) -> Programs:

@@ -352,7 +352,7 @@ def _compare_data(run: RunDirectory, project: Project, config: Config, task: Tas
             config = replace(config, data=config.data.model_copy(update=whole))
     else:
         before = read_provenance(run).get("data_digest")
-    if before is None or before == data_digest(task, config):
+    if before is None or before == data_digest(task, config) or _keeps_splits(run, config.data, project):
         return
     # The digest covers how the data is read as well. Look again without the overrides that change that.
     own = read_current(run, project) if isinstance(run, ModelDirectory) else read_config(run.config, project)
@@ -362,6 +362,21 @@ def _compare_data(run: RunDirectory, project: Project, config: Config, task: Tas
         logger.warning(
             f"the data has changed since {run.title} was trained: what is held out now may be what it learnt from"
         )
+
+
+def _keeps_splits(run: RunDirectory, data: object, project: Project) -> bool:
+    """Whether `aifx data split` left each row that a model version was trained on in its split."""
+    trained_on = set((run.content.data or {}).get("versions", ())) if isinstance(run, ModelDirectory) else set()
+    open_parts = getattr(data, "open_parts", None)
+    kept = set[str]()
+    for part in open_parts(project) if open_parts and trained_on else ():
+        manifest, catalog = part.manifest, part.catalog
+        while manifest.made_by.name == "split" and (earlier := manifest.facts.get("continues")):
+            kept.add(earlier)
+            if not catalog.holds(earlier):
+                break
+            manifest = catalog.manifest(earlier)
+    return bool(trained_on) and trained_on <= kept
 
 
 def write_report(run: RunDirectory, report: Report) -> None:

@@ -10,6 +10,7 @@ from aifx.core.errors import UsageError
 from aifx.core.project import Project, RunDirectory
 from aifx.kinds import read_config
 from aifx.loading.restore import RestoredRun, read_current
+from aifx.registry.versions import ModelDirectory
 
 SAFE_OVERRIDES = ("data.eval_stride", "data.seq_len", "data.packing")
 """Settings of how a split is read; nothing moves from one split to another by these."""
@@ -52,7 +53,8 @@ def measuring_settings(trained: RestoredRun) -> dict[str, Any]:
         if key in values[section]:
             found[name] = values[section][key]
     overridden = {one.key: one.new for one in compare(read_current(trained.run, trained.project), trained.config)}
-    others = {key: value for key, value in overridden.items() if not key.startswith(ROUNDING_ALONE)}
+    places = trained.run.files if isinstance(trained.run, ModelDirectory) else ()  # which data_digest covers
+    others = {k: v for k, v in overridden.items() if not k.startswith(ROUNDING_ALONE) and k not in places}
     return dict(sorted({**found, **others}.items()))
 
 

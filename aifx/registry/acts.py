@@ -356,6 +356,8 @@ def _look(state: ModelState, comparison: Mapping[str, Any]) -> dict[str, Any]:
     Who looks again and again at the same rows finds a difference sooner or later, so each look must be made with a
     smaller alpha than the one before (`aifx.evaluation.against.alpha_of_look`).
     """
+    if comparison.get("verdict") == "first":  # there was nothing to compare with, so it looked at no rows
+        return {}
     digest, split = str(comparison.get("data_digest")), str(comparison.get("split", ""))
     taken, look = looks_at(state, digest, split), int(number(comparison.get("look")) or 1)
     if look <= taken:

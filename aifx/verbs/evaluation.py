@@ -11,11 +11,11 @@ from aifx.core.errors import UsageError
 from aifx.core.steps import parse_step
 from aifx.verbs.arguments import Settings, Step, StrPath, overrides
 from aifx.verbs.jobs import OnLost, is_first_of_job, joined_job
-from aifx.verbs.models import is_reference, open_model, open_registry
+from aifx.verbs.models import is_reference, is_vacant, open_model, open_registry
 
 if TYPE_CHECKING:
     from aifx.data.splits import Split
-    from aifx.evaluation.against import Comparison
+    from aifx.evaluation.against import Comparison, FirstModel
     from aifx.evaluation.dataset import DatasetReport, DatasetReports
     from aifx.evaluation.held_out import BetterLast, Part
     from aifx.evaluation.held_out import Report as Evaluation
@@ -181,7 +181,8 @@ def compare_models(
     against_step: Step = None,
     settings: Settings = None,
     trust_code: str | None = None,
-) -> Comparison:
+    allow_first: bool = False,
+) -> Comparison | FirstModel:
     """Compare the checkpoints of two runs on the same rows, by a paired bootstrap over groups of rows.
 
     The comparison is also kept in the first run. The verdict is good if the first is better, or not worse than the
@@ -200,6 +201,7 @@ def compare_models(
         against_step: that of the other run.
         settings: values over those of the configurations of both runs, by key.
         trust_code: digest of a model version whose own code may run.
+        allow_first: the verdict is "first", a good one, if `against` is an alias that means no version yet.
 
     Example:
         >>> found = aifx.compare_models("runs/main", "runs/main", margin=0.1, settings={"eval.group": "_row"})
@@ -207,11 +209,13 @@ def compare_models(
         'not worse'
     """
     from aifx.config.best_by import parse_best_by
-    from aifx.evaluation.against import compare_runs
+    from aifx.evaluation.against import compare_runs, first_model
     from aifx.registry.state import looks_at
 
     best_by = None if metric is None else parse_best_by(metric, "--metric")
     directory, project = open_model(run, trust_code if is_reference(run) else None)
+    if allow_first and is_vacant(wanted := os.fspath(against)):
+        return first_model(directory, project, wanted, parse_step(step))
     names = [os.fspath(model) for model in (run, against) if is_reference(model)]
     ledgers = [open_registry(name)[0].find(name)[0] for name in names]
     return compare_runs(

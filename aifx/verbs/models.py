@@ -118,3 +118,16 @@ def open_registry(label: str) -> tuple[Root, Project]:
 
     project = load_config(project).apply_to(project)
     return open_root(None, project), project
+
+
+def is_vacant(label: str) -> bool:
+    """Whether an alias, such as "fraud@production", means no version yet. Raises UsageError for what is no alias."""
+    from aifx.registry.roots import check_alias, check_model_name
+    from aifx.registry.state import ModelState
+
+    if not is_reference(label):
+        raise UsageError("--allow-first requires --against NAME@ALIAS", f"{label} is no alias", "leave it out")
+    name, _, alias = label.partition("@")
+    root, _ = open_registry(label)
+    entries = root.ledger(check_model_name(name)).entries()
+    return check_alias(alias) not in ModelState(name, entries).aliases

@@ -121,7 +121,9 @@ def command_types() -> dict[str, Any]:
         "line-logs": StationLogs,
         "line-backfill": Backfill,
         **{f"line-{name}": LineDecision for name in ("retry", "skip", "approve", "pause", "resume")},
-        "eval": held_out.Report | dataset.DatasetReports | against.Comparison | shadow.ShadowReport,
+        "eval": (
+            held_out.Report | dataset.DatasetReports | against.Comparison | against.FirstModel | shadow.ShadowReport
+        ),
         "predict": Predictions,
         "generate": GeneratedText,
         "serve": Listening,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         DatasetReport,
         DatasetReports,
         Evaluation,
+        FirstModel,
         ShadowReport,
     )
 
@@ -67,6 +68,11 @@ AgainstOption = Annotated[
     typer.Option(
         "--against", metavar="RUN[:STEP]|MODEL", help="Compare with another run or NAME@ALIAS on the same rows instead."
     ),
+]
+
+AllowFirstOption = Annotated[
+    bool,
+    typer.Option("--allow-first", help="With --against NAME@ALIAS: pass if the alias means no version yet."),
 ]
 
 MetricOption = Annotated[
@@ -135,6 +141,7 @@ def eval_(
     set_: SetOption = None,
     html: HtmlOption = None,
     against: AgainstOption = None,
+    allow_first: AllowFirstOption = False,
     metric: MetricOption = None,
     margin: MarginOption = None,
     look: LookOption = 1,
@@ -161,7 +168,8 @@ def eval_(
     each of them separately and does not read the data that the run was trained on.
 
     With --against, both models answer the same rows, and a bootstrap over groups of rows decides. It exits 1 unless the
-    first is better, or not worse than the margin. With --shadow, the second model of the server is compared with the
+    first is better, or not worse than the margin. With --allow-first, the first version of an alias passes, since there
+    is nothing to compare it with. With --shadow, the second model of the server is compared with the
     first in the same way, if outcomes of 30 requests are known.
     """
     with terminal(json) as out:
@@ -178,6 +186,7 @@ def eval_(
         if shadow is not None:
             others: dict[str, Any] = {"--run": run, "--model": model, "--step": step, "--split": split, "--data": data}
             others |= {"--benchmark": benchmark, "--gate": gate, "--set": set_, "--html": html, "--against": against}
+            others["--allow-first"] = allow_first or None
             _check_shadow(shadow, {**others, "--trust-code": trust_code})
             report_of_both = compare_shadow(
                 shadow, labels=labels, target=target or "target", metric=metric, margin=margin, look=look
@@ -191,6 +200,7 @@ def eval_(
         chosen, gates = choose_model(run, model), gate or ()
         how: dict[str, Any] = {"step": step, "settings": set_, "trust_code": trust_code}
         compared = {"--metric": metric, "--margin": margin, "--look": look if look > 1 else None}
+        compared["--allow-first"] = allow_first or None
         if against is None and (given := [option for option, value in compared.items() if value is not None]):
             raise UsageError(f"{given[0]} requires --against", "it is about two models", "aifx eval --against RUN")
         if against is not None:
@@ -205,6 +215,7 @@ def eval_(
                 margin=margin,
                 look=look,
                 against_step=other_step,
+                allow_first=allow_first,
                 **how,
             )
             out.result(found)
@@ -272,8 +283,11 @@ def _show_shadow(out: Output, found: ShadowReport) -> None:
         out.print(found.explanation)
 
 
-def _show_comparison(out: Output, found: Comparison) -> None:
+def _show_comparison(out: Output, found: Comparison | FirstModel) -> None:
     """Print the verdict, and below it what it is formed of."""
+    if found.verdict == "first":
+        out.print(found.explanation)
+        return
     names = [f"{side.run}, step {side.step}" for side in (found.subject, found.incumbent)]
     out.print(f"{names[0]}, compared with {names[1]}, on the {found.data_name}")
     level = f"{1 - found.alpha:.2%} interval"

@@ -217,7 +217,7 @@ def test_a_table_is_measured_and_predicted_as_by_its_run(tmp_path: Path, monkeyp
 
 
 @pytest.mark.slow
-def test_only_other_data_than_a_version_was_trained_on_is_warned_of(
+def test_only_rows_that_may_have_changed_their_split_are_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     toml = model_runs.TABLE.replace('path = "data/table.csv"', 'dataset = "rows"')
@@ -226,12 +226,48 @@ def test_only_other_data_than_a_version_was_trained_on_is_warned_of(
     aifx.data_split("rows", validation=0.2, test=0.2)
     assert run("train", "--run", "main", "--set", "train.num_steps=1")[0] == 0
     aifx.registry_push("main", "tiny")
-    assert "the data has changed" not in run("eval", "--model", "tiny@v1")[2]
-    with open("data/table.csv", "a") as file:
-        file.write("0.5,x,yes\n" * 20)
-    aifx.data_add("rows", "data/table.csv", license="CC0-1.0")
-    aifx.data_split("rows", validation=0.2, test=0.2)
-    assert "the data has changed since model tiny@v1" in run("eval", "--model", "tiny@v1")[2]
+    for share, is_warned_of in ((0.2, False), (0.3, True)):  # other shares divide all rows again
+        assert "the data has changed" not in run("eval", "--model", "tiny@v1")[2]
+        with open("data/table.csv", "a") as file:
+            file.write("0.5,x,yes\n" * 20)
+        aifx.data_add("rows", "data/table.csv", license="CC0-1.0")
+        aifx.data_split("rows", validation=0.2, test=share)
+        assert ("the data has changed since model tiny@v1" in run("eval", "--model", "tiny@v1")[2]) is is_warned_of
+
+
+@pytest.mark.slow
+def test_a_run_is_compared_with_the_version_in_service_on_its_own_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The project names no data set. The first comparison has nothing to compare with, which is evidence, too."""
+    toml = model_runs.TABLE.replace('path = "data/table.csv"', "")
+    monkeypatch.chdir(model_runs.make_project(tmp_path / "project", toml).root)
+    Path("policy.toml").write_text('[aliases.production]\nbetter = {margin = 0.9, metric = "min loss"}\n')
+    aifx.registry_init("policy.toml")
+    other = ["--against", "tiny@production", "--metric", "min loss", "--margin", "0.9", "--set", "eval.group=_row"]
+    digests = []
+    for number, verdict in enumerate(("first", "not worse"), 1):
+        with open("data/table.csv", "a") as file:
+            file.writelines(f"{row % 7},x,{'no' if row % 2 else 'yes'}\n" for row in range(400 * number))
+        aifx.data_add("rows", "data/table.csv", license="CC0-1.0")
+        made = aifx.data_split("rows", validation=0.2, test=0.3)
+        name = f"run-{number}"
+        assert run("train", "--run", name, "--set", f"data.dataset={made.reference}", "--set=train.num_steps=1")[0] == 0
+        assert run("eval", "--run", name, *other)[0] == (2 if number == 1 else 0)
+        code, out, err = run("eval", "--run", name, *other, "--allow-first", "--json")
+        assert (code, json.loads(out)["verdict"], err) == (0, verdict, "")
+        pushed = aifx.registry_push(name, "tiny")
+        for _ in range(2 if verdict == "first" else 1):  # that is no look at the rows
+            assert aifx.registry_attest(pushed.reference, kind="comparison").action == "attest"
+        assert aifx.registry_promote(pushed.reference, "production").action == "promote"
+        digests.append(pushed.digest)
+    found = json.loads(out)
+    assert found["against"] == digests[0]
+    assert found["data"].startswith(made.reference)
+    assert found["different_settings"] == {}
+    assert run("eval", "--run", name, "--against", "run-1", "--allow-first")[0] == 2
+    assert run("eval", "--run", name, "--against", "tiny@v9", "--allow-first")[0] == 2
+    assert run("eval", "--run", name, "--allow-first")[0] == 2
 
 
 @pytest.mark.slow
