@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -46,12 +47,15 @@ def line_check(
     return check_line(_path(file, found), found, Knowledge(os.environ, check_command, _has_field))
 
 
-def line_graph(file: StrPath | None = None, *, svg: StrPath | None = None, project: StrPath = ".") -> LineGraph:
-    """Read which stations of a line need which, and the outcome of each one's last end. Runs nothing.
+def line_graph(
+    file: StrPath | None = None, *, html: StrPath | None = None, svg: StrPath | None = None, project: StrPath = "."
+) -> LineGraph:
+    """Report which stations of a line need which, and the state of each, also as a page or a picture. Runs nothing.
 
     Args:
         file: by default line.toml of the project.
-        svg: file for a picture.
+        html: file for a web page.
+        svg: file for the picture alone.
         project: a folder in the project.
 
     Example:
@@ -60,20 +64,29 @@ def line_graph(file: StrPath | None = None, *, svg: StrPath | None = None, proje
         ...
         aifx.core.errors.ConfigError: ...
     """
-    from aifx.core.pages import write_page
-    from aifx.lines.file import read_line
-    from aifx.lines.graph import graph_of
-    from aifx.lines.journal import Journal
-    from aifx.lines.runner import folder_of
-    from aifx.lines.state import fold
+    from aifx.core.pages import date, write_page
+    from aifx.core.redaction import redact
+    from aifx.lines.graph import GraphStation, LineGraph
+    from aifx.verbs.line_ticks import open_line, status_of
 
-    line = read_line(_path(file, find_project(Path(project))))
-    folder = folder_of(line)
-    state = fold(Journal(folder).records()) if folder.is_dir() else fold(())
-    found = graph_of(line, {name: one.last.outcome for name, one in state.stations.items() if one.last is not None})
-    if svg is not None:
-        write_page(found.svg(), Path(svg))
-    return found
+    line, found = open_line(file, project)
+    status, levels, stations = status_of(line, found), dict[str, int](), list[GraphStation]()
+    for one, station in zip(status.stations, line.stations.values(), strict=True):
+        levels[one.station] = 1 + max((levels[parent] for parent in station.parents), default=-1)
+        why = ": ".join(filter(None, (one.what, one.why)))
+        stations.append(GraphStation(
+            one.station, levels[one.station], station.parents, tuple(redact(text) for text in station.run),
+            station.when, one.verdict, one.on, one.state, why, one.hint, one.since, one.next,
+        ))  # fmt: skip
+    notes = [f"next tick {date(status.next)}" if status.next is not None else ""]
+    notes += ["paused: aifx line resume" if status.is_paused else "", "a tick is open" if status.is_open else ""]
+    problem = status.problem
+    notes += [f"the next tick's stations are not known: {problem['what']}: {problem['why']}" if problem else ""]
+    graph = LineGraph(str(line.path), tuple(stations), time.time(), tuple(filter(None, notes)))
+    for path, draw in ((html, graph.page), (svg, graph.svg)):
+        if path is not None:
+            write_page(draw(), Path(path))
+    return graph
 
 
 def line_unit(

@@ -173,9 +173,13 @@ def line_status(*, file: StrPath | None = None, project: StrPath = ".") -> LineS
         >>> [(one.station, one.state, one.verdict) for one in aifx.line_status().stations]
         [('keys', 'done', 'done'), ('release', 'waiting', '')]
     """
+    return status_of(*open_line(file, project))
+
+
+def status_of(line: Line, found: Project) -> LineStatus:
+    """The state of a line of a project."""
     from aifx.lines.schedule import next_start
 
-    line, found = open_line(file, project)
     run, made, problem = look(line, found)
     now = time.time()
     following = None if line.every_s is None else next_start(now, line.every_s, line.timezone)

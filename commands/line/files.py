@@ -53,19 +53,21 @@ def check(file: FileOption = None, json: JsonOption = False) -> None:
 
 def graph(
     file: FileOption = None,
-    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Write a picture to FILE.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a web page to FILE.")] = None,
+    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Also write the picture to FILE.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show which stations need which, and how each ended last.
+    """Show which stations need which, and the state of each. Starts nothing.
 
     Examples:
         aifx line graph
+        aifx line graph --html line.html
         aifx line graph --svg line.svg
     """
     with terminal(json) as out:
         from aifx.verbs.line_files import line_graph
 
-        found = line_graph(file, svg=svg)
+        found = line_graph(file, html=html, svg=svg)
         out.result(found)
         for row in found.text():
             out.print(row)

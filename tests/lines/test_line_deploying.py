@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
+from random import Random
 from xml.etree import ElementTree
 
 import pytest
@@ -17,6 +20,7 @@ from kubernetes_schema import JOB, POD, faults, schema_at
 from aifx.core.errors import AifxError
 from aifx.lines.deploying import calendar_of, cron_of
 from aifx.lines.file import Line
+from aifx.lines.graph import HEIGHT, GraphStation, LineGraph
 from aifx.lines.schedule import next_start, parse_duration
 
 LINE = """
@@ -118,13 +122,52 @@ def test_kubernetes_takes_the_cron_job_and_the_deployment(tmp_path: Path) -> Non
             assert kept[f"/project/{folder}"] == f".{folder}"
 
 
-def test_the_graph_has_each_station_below_its_parents_and_escapes_texts(tmp_path: Path) -> None:
-    text = aifx(tmp_path, "graph", "--svg", "line.svg")
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_the_graph_shows_states_and_escapes_texts(tmp_path: Path) -> None:
+    text = aifx(tmp_path, "graph", "--svg", "line.svg", "--html", "line.html")
     rows = text.splitlines()
-    assert (rows[0], rows[1].split()[:3]) == ("data", ["train", "after", "data"])
+    assert (rows[0].split(), rows[1].split()[:3]) == (["data", "ready"], ["train", "after", "data"])
     root = ElementTree.parse(tmp_path / "line.svg").getroot()
-    names = [one.text for one in root.iter("{http://www.w3.org/2000/svg}text") if one.get("class") == "name"]
+    names = [one.text for one in root.iter(f"{SVG}text") if one.get("class") == "name"]
     assert names == ["data", "train"]
-    assert any("<b>&" in (one.text or "") for one in root.iter("{http://www.w3.org/2000/svg}title"))
-    places = [int(one.get("y", 0)) for one in root.iter("{http://www.w3.org/2000/svg}rect")]
-    assert places[0] < places[1]
+    assert any("<b>&" in (one.text or "") for one in root.iter(f"{SVG}title"))
+    page = (tmp_path / "line.html").read_text()
+    assert "<b>&" not in page
+    assert "&lt;b&gt;&amp;" in page
+    assert not re.search(r"<script|\son\w+=|href=|src=|url\(", page)
+    assert '<span class="word info">ready</span>' in page
+
+
+def station(name: str, *after: str) -> GraphStation:
+    return GraphStation(name, 0, after, ("x",), "", "", "local", "done", "", "", None, None)
+
+
+@pytest.mark.parametrize("columns", [1, 4])
+def test_stations_are_below_their_parents_and_no_arrow_crosses_a_box(columns: int) -> None:
+    random = Random(7)
+    for count in range(1, 16):
+        names = [f"s{number}" for number in range(count)]
+        stations = tuple(station(name, *random.sample(names[:at], min(at, random.randrange(4))))
+                         for at, name in enumerate(names))  # fmt: skip
+        root = ElementTree.fromstring(LineGraph("line.toml", stations, 0.0, ()).svg(columns))
+        boxes = {one.findtext(f"{SVG}text"): [float(one.get(key, 0)) for key in ("x", "y", "width", "height")]
+                 for one in root.iter(f"{SVG}svg") if one is not root}  # fmt: skip
+        assert all(boxes[one.name][1] > boxes[parent][1] for one in stations for parent in one.after)
+        rows: dict[float, list[float]] = {}
+        for x, y, *_ in boxes.values():
+            rows.setdefault(y, []).append(x)
+        width = next(iter(boxes.values()))[2]
+        assert max(len(row) for row in rows.values()) <= columns
+        assert all(b - a >= width for row in rows.values() for a, b in pairwise(sorted(row)))
+        paths = [one.get("d", "") for one in root.iter(f"{SVG}path")]
+        assert len(paths) == sum(len(one.after) for one in stations)
+        right = float(root.get("viewBox", "").split()[2])
+        for path in paths:
+            for place, end in re.findall(r" (\S+),\S+ V(\S+)", path):
+                assert 0 < float(place) < right
+                assert not any(x <= float(place) <= x + w and y < float(end) <= y + h for x, y, w, h in boxes.values())
+            begin, end = (float(re.findall(r",([\d.]+)", path.partition(" m")[0])[at]) for at in (0, -1))
+            passed = sorted(y for y in rows if begin < y < end)
+            assert [y + HEIGHT for y in passed] == [float(y) for y in re.findall(r"V(\S+)", path)], "one lane per row"
