@@ -56,6 +56,20 @@ def test_a_kill_at_each_change_of_lines(
     assert kills >= (80 if kind == "programs" else 10)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_kills_at_random_of_lines_and_of_their_stations(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    program = [sys.executable, str(HERE / "randomly_killed_line.py"), str(tmp_path), str(seed := seed_of_commit())]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+    lines = 250 if IS_LONG else 25
+    done = subprocess.run([*program, str(lines)], env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"seed {seed}:\n{done.stderr[-4000:]}"
+    record_property("kills of a line at random", kills := int(done.stdout))
+    assert kills >= 2 * lines
+
+
 def test_a_record_is_flushed_before_its_process_starts(tmp_path: Path) -> None:
     """A kill leaves what was written and not flushed, and a loss of power does not."""
     ticking, starts = Ticking(tmp_path), 0
