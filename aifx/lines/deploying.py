@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from aifx.cluster.kubernetes import pod_of, to_yaml
 from aifx.config.launch_section import KubernetesSection, LaunchSection
 from aifx.core.errors import ConfigError, UsageError
 from aifx.core.project import Project
+from aifx.lines.commands import find_command
 from aifx.lines.file import LINE, Line, Target
 from aifx.lines.schedule import UNITS
 
@@ -143,7 +144,8 @@ def manifest(
 ) -> str:
     """The CronJob that runs a line, or the Deployment that watches it. Raises UsageError, ConfigError.
 
-    Its variables have to be in `k8s.secrets` or `launch.environment`.
+    Its variables have to be in `k8s.secrets` or `launch.environment`. If a station submits jobs to Kubernetes, its pod
+    gets an account that may do so.
     """  # fmt: skip
     longest = 63 if watch else MAX_CRON_NAME
     if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", name) or len(name) > longest:
@@ -161,13 +163,44 @@ def manifest(
     for folder in (project.datasets, project.registry):
         if "://" not in folder and not Path(folder).expanduser().is_absolute():
             folders[folder] = f".{Path(folder).name}"
-    pod = pod_of(launch, k8s, stop_timeout_s, words, folders)
     labels = {"app.kubernetes.io/name": name, "app.kubernetes.io/managed-by": "aifx"}
     metadata: dict[str, Any] = {"name": name, "labels": labels}
     if k8s.namespace is not None:
         metadata["namespace"] = k8s.namespace
+    rights = list(_rights(metadata, k8s.service_account)) if _submits_jobs(line) else []
+    account = k8s.service_account or (name if rights else None)
+    pod = pod_of(launch, k8s.model_copy(update={"service_account": account}), stop_timeout_s, words, folders)
     kind, api, spec = ("Deployment", "apps/v1", _deployment) if watch else ("CronJob", "batch/v1", _cronjob)
-    return to_yaml({"apiVersion": api, "kind": kind, "metadata": metadata, "spec": spec(line, pod, labels)})
+    made = {"apiVersion": api, "kind": kind, "metadata": metadata, "spec": spec(line, pod, labels)}
+    return "---\n".join(map(to_yaml, [*rights, made]))
+
+
+def _submits_jobs(line: Line) -> bool:
+    stations = line.stations.values()
+    return any(
+        one.on == "k8s" or any(find_command(words).name == "launch k8s" for words in one.written) for one in stations
+    )
+
+
+def _rights(metadata: Mapping[str, Any], account: str | None) -> Iterator[dict[str, Any]]:
+    """What lets an account, by default one of its own, do with JobSets what `aifx.cluster.kubernetes` asks kubectl."""
+    if account is None:
+        yield {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}
+    api, name = "rbac.authorization.k8s.io", metadata["name"]
+    rules = (
+        ("jobset.x-k8s.io", "jobsets", ["get", "list", "create", "patch", "delete"]),
+        ("", "pods", ["get", "list", "delete"]),
+        ("", "pods/log", ["get"]),
+    )
+    given = [{"apiGroups": [group], "resources": [resource], "verbs": verbs} for group, resource, verbs in rules]
+    yield {"apiVersion": f"{api}/v1", "kind": "Role", "metadata": metadata, "rules": given}
+    yield {
+        "apiVersion": f"{api}/v1",
+        "kind": "RoleBinding",
+        "metadata": metadata,
+        "subjects": [{"kind": "ServiceAccount", "name": account or name}],  # of the binding's own namespace
+        "roleRef": {"apiGroup": api, "kind": "Role", "name": name},
+    }
 
 
 def _cronjob(line: Line, pod: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, Any]:

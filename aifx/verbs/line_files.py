@@ -149,6 +149,8 @@ def line_k8s(
 ) -> str:
     """Write the CronJob of Kubernetes that starts a line, or with `watch` a Deployment that runs for ever.
 
+    If a station submits jobs to Kubernetes, it begins with an account that may do so.
+
     Args:
         file: by default line.toml of the project.
         watch: a Deployment that runs `aifx line watch` instead.

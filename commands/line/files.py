@@ -113,6 +113,8 @@ def unit(
 def k8s(file: FileOption = None, watch: WatchOption = False, name: NameOption = None, set_: SetOption = None) -> None:
     """Print a CronJob of Kubernetes that starts a line, or with --watch a Deployment that stays.
 
+    If a station submits jobs to Kubernetes, an account that may do so is printed too.
+
     Examples:
         aifx line k8s > line.yaml
         aifx line k8s --watch --set launch.image=registry/lm:1 --set k8s.runs_claim=runs

@@ -49,9 +49,9 @@ secrets = { PGPASSWORD = "postgres/password" }
 NOW = datetime(2026, 12, 2, 13, 7, 11, tzinfo=UTC).timestamp()
 
 
-def aifx(folder: Path, *args: str, code: int = 0) -> str:
+def aifx(folder: Path, *args: str, code: int = 0, line: str = LINE) -> str:
     (folder / "aifx.toml").write_text(SETTINGS)
-    (folder / "line.toml").write_text(LINE)
+    (folder / "line.toml").write_text(line)
     found = run(["line", *args], folder, dict(os.environ))
     assert found.returncode == code, found.stderr
     return found.stdout if code == 0 else found.stderr
@@ -120,6 +120,31 @@ def test_kubernetes_takes_the_cron_job_and_the_deployment(tmp_path: Path) -> Non
         assert kept["/project/runs"] is None
         for folder in ("line", "datasets", "registry"):
             assert kept[f"/project/{folder}"] == f".{folder}"
+
+
+def test_a_line_that_submits_jobs_has_an_account_that_may(tmp_path: Path) -> None:
+    """Which calls of kubectl need which verb is Kubernetes' documentation of kubectl and RBAC; no server is asked."""
+    plain = yaml.safe_load(aifx(tmp_path, "k8s", "--name=lm"))
+    assert plain["spec"]["jobTemplate"]["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
+    submitting = LINE.replace('run = "aifx train', 'on = "k8s"\nrun = "aifx train')
+    launching = LINE.replace('"aifx data make"', '"aifx launch k8s --apply --no-follow -- train"')
+    for line, given in ((submitting, None), (launching, None), (submitting, "mine")):
+        options = [] if given is None else [f"--set=k8s.service_account={given}"]
+        documents = list(yaml.safe_load_all(aifx(tmp_path, "k8s", "--name=lm", *options, line=line)))
+        *accounts, role, binding, cron = documents
+        assert [one["kind"] for one in accounts] == ([] if given else ["ServiceAccount"])
+        assert {(one["metadata"]["name"], one["metadata"]["namespace"]) for one in documents} == {("lm", "research")}
+        name = given or accounts[0]["metadata"]["name"]
+        pod = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        assert (pod["serviceAccountName"], pod.get("automountServiceAccountToken", True)) == (name, True)
+        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": name}]
+        assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == (role["kind"], role["metadata"]["name"])
+        verbs = {(*one["apiGroups"], *one["resources"]): set(one["verbs"]) for one in role["rules"]}
+        assert verbs == {
+            ("jobset.x-k8s.io", "jobsets"): {"get", "list", "create", "patch", "delete"},
+            ("", "pods"): {"get", "list", "delete"},
+            ("", "pods/log"): {"get"},
+        }
 
 
 SVG = "{http://www.w3.org/2000/svg}"
