@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-import numpy as np
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from aifx.core.errors import DataError, UsageError
@@ -16,10 +15,11 @@ from aifx.core.pages import render
 from aifx.core.pages.canvas import CARD, Picture, canvas, ticks
 from aifx.core.plurals import counted
 from aifx.core.results import Result
-from aifx.curation.drift import LEAST_ROWS, binned, ks, psi
+from aifx.curation.column_drift import LEAST_ROWS, ColumnDrift, compare_columns
+from aifx.curation.column_samples import sample_columns
 from aifx.curation.history import ancestors, settings_text
 from aifx.curation.profile import EDGES, Histogram, Lengths, Profile, most_frequent, read_profile
-from aifx.data.names import CHAT, CLUSTER, RESERVED, ROW, SOURCE, SPLIT, Kind
+from aifx.data.names import CLUSTER, RESERVED, ROW, SOURCE, Kind
 from aifx.data.versions.catalog import Catalog, check_own_rows
 from aifx.data.versions.made_steps import MAKE, made_steps
 from aifx.data.versions.manifest import Manifest, Version
@@ -30,12 +30,6 @@ EXAMPLE_CHARACTERS = 300
 MOST_RULES = 20
 REMOVES_PERSONAL_DATA = ("pii", "erase")
 """Steps that take out what must not be shown."""
-
-SAMPLE_ROWS = 100_000
-
-Compared: TypeAlias = Literal["numbers", "lengths", "values"]
-
-_NUMBERS = ("int", "uint", "float", "double", "halffloat", "decimal")
 
 
 @dataclass(frozen=True)
@@ -98,26 +92,6 @@ class Duplicates:
     clustered_rows: int | None
     distinct_texts: int | None
     is_estimate: bool
-
-
-@dataclass(frozen=True)
-class ColumnDrift:
-    """The distance of a column between two versions.
-
-    Attributes:
-        of: its numbers, the lengths of its texts in characters, or the shares of its values.
-        psi: population stability index.
-        ks: Kolmogorov-Smirnov distance; None for values.
-        rows: that were compared, of each version.
-        medians: None for values.
-    """
-
-    column: str
-    of: Compared
-    psi: float
-    ks: float | None
-    rows: tuple[int, int]
-    medians: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -191,7 +165,7 @@ def read_report(catalog: Catalog, reference: str, examples: int | None, against:
         duplicates=duplicates,
         examples_hidden_by=hidden_by,
         against=other.reference if other is not None else None,
-        drift=measure_drift(other, version, (other_profile, profile)) if other and other_profile else (),
+        drift=measure_drift(other, version) if other is not None else (),
     )
 
 
@@ -293,63 +267,13 @@ def _duplicates(manifest: Manifest, chain: Sequence[Manifest], profile: Profile,
     )
 
 
-def measure_drift(before: Version, after: Version, profiles: tuple[Profile, Profile]) -> tuple[ColumnDrift, ...]:
-    """The drift of each column that both versions have, the largest first; none of columns of fewer than 100 rows.
-
-    Two measures, neither of which is a verdict. PSI, the population stability index over ten bins with as many rows
-    each, misses small shifts: a shift of 0.2 standard deviations stays below the usual bound of 0.1. The
-    Kolmogorov-Smirnov distance D is the largest difference of the two distribution functions. Its p-value is not used:
-    with many rows, a difference of no importance is significant.
-    """
-    found = [*_numbers(before, after), *_values(profiles)]
-    return tuple(sorted(found, key=lambda one: -one.psi))
-
-
-def _numbers(before: Version, after: Version) -> list[ColumnDrift]:
-    columns: dict[str, tuple[str, Compared]] = {}
-    for name, kind in before.manifest.columns.items():
-        if name in RESERVED or after.manifest.columns.get(name) != kind:
-            continue
-        if kind.startswith(_NUMBERS):
-            columns[name] = (f"{identifier(name)}::DOUBLE", "numbers")
-        elif name == (CHAT if before.manifest.kind == "chat" else "text"):
-            columns[name] = (f"length({name})::DOUBLE", "lengths")
-    if not columns:
-        return []
-    samples = [_sample(version, [sql for sql, _ in columns.values()]) for version in (before, after)]
-    found = []
-    for (name, (_, of)), old, new in zip(columns.items(), *samples, strict=True):
-        if min(len(old), len(new)) >= LEAST_ROWS:
-            medians = (float(np.median(old)), float(np.median(new)))
-            shift = psi(*binned(old, new))
-            found.append(ColumnDrift(name, of, shift, ks(old, new), (len(old), len(new)), medians))
-    return found
-
-
-def _sample(version: Version, expressions: Sequence[str]) -> list[Any]:
-    """The finite values of each expression, of the same rows in every version that has them."""
-    every = max(1, version.manifest.rows // SAMPLE_ROWS)
-    with open_tables({"data": RowTable(version)}) as connection:
-        sql = f"SELECT {', '.join(f'{sql} AS c{n}' for n, sql in enumerate(expressions))} FROM data"
-        table = connection.execute(f"{sql} WHERE hash({ROW}) % {every} = 0").fetchnumpy()
-    columns = [np.ma.compressed(table[f"c{n}"]) for n in range(len(expressions))]
-    return [column[np.isfinite(column)] for column in columns]
-
-
-def _values(profiles: tuple[Profile, Profile]) -> list[ColumnDrift]:
-    """The drift of the columns all of whose values the profiles hold."""
-    found = []
-    before, after = profiles
-    for name in before.columns.keys() & after.columns.keys():
-        sides: list[Mapping[str, int]] = [profile.columns[name].values for profile in profiles]
-        is_whole = all(len(one.columns[name].values) == one.columns[name].distinct for one in profiles)
-        rows = (sum(sides[0].values()), sum(sides[1].values()))
-        if (name in RESERVED and name != SPLIT) or not is_whole or min(rows) < LEAST_ROWS:
-            continue
-        names = sorted({*sides[0], *sides[1]})
-        counts = [np.array([side.get(one, 0) for one in names]) for side in sides]
-        found.append(ColumnDrift(name, "values", psi(*counts), None, rows, None))
-    return found
+def measure_drift(before: Version, after: Version) -> tuple[ColumnDrift, ...]:
+    """The drift of each column that both versions have, none if one has fewer than 100 rows."""
+    both = [name for name, kind in before.manifest.columns.items() if after.manifest.columns.get(name) == kind]
+    if min(before.manifest.rows, after.manifest.rows) < LEAST_ROWS:
+        return ()
+    (old, lengths), (new, _) = (sample_columns(version, both) for version in (before, after))
+    return compare_columns(old, new, lengths=lengths)
 
 
 BAR_HEIGHT = 22
