@@ -146,6 +146,7 @@ if TYPE_CHECKING:
         runs_tag,
         runs_watch,
     )
+    from aifx.verbs.scoring import score
     from aifx.verbs.serving import serve, serve_replay
     from aifx.verbs.sweeps import sweep, sweep_plan, sweep_show
     from aifx.verbs.training import train
@@ -176,6 +177,7 @@ _NAMES = {
     "ckpt_prune",
     "evaluation": "compare_models compare_shadow evaluate evaluate_benchmark",
     "prediction": "load predict predict_files",
+    "scoring": "score",
     "data_classify": "data_classify",
     "generation": "generate",
     "health": "doctor doctor_diff doctor_rules doctor_serve",

@@ -32,6 +32,9 @@ COMMANDS: dict[str, Entry] = {
     "predict": Entry(
         "predict.command", "predict", "Predict labels, probabilities or values for new rows, texts or images.", TRAIN
     ),
+    "score": Entry(
+        "score.command", "score", "Predict for new rows of a source, each once, into files or a table.", TRAIN
+    ),
     "generate": Entry("generate.command", "generate", "Write text with a trained model.", TRAIN),
     "serve": Entry("serve.group", "app", "Serve a trained model over HTTP, with OpenAI's API.", TRAIN, default="start"),
     "export": Entry("export.command", "export", "Write a run's model for Hugging Face's ecosystem.", TRAIN),

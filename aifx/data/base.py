@@ -112,6 +112,11 @@ class DataFormat(ABC):
         """Types of single files that are rows, such as "image/png": `aifx serve` takes their bytes. By default none."""
         return ()
 
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        """Fields that each row to predict for must have. By default none is known: `encode` finds what is missing."""
+        return ()
+
     def decode(self, data: bytes) -> Mapping[str, Any]:
         """The row of a file of one of `media_types`. Raises ValueError for bytes that cannot be used."""
         raise undefined(type(self), "decode", "read files of its media types")

@@ -138,6 +138,10 @@ class TableFormat(ArrayFormat):
         whole: dict[Split, np.ndarray] = {"test": np.ones(table.num_rows, bool)}
         return replace(data, spec=self.spec, places=_places(table, whole), labels=_labels(table, whole, self.section))
 
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(column.name for column in self.spec.columns))
+
     def encode(self, row: Mapping[str, Any]) -> Batch:
         numbers = []
         for column, encode in self._encoders:

@@ -515,6 +515,10 @@ class TextFormat(TokenFormat):
         """A .txt file is one text, as it is in training."""
         return read_rows(file, text_field=self.section.text_field)
 
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        return (self.section.text_field,)
+
     def encode(self, row: Mapping[str, Any]) -> Batch:
         """A text as the windows that evaluation reads, the token that ends it among the targets."""
         section, eos_id = self.section, self.tokenizer.eos_id

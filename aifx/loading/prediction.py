@@ -274,7 +274,8 @@ class LoadedModel:
         return self.trained.step
 
     @property
-    def _format(self) -> DataFormat:
+    def format(self) -> DataFormat:
+        """The way to read rows. Raises UsageError for a task that does not define it."""
         form = self.trained.task.format
         if form is None:
             raise undefined(type(self.trained.task), "format", "make predictions")
@@ -292,7 +293,7 @@ class LoadedModel:
 
     def decode(self, data: bytes) -> Mapping[str, Any]:
         """The row for `predict` of a picture's file. Raises ValueError for bytes that are no picture."""
-        return self._format.decode(data)
+        return self.format.decode(data)
 
     def predict_files(self, *paths: str | Path) -> Iterator[dict[str, Any]]:
         """A prediction for each row or image of the files, in order."""
@@ -302,7 +303,7 @@ class LoadedModel:
     def read(self, files: Iterable[SourceFile]) -> Iterator[Row]:
         """The rows of files as the task reads them. Raises DataError naming the file and the line."""
         for file in files:
-            yield from self._format.read_rows(file)
+            yield from self.format.read_rows(file)
 
     def write_predictions(
         self, files: Iterable[SourceFile], write: Callable[[list[dict[str, Any]]], None]
@@ -312,7 +313,7 @@ class LoadedModel:
         Records are what `DataFormat.records` makes of a row and its prediction. Returns how many there were, and the
         places of rows without a prediction.
         """
-        form, skipped = self._format, list[str]()
+        form, skipped = self.format, list[str]()
 
         def recorded() -> Iterator[dict[str, Any]]:
             for row, prediction in predict_rows(self.trained, self.read(files)):

@@ -85,6 +85,7 @@ def command_types() -> dict[str, Any]:
     from aifx.runs.averaging import AveragedRun
     from aifx.runs.checkpoints import PrunedCheckpoints
     from aifx.scaffold import projects
+    from aifx.scoring.scoring import Scored
     from aifx.search.building import BuiltIndex
     from aifx.search.searching import SearchResult
     from aifx.serving.generate import GeneratedText
@@ -125,6 +126,7 @@ def command_types() -> dict[str, Any]:
             held_out.Report | dataset.DatasetReports | against.Comparison | against.FirstModel | shadow.ShadowReport
         ),
         "predict": Predictions,
+        "score": Scored,
         "generate": GeneratedText,
         "serve": Listening,
         "serve-replay": ReplayReport,

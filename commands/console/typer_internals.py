@@ -19,7 +19,12 @@ from typer.core import TyperCommand, TyperGroup
 
 from aifx.core.errors import AifxError, ExitCode, UsageError, did_you_mean, nearest
 
-_OF_TRAINED_MODELS = ("aifx eval", "aifx predict", "aifx generate")  # their --set changes no setting of the training
+_OF_TRAINED_MODELS = (
+    "aifx eval",
+    "aifx predict",
+    "aifx score",
+    "aifx generate",
+)  # their --set changes no setting of the training
 OTHER_NAMES = {"delete": "rm", "remove": "rm", "list": "ls"}
 """Names that other programs have for a command of aifx."""
 _EXAMPLES = re.compile(r"^Examples?:[ \t]*\n((?:[ \t]+\S.*\n?|[ \t]*\n)+)", re.MULTILINE)

@@ -11,7 +11,7 @@ import pytest
 JOB = {"AIFX_COORDINATOR": "127.0.0.1:20000", "AIFX_NUM_PROCESSES": "4", "AIFX_PROCESS_ID": "1"}
 
 
-@pytest.mark.parametrize("args", [["predict", "rows.jsonl"], ["generate"]])
+@pytest.mark.parametrize("args", [["predict", "rows.jsonl"], ["score", "main", "rows.jsonl", "scores"], ["generate"]])
 def test_a_command_that_runs_as_one_process(tmp_path: Path, args: list[str]) -> None:
     done = inprocess.run(args, tmp_path, {**os.environ, **JOB})
     assert done.returncode == 2

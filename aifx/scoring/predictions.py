@@ -1,0 +1,152 @@
+"""Predictions as rows of a target: an id, the row's key, the model version, the request, and the values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import RecordBatch, Schema
+
+from aifx.core.digests import sha256_of
+from aifx.core.errors import DataError
+from aifx.core.json_values import encode_json
+from aifx.data.names import RESERVED
+from aifx.data.readers.rows import Row
+
+ID = "prediction_id"
+OWN = pa.schema(
+    [
+        (ID, pa.string()),
+        ("key", pa.string()),
+        ("model", pa.string()),
+        ("request", pa.string()),
+        ("scored_at", pa.timestamp("us", "UTC")),
+    ]
+)
+"""The columns of each target. Those of the prediction follow."""
+
+ID_DIGITS = 32
+_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+
+
+@dataclass(frozen=True)
+class KeyedRow:
+    """A row to score.
+
+    Attributes:
+        key: as text.
+        id: of its prediction, a function of the model version, the key and the row.
+    """
+
+    row: Row
+    key: str
+    id: str
+
+
+def key_of(row: Row, column: str) -> str:
+    """The key of a row. Raises DataError for a row without one."""
+    key = row.values.get(column)
+    if key is None or key == "":
+        hint = "--key COLUMN, of a column with a value in each row"
+        raise DataError(f"{row.place}: the row has no key", f"its {column!r} is missing", hint)
+    return str(key)
+
+
+def keyed(row: Row, column: str, model: str) -> KeyedRow:
+    """A row with its key and the id of its prediction by a model version.
+
+    Args:
+        column: with the key.
+        model: the version's digest.
+    """
+    key = key_of(row, column)
+    values = {name: value for name, value in row.values.items() if name not in RESERVED}
+    return KeyedRow(row, key, sha256_of(_canonical([model, key, values]))[:ID_DIGITS])
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"bytes": value.hex()}
+    if isinstance(value, np.ndarray):
+        return {"array": [str(value.dtype), list(value.shape), sha256_of(np.ascontiguousarray(value))]}
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+_canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=_as_json).encode
+
+
+def prediction_batch(
+    scored: Sequence[tuple[KeyedRow, Mapping[str, Any]]],
+    model: str,
+    request: str | None,
+    now: datetime,
+    schema: Schema | None = None,
+) -> RecordBatch:
+    """Predictions as rows of a target. Nested values, such as probabilities by class, become JSON.
+
+    Args:
+        model: the version's digest.
+        schema: that of the batches before; None for the first.
+
+    Raises DataError for predictions with other values than those before.
+    """
+    first = scored[0][1]
+    if schema is None:
+        schema = pa.schema([*OWN, *((_free(name), _type(value)) for name, value in first.items())])
+    count = len(scored)
+    columns: list[Any] = [
+        [one.id for one, _ in scored],
+        [one.key for one, _ in scored],
+        [model] * count,
+        [request] * count,
+        [now] * count,
+    ]
+    for name in first:
+        values = [found.get(name) for _, found in scored]
+        is_nested = isinstance(first[name], Mapping | list)
+        columns.append([encode_json(value) for value in values] if is_nested else values)
+    try:
+        arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
+    except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError) as error:
+        what = f"{scored[0][0].row.place} and the rows after it: predictions have other values than the first"
+        raise DataError(what, str(error).splitlines()[0], "docs/score.md") from None
+    return RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _free(name: str) -> str:
+    """The column of a value of a prediction, which may have the name of one of OWN."""
+    return f"prediction_{name}" if name in OWN.names else name
+
+
+def _type(value: Any) -> pa.DataType:
+    return _TYPES.get(type(value), pa.string())
+
+
+def check_keys(rows: Iterable[Row], column: str, places: Iterable[Row]) -> int:
+    """The number of rows. Raises DataError for one without key, or two with the same.
+
+    Args:
+        places: the same rows once more, from which an error takes the places.
+    """
+    hashes = np.fromiter((hash(key_of(row, column)) for row in rows), np.int64)
+    found, counts = np.unique(hashes, return_counts=True)
+    if len(found) == len(hashes):
+        return len(hashes)
+    suspects, before = set(found[counts > 1].tolist()), dict[str, str]()
+    for row in places:
+        key = key_of(row, column)
+        if hash(key) not in suspects:
+            continue
+        if key in before:
+            what = f"--key {column} does not tell rows apart"
+            why = f"{before[key]} and {row.place} have {key!r}"
+            raise DataError(what, why, "--key COLUMN, of a column with a different value in each row")
+        before[key] = row.place
+    return len(hashes)

@@ -1,0 +1,76 @@
+"""Rows to score: of files, or of a version of a data set."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aifx.core.errors import DataError, UsageError, did_you_mean
+from aifx.data.base import DataFormat
+from aifx.data.names import ROW
+from aifx.data.readers.rows import Row
+from aifx.data.readers.sources import SourceFile
+from aifx.scoring.predictions import check_keys
+
+
+class Source(ABC):
+    """Rows that are open for reading, the same ones as often as they are read.
+
+    Attributes:
+        name: without secrets.
+        key: the column that tells rows apart.
+        end: the position after all rows, from which the next scoring goes on; None if there is none.
+    """
+
+    name: str
+    key: str
+    end: Any = None
+
+    @abstractmethod
+    def rows(self, form: DataFormat) -> Iterator[Row]:
+        """The rows, in order, as the model's format reads them. Raises DataError, EnvironmentFault."""
+
+    def position_of(self, row: Row) -> Any:
+        """The position after a row and all rows before it; None if there is none."""
+        return None
+
+    def check(self, form: DataFormat) -> int:
+        """The number of rows. Raises DataError if the model lacks a column, or the key does not tell rows apart."""
+        rows = self.rows(form)
+        first = next(rows, None)
+        if first is not None:
+            self._check_columns(list(first.values), form)
+        return check_keys(self.rows(form), self.key, self.rows(form))
+
+    def _check_columns(self, names: Sequence[str], form: DataFormat) -> None:
+        lacking = [name for name in form.input_columns if name not in names]
+        if lacking:
+            what = f"{self.name} lacks {', '.join(map(repr, lacking))}"
+            why = f"the model reads {', '.join(form.input_columns)}; the rows have {', '.join(names)}"
+            raise DataError(what, why, "rename the columns, or select them with --query 'SELECT … AS …'")
+        if self.key not in names:
+            what = f"{self.name} has no column {self.key!r}"
+            raise DataError(what, did_you_mean(self.key, names), "--key COLUMN")
+
+
+@dataclass
+class FileSource(Source):
+    """Files that a model's format reads."""
+
+    name: str
+    key: str
+    files: Sequence[SourceFile]
+
+    def rows(self, form: DataFormat) -> Iterator[Row]:
+        for file in self.files:
+            yield from form.read_rows(file)
+
+
+def default_key(key: str | None, name: str, *, is_version: bool = False) -> str:
+    """The column with the key. Raises UsageError if none is named, and the source has none of its own."""
+    if key is None and not is_version:
+        why = "a key tells which row a prediction is of"
+        raise UsageError(f"{name} needs --key", why, "--key COLUMN, of a column with a different value in each row")
+    return key or ROW

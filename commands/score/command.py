@@ -1,0 +1,78 @@
+"""`aifx score`: predictions of a model for rows that a target has none of."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from aifx.commands.console.options import JsonOption, RequestOption, SetOption, StepOption, TrustCodeOption
+from aifx.commands.console.terminal import terminal
+from aifx.commands.data.options import RootOption
+from aifx.core.lifecycle import sigterm_as_ctrl_c
+from aifx.core.limits import check_limits
+from aifx.core.plurals import counted
+from aifx.verbs.jobs import refuse_job
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Model version, such as fraud@production, or a run: RUN or RUN:STEP.")
+]
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="Rows to score: a file, or a data set: NAME or NAME@VERSION.")
+]
+TargetArgument = Annotated[
+    str, typer.Argument(metavar="TARGET", help="Folder to which a file of predictions is added.")
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key", metavar="COLUMN", help="Column with a different value in each row. By default _row of a data set."
+    ),
+]
+
+
+def score(
+    model: ModelArgument,
+    source: SourceArgument,
+    target: TargetArgument,
+    key: KeyOption = None,
+    request: RequestOption = None,
+    step: StepOption = None,
+    trust_code: TrustCodeOption = None,
+    set_: SetOption = None,
+    root: RootOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Predict for the rows of a source that a target has no predictions of.
+
+    Examples:
+        aifx score fraud@production orders scores
+        aifx score main orders.csv scores --key order_id
+        aifx score fraud@production orders@3f2a scores --request 2026-12-03.1
+
+    Each row is scored once by a model version, also if calls are repeated, killed or made at the same time.
+    """
+    with terminal(json) as out, sigterm_as_ctrl_c():
+        refuse_job("score")
+        check_limits()
+        from aifx.verbs.models import choose_other
+        from aifx.verbs.scoring import score as score_rows
+
+        chosen, at = choose_other(model)
+        found = score_rows(
+            chosen,
+            source,
+            target,
+            key=key,
+            request=request,
+            step=step or at,
+            settings=set_,
+            trust_code=trust_code,
+            root=root,
+        )
+        out.result(found)
+        there = ", as an earlier call with this request id reported" if found.is_repeated else ""
+        out.print(
+            f"{found.target}: {counted(found.scored, 'prediction')} added, by {found.model}, step {found.step}{there}"
+        )
+        out.print(f"{counted(found.rows, 'row')} read, {found.known:,} scored before")

@@ -1,0 +1,114 @@
+"""`aifx score` of files and versions into folders: each row once, with the request in the same file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import inprocess
+import pytest
+from pyarrow import parquet
+from score_rows import write_rows
+
+
+def score(project: Path, *args: str, code: int = 0) -> Any:
+    """The document of a call; what it printed if it failed."""
+    done = inprocess.run(["score", "main", *args, "--json"], project, os.environ)
+    assert done.returncode == code, done.stderr + done.stdout
+    return json.loads(done.stdout) if code == 0 else json.loads(done.stdout)["error"]
+
+
+def predictions(project: Path, name: str = "scores") -> list[dict[str, Any]]:
+    return [row for part in sorted((project / name).glob("*.parquet")) for row in parquet.read_table(part).to_pylist()]
+
+
+def test_rows_are_scored_once_and_agree_with_predict(project: Path) -> None:
+    first = score(project, "new.jsonl", "scores", "--key", "order")
+    assert (first["rows"], first["scored"], first["known"]) == (40, 40, 0)
+    again = score(project, "new.jsonl", "scores", "--key", "order")
+    assert (again["rows"], again["scored"], again["known"]) == (40, 0, 40)
+    assert len(list((project / "scores").glob("*.parquet"))) == 1
+    write_rows(project, range(20, 60))  # half of them are new
+    assert score(project, "new.jsonl", "scores", "--key", "order")["scored"] == 20
+    found = predictions(project)
+    assert [row["key"] for row in found] == [f"o{n}" for n in range(60)]
+    assert len({row["prediction_id"] for row in found}) == 60
+    assert {row["model"] for row in found} == {first["digest"]}
+    write_rows(project, range(60))
+    assert inprocess.run(["predict", "new.jsonl", "-o", "p.jsonl"], project, os.environ).returncode == 0
+    expected = [json.loads(line) for line in (project / "p.jsonl").read_text().splitlines()]
+    for row, other in zip(found, expected, strict=True):
+        assert row["label"] == other["prediction"]
+        assert row["probability"] == pytest.approx(other["prediction.probability"], abs=1e-6)
+        assert json.loads(row["probabilities"]).keys() == {"up", "down"}
+
+
+def test_a_changed_row_has_a_prediction_of_its_own(project: Path) -> None:
+    score(project, "new.jsonl", "scores", "--key", "order")
+    text = (project / "new.jsonl").read_text().replace('"order": "o7", "x": -3.0', '"order": "o7", "x": 2.5')
+    (project / "new.jsonl").write_text(text)
+    assert score(project, "new.jsonl", "scores", "--key", "order")["scored"] == 1
+    assert [row["key"] for row in predictions(project)].count("o7") == 2
+
+
+def test_a_request_is_done_once(project: Path) -> None:
+    command = ("new.jsonl", "scores", "--key", "order", "--request", "tick-1.score")
+    first = score(project, *command)
+    assert {row["request"] for row in predictions(project)} == {"tick-1.score"}
+    write_rows(project, range(50))
+    assert score(project, *command) == first | {"is_repeated": True}
+    assert len(predictions(project)) == 40
+    refused = score(project, "new.jsonl", "scores", "--key", "x", "--request", "tick-1.score", code=2)
+    assert refused["what"] == "--request tick-1.score belongs to another act"
+    # A request without a new row is kept, too.
+    empty = score(project, "new.jsonl", "scores", "--key", "order", "--request", "tick-2.score")
+    write_rows(project, range(70))
+    assert score(project, *command[:-1], "tick-2.score") == empty | {"is_repeated": True}
+
+
+def test_a_version_has_a_key_of_its_own(project: Path) -> None:
+    (project / "new").mkdir()
+    for day, numbers in enumerate((range(30), range(30, 40))):
+        write_rows(project, numbers, f"new/{day}.jsonl")
+        command = ["data", "add", "orders", "new", "--kind", "table", "--license", "MIT"]
+        done = inprocess.run(command, project, os.environ)
+        assert done.returncode == 0, done.stderr
+        found = score(project, "orders", "scores")
+    assert (found["scored"], found["known"]) == (10, 30)
+    from aifx.data.versions.catalog import open_catalog
+
+    version = open_catalog(str(project / "datasets")).open("orders")
+    ids = [id for shard in version.shards for id in parquet.read_table(shard).column("_row").to_pylist()]
+    assert sorted(row["key"] for row in predictions(project)) == sorted(ids)
+
+
+@pytest.mark.parametrize(
+    ("rows", "args", "named"),
+    [
+        ([{"order": 1, "x": 1.0}], ["--key", "order"], ["'y'"]),
+        ([{"x": 1.0, "y": 1.0}], ["--key", "order"], ["'order'"]),
+        ([{"order": 1, "x": 1.0, "y": 1.0}], [], ["--key"]),
+        ([{"order": n % 5, "x": 1.0, "y": 1.0} for n in range(6)], ["--key", "order"], ["bad.jsonl:1", "bad.jsonl:6"]),
+        ([{"order": 1, "x": 1, "y": 1}, {"order": None, "x": 1, "y": 1}], ["--key", "order"], ["bad.jsonl:2"]),
+        ([{"order": 1, "x": 1, "y": 1}, {"order": 2, "x": "a", "y": 1}], ["--key", "order"], ["bad.jsonl:2", "'x'"]),
+    ],
+)
+def test_rows_that_cannot_be_scored(
+    project: Path, rows: list[dict[str, Any]], args: list[str], named: list[str]
+) -> None:
+    (project / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    error = score(project, "bad.jsonl", "scores", *args, code=2)
+    for name in named:
+        assert name in error["what"] + error["why"], error
+    assert error["hint"]
+    assert predictions(project) == []
+
+
+def test_targets_that_cannot_be_written(project: Path) -> None:
+    (project / "taken").write_text("")
+    assert "taken" in score(project, "new.jsonl", "taken", "--key", "order", code=2)["what"]
+    (project / "other").mkdir()
+    (project / "other" / "00001.parquet").write_bytes(b"x")
+    assert "00001.parquet" in score(project, "new.jsonl", "other", "--key", "order", code=2)["what"]
