@@ -36,10 +36,12 @@ class Calls:
         at: which call fails, from 0 on; None counts only.
         number: of the error; None kills the process instead.
         lasting: whether all later calls fail, too.
+        only_changes: whether calls that open a file to read it are left out.
     """
 
-    def __init__(self, folder: Path, at: int | None, number: int | None, lasting: bool) -> None:
+    def __init__(self, folder: Path, at: int | None, number: int | None, lasting: bool, only_changes: bool) -> None:
         self.folder, self.at, self.number, self.lasting = str(folder), at, number, lasting
+        self.only_changes = only_changes
         self.made: list[str] = []
         self._lock = threading.Lock()
 
@@ -69,9 +71,11 @@ class Calls:
 
 
 @contextmanager
-def failing(folder: Path, at: int | None = None, *, number: int = errno.EIO, lasting: bool = False) -> Iterator[Calls]:
+def failing(
+    folder: Path, at: int | None = None, *, number: int = errno.EIO, lasting: bool = False, only_changes: bool = False
+) -> Iterator[Calls]:
     """Count `os.open`, `open`, `write`, `os.fsync`, `os.rename` and `os.mkdir` below `folder`, and fail one."""
-    with _watched(Calls(folder, at, number, lasting)) as calls:
+    with _watched(Calls(folder, at, number, lasting, only_changes)) as calls:
         yield calls
 
 
@@ -81,13 +85,13 @@ def killed(folder: Path, at: int | None = None) -> Iterator[Calls]:
 
     The files are then as after the call before it. Calls that open a file to read it are not counted.
     """
-    with _watched(Calls(folder, at, None, lasting=False)) as calls:
+    with _watched(Calls(folder, at, None, lasting=False, only_changes=True)) as calls:
         yield calls
 
 
 @contextmanager
 def _watched(calls: Calls) -> Iterator[Calls]:
-    are_changes = calls.number is None
+    are_changes = calls.only_changes
 
     def counted(name: str, place: int = 0) -> Callable[..., Any]:
         real = getattr(os, name)

@@ -13,7 +13,7 @@ from aifx.core.results import Result
 from aifx.lines.bindings import locate, read_settings, resolve
 from aifx.lines.commands import find_command
 from aifx.lines.file import REFERENCE, Line, Station, Target, inspect_line
-from aifx.lines.names import configured_names, made_names, subject_name
+from aifx.lines.names import configured_names, is_made, subject_name
 from aifx.lines.running import environment_of
 from aifx.lines.words import Binding
 
@@ -148,7 +148,7 @@ class _Names:
     def fault_of(self, name: str) -> AifxError | None:
         """Why a name of a data set or a model means nothing, neither now nor after a station that makes it."""
         if name not in self.faults:
-            self.faults[name] = None if name in self.made or self.model_is_made(name) else self.lookup(name)
+            self.faults[name] = None if is_made(name, self.line, self.project) else self.lookup(name)
         return self.faults[name]
 
     def lookup(self, name: str) -> AifxError | None:
@@ -174,17 +174,3 @@ class _Names:
     @cached_property
     def located(self) -> Project:
         return locate(self.project)
-
-    @cached_property
-    def made(self) -> frozenset[str]:
-        names = (made_names(self.line, station, self.project) for station in self.stations)
-        return frozenset(f"data.{name}" for found in names for name in found)
-
-    def model_is_made(self, name: str) -> bool:
-        """Whether a station pushes, promotes or rolls back the model of "models.NAME.ALIAS"."""
-        kind, _, rest = name.partition(".")
-        model = rest.rpartition(".")[0]
-        commands = (words for station in self.stations if not station.shell for words in station.written)
-        acts = (words for words in commands if find_command(words).name.startswith("registry "))
-        named = {word.partition("@")[0] for words in acts for word in words[2:]}
-        return kind == "models" and model in named

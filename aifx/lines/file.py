@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from zoneinfo import ZoneInfo
@@ -28,6 +30,7 @@ from aifx.lines.words import Binding, Word, split_command
 LINE = "line.toml"
 LAUNCHED = ("train", "eval")
 """Commands that a cluster runs: those that run as several processes."""
+MOST_CIRCLES = 20
 REFERENCE = "docs/line.md has the keys and an example"
 
 Place = Literal["local", "slurm", "k8s"]
@@ -382,9 +385,9 @@ class _Reader:
         sorter = TopologicalSorter({name: stations[name].parents for name in stations})
         try:
             sorter.prepare()
-        except CycleError as e:
-            circle = list(reversed(e.args[1]))
-            self.note(stations[circle[0]].line_number, f"the stations wait for each other: {' -> '.join(circle)}")
+        except CycleError:
+            for circle in islice(_circles({name: one.parents for name, one in stations.items()}), MOST_CIRCLES):
+                self.note(stations[circle[0]].line_number, f"the stations wait for each other: {' -> '.join(circle)}")
             return stations
         made: dict[str, Station] = {}
         place = {name: number for number, name in enumerate(stations)}
@@ -397,6 +400,34 @@ class _Reader:
                 made[name] = stations[name]
             sorter.done(name)
         return made
+
+
+def _circles(parents: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
+    """Circles in which each station waits for the next one: short ones that together have each wait of any circle."""
+    found = set[tuple[str, str]]()
+    for name in parents:
+        for parent in parents[name]:
+            if (name, parent) not in found and (way := _shortest_way(parents, parent, name)):
+                circle = [name, *way]
+                found.update(pairwise(circle))
+                yield circle
+
+
+def _shortest_way(parents: Mapping[str, Sequence[str]], begin: str, end: str) -> list[str]:
+    """The stations on the shortest way from one to another over parents, both included; empty if there is none."""
+    before, queue = {begin: begin}, deque([begin])
+    while queue and end not in before:
+        name = queue.popleft()
+        for parent in parents.get(name, ()):
+            if parent not in before:
+                before[parent] = name
+                queue.append(parent)
+    if end not in before:
+        return []
+    way = [end]
+    while way[-1] != begin:
+        way.append(before[way[-1]])
+    return way[::-1]
 
 
 def _command(text: str, *, shell: bool = False) -> tuple[Word, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ from aifx.lines.commands import find_command
 from aifx.lines.conditions import Term
 from aifx.lines.file import Line, Station
 from aifx.lines.keys import ProjectCode, station_key
-from aifx.lines.names import subject_name
+from aifx.lines.names import is_made, subject_name
 from aifx.lines.schedule import is_due, parse_duration
 from aifx.registry.roots import open_root
 
@@ -32,7 +32,7 @@ class LineMeaning:
         self.code = ProjectCode(project)
 
     def holds(
-        self, station: Station, seen: Mapping[str, str], began: float | None, outcome_of: Callable[[str], str]
+        self, station: Station, seen: Mapping[str, str], begins: Sequence[float], outcome_of: Callable[[str], str]
     ) -> str:
         """Return why a station's condition does not hold; empty if it does.
 
@@ -40,7 +40,7 @@ class LineMeaning:
 
         Args:
             seen: what names meant when the attempt of its last usable end began; empty if there is none.
-            began: Unix time of that.
+            begins: Unix times of the begins of all attempts whose ends can be used.
             outcome_of: returns the outcome of the last end of a station, "" if it has none.
         """
         if not station.when or seen.get(TICK) == self.bindings[TICK]:
@@ -51,14 +51,16 @@ class LineMeaning:
                 name = subject_name(term.subject)
                 return name in self.bindings and self.bindings[name] != seen.get(name)
             if term.kind == "every":
-                return is_due(began, self.now, parse_duration(term.subject), self.line.timezone)
+                return is_due(begins, self.now, parse_duration(term.subject), self.line.timezone)
             return outcome_of(term.subject) == term.kind
 
-        if station.condition.judge(is_true):
-            return ""
+        return "" if station.condition.judge(is_true) else f"not: {station.when}"
+
+    def missing(self, station: Station) -> list[str]:
+        """Return the names of the station's condition that mean nothing and that no station makes."""
         changed = [subject_name(term.subject) for term in station.condition.terms() if term.kind == "changed"]
-        unknown = [name for name in changed if name not in self.bindings]
-        return f"not: {station.when}" + (f"; there is no {' and no '.join(unknown)} yet" if unknown else "")
+        unknown = [name for name in dict.fromkeys(changed) if name not in self.bindings]
+        return [name for name in unknown if not is_made(name, self.line, self.project)]
 
     def key(self, station: Station, identities: Mapping[str, Any]) -> str:
         """Return the digest of what a station works on, given the identities of what the stations before it made."""

@@ -42,6 +42,20 @@ def made_names(line: Line, station: Station, project: Project) -> frozenset[str]
     return frozenset(found)
 
 
+def is_made(name: str, line: Line, project: Project) -> bool:
+    """Whether a station makes versions of "data.NAME", or pushes, promotes or rolls back that of "models.NAME.ALIAS".
+
+    A program (`shell`) is not known to make any.
+    """
+    kind, _, rest = name.partition(".")
+    stations = [station for station in line.stations.values() if not station.shell]
+    if kind == "data":
+        return any(rest in made_names(line, station, project) for station in stations)
+    commands = (words for station in stations for words in station.written)
+    acts = (words for words in commands if find_command(words).name.startswith("registry "))
+    return rest.rpartition(".")[0] in {word.partition("@")[0] for words in acts for word in words[2:]}
+
+
 def _meant_by(word: str, line: Line, project: Project) -> frozenset[str]:
     """The data sets that a word means: a name, a version, or a name in braces."""
     if match := _OUTPUT.fullmatch(word):

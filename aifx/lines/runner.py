@@ -229,7 +229,7 @@ class TickRun:
         for name, one in made.items():
             own = self.state.of(name)
             is_new = one.key not in own.ends and (own.report is None or own.report.facts["report"] != one.report)
-            if is_new and (one.asks or one.state == "failed"):
+            if is_new and (one.asks or one.state == "failed" or (one.state == "skipped" and one.hint)):
                 self._write_report(one)
                 has_written = True
         return has_written

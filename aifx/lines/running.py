@@ -130,7 +130,7 @@ class Try:
             return Exit(int(words[0]), int(words[1]), stopped, was_full=words[2:] == [b"full"])
         if runs:
             return True
-        if (self.path / "process").exists():
+        if _read_some(self.path / "process", 4096):
             return Exit(1, KILLED, stopped, was_lost=True)
         return False
 
@@ -161,7 +161,7 @@ class Try:
     def _is_locked(self) -> bool:
         try:
             handle = open_file(self.path / "lock")
-        except OSError:
+        except FileNotFoundError:
             return False
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -227,18 +227,21 @@ def _reserve(path: Path, size: int) -> None:
 
 def _stat(path: Path) -> tuple[int, int] | None:
     """Process id and start time in a file as /proc/PID/stat: field 22, from behind the name, which may hold spaces."""
-    data = _read_some(path, 4096)
     try:
+        data = _read_some(path, 4096)
         return int(data.split(b" ", 1)[0]), int(data.rpartition(b") ")[2].split()[19])
-    except (ValueError, IndexError):
+    except (ProcessLookupError, ValueError, IndexError):
         return None
 
 
 def _read_some(path: Path, limit: int) -> bytes:
-    """The end of a file, up to a limit."""
+    """The end of a file, up to a limit; empty if there is none.
+
+    Raises OSError for another fault: a try that is there and cannot be read must not begin again.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+    except FileNotFoundError:
         return b""
     with open(handle, "rb") as file:
         size = os.fstat(handle).st_size

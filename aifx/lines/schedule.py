@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -48,14 +49,14 @@ def next_start(now: float, every_s: float, timezone: str) -> float:
     return found
 
 
-def is_due(last: float | None, now: float, every_s: float, timezone: str) -> bool:
-    """Whether a period began since `last`.
+def is_due(begins: Iterable[float], now: float, every_s: float, timezone: str) -> bool:
+    """Whether a period began since the last of `begins`.
 
-    A `last` that lies more than a period in the future is not counted: the clock was wrong then.
+    Those that lie more than a period in the future are not counted: the clock was wrong then, or is wrong now. The
+    others are, so that a clock that jumps back and forth has each period once.
     """
-    if last is None or last > now + every_s:
-        return True
-    return period_start(now, every_s, timezone) > last
+    last = max((begin for begin in begins if begin <= now + every_s), default=None)
+    return last is None or period_start(now, every_s, timezone) > last
 
 
 def time_text(now: float) -> str:

@@ -87,7 +87,7 @@ class StationState:
         last: the last end.
         last_usable: the last end whose outputs other stations may use.
         seen: what names meant in the tick in which the attempt of the last usable end began.
-        began: Unix time of that begin.
+        begins: Unix times of the begins of all whose ends can be used, and of decisions to skip it.
         starts: Unix times at which attempts began.
         again: attempts that a person wants to be repeated, by key.
         report: the record that says why it does not go on, as long as nothing else came after it.
@@ -100,7 +100,7 @@ class StationState:
     last: Ended | None = None
     last_usable: Ended | None = None
     seen: Mapping[str, str] = field(default_factory=dict)
-    began: float | None = None
+    begins: list[float] = field(default_factory=list)
     approved: set[str] = field(default_factory=set)
     starts: list[float] = field(default_factory=list)
     again: dict[str, Ended] = field(default_factory=dict)
@@ -177,12 +177,14 @@ def _apply(station: StationState, record: Record, bindings: Mapping[str, str]) -
             is_late = opened is not None and opened.outlives(bindings.get(TICK, ""))
             station.late = bindings.get(TICK, "") if is_late else ""
             if end.outcome != "failed" and opened is not None:
-                station.began, station.seen = opened.began, opened.seen
+                station.seen = opened.seen
+                station.begins.append(opened.began)
             _end(station, end)
         case "skip":
             last = station.last_usable
             outputs, identity = ({}, None) if last is None else (last.outputs, last.identity)
-            station.began, station.seen = record.time, bindings
+            station.seen = bindings
+            station.begins.append(record.time)
             _end(station, Ended(key, "", "skipped", record.time, outputs=outputs, identity=identity))
         case "retry":
             end_of_key = station.ends.pop(key, None)

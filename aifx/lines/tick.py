@@ -33,9 +33,12 @@ class Meaning(Protocol):
     """What a station's texts mean in this tick."""
 
     def holds(
-        self, station: Station, seen: Mapping[str, str], began: float | None, outcome_of: Callable[[str], str]
+        self, station: Station, seen: Mapping[str, str], begins: Sequence[float], outcome_of: Callable[[str], str]
     ) -> str:
         """Return why the station's condition does not hold; empty if it does. Raises AifxError."""
+
+    def missing(self, station: Station) -> list[str]:
+        """Return the names of the station's condition that mean nothing and that no station makes."""
 
     def key(self, station: Station, identities: Mapping[str, Any]) -> str:
         """Return the digest of what the station works on. Raises AifxError if a name means nothing."""
@@ -148,10 +151,12 @@ def _decide(
     for parent in station.parents:
         if (behind := _behind(station, made[parent])) is not None:
             return behind
-    if why := meaning.holds(station, own.seen, own.began, line.outcome_of):
+    if why := meaning.holds(station, own.seen, own.begins, line.outcome_of):
         if own.last is not None and own.last.outcome == "verdict":  # still bad: later stations stay blocked
             return _ended(name, own.last)
-        return Decision(name, "skipped", why, usable=last)
+        missing = meaning.missing(station)
+        why += f"; there is no {' and no '.join(missing)}, and no station makes it" if missing else ""
+        return Decision(name, "skipped", why, hint="aifx line check" if missing else "", usable=last)
     before = [made[parent] for parent in station.parents]
     ends = {one.station: one.usable for one in before if one.usable is not None}
     failed = {one.station: {"failed": one.key} for one in before if one.state == "failed"}
@@ -204,7 +209,7 @@ def _ended(name: str, end: Ended) -> Decision:
 
 def _rests(station: Station, own: StationState, now: float) -> str:
     """Why a station must not begin yet, by its cooldown and budget. A clock that ran back does not make it wait."""
-    past = [start for start in own.starts if start <= now]
+    past = sorted(start for start in own.starts if start <= now)
     if station.cooldown_s and past and (left := past[-1] + station.cooldown_s - now) > 0:
         return f"until its cooldown ends in {left / 60:.0f} min"
     today = [start for start in past if start > now - DAY_S]

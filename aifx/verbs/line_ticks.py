@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -375,9 +376,10 @@ def line_watch(
         why = "aifx line watch ticks once per period"
         raise UsageError(f"{line.path} has no period", why, 'write every = "1h" below [line], or: aifx line run')
     sender = _Sender(found, line.path, on_line)
-    reported = ""
+    reported, begins = "", deque[float](maxlen=1000)
     while not stop:
-        began, run = time.time(), None
+        begins.append(began := time.time())
+        run = None
         try:
             line = open_line(file, project)[0]
             settings = Settings(
@@ -396,10 +398,10 @@ def line_watch(
             reported = subject
         if not stop:
             sender.send()
-            _wait(line, began, stop, sender, run)
+            _wait(line, begins, stop, sender, run)
 
 
-def _wait(line: Line, began: float, stop: Sequence[int], sender: _Sender, run: TickRun | None) -> None:
+def _wait(line: Line, begins: Iterable[float], stop: Sequence[int], sender: _Sender, run: TickRun | None) -> None:
     """Wait for the next period, a record of another process, or a signal."""
     from aifx.lines.journal import JOURNAL
     from aifx.lines.runner import folder_of
@@ -411,7 +413,7 @@ def _wait(line: Line, began: float, stop: Sequence[int], sender: _Sender, run: T
         if run is not None and run.has_news():
             return
     every_s = line.every_s or 3600.0  # the period may have been removed from the file meanwhile
-    while not stop and not is_due(began, time.time(), every_s, line.timezone):
+    while not stop and not is_due(begins, time.time(), every_s, line.timezone):
         if (path.exists() and path.stat().st_size != size) or (run is not None and run.has_ended_job()):
             return
         sender.send_if_due()

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from faulty_files import failing
 
 from aifx.core.errors import ConfigError
 from aifx.lines.running import Exit, Try, environment_of
@@ -48,6 +49,11 @@ def test_an_exit_code_is_written_with_its_command(
     assert process is not None
     process.wait()
     assert one.look() == Exit(command, code)
+    with failing(tmp_path) as calls:
+        one.look()
+    for at in range(len(calls.made)):
+        with failing(tmp_path, at), pytest.raises(OSError, match="Input/output error"):
+            one.look()  # it is not taken for a try that never began, which would begin again
     assert not (tmp_path / "never").exists()
     assert one.output(2) == (b"a  b'c\n" if code == 0 else b"")
 

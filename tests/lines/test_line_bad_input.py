@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from effort import seed_of_commit
 from faulty_files import failing
 from inprocess import run
 from ticking import Ticking, station
@@ -20,7 +21,7 @@ from aifx.core.errors import AifxError
 from aifx.core.project import Project
 from aifx.lines import delivery
 from aifx.lines.journal import JOURNAL
-from aifx.lines.runner import TickRun
+from aifx.lines.runner import TickRun, held
 from aifx.lines.running import Exit, Try
 from aifx.verbs.line_ticks import _Sender, line_watch
 
@@ -89,11 +90,19 @@ def test_a_station_that_cannot_run_is_reported_once_and_others_go_on(
     assert hint in ticking.decisions()["bad"].hint
 
 
-def test_a_condition_on_a_name_that_means_nothing_says_so(ticking: Ticking) -> None:
-    ticking.write(station("bad", when="changed:nope or changed:lm@production") + station("other"))
-    made = ticking.decisions()
-    assert (made["bad"].state, made["other"].state) == ("skipped", "done")
-    assert "no data.nope and no models.lm.production" in made["bad"].why
+def test_a_condition_on_a_name_that_means_nothing_is_reported_once(ticking: Ticking) -> None:
+    """A name that a station of the line makes is none: it is only not made yet."""
+    make = '[[station]]\nname = "make"\nrun = "aifx data add corpus texts --license MIT"\nask = "approval"\n'
+    bad = station("bad", when="changed:nope or changed:lm@production")
+    ticking.write(bad + station("early", when="changed:corpus") + make + station("other"))
+    for _ in range(2):
+        made = ticking.decisions()
+        assert [made[name].state for name in ("bad", "early", "other")] == ["skipped", "skipped", "done"]
+    (line,) = [line for line in ticking.lines if "skipped" in line]
+    assert line.startswith(
+        "bad: skipped: not: changed:nope or changed:lm@production; there is no data.nope and no models."
+    )
+    assert (made["bad"].hint, made["early"].hint) == ("aifx line check", "")
 
 
 @pytest.mark.slow
@@ -113,7 +122,8 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.offset_s, real = 0.0, time.time
-        monkeypatch.setattr(time, "time", lambda: real() + self.offset_s)
+        to_noon = 43200.0 - real() % 86400  # so that no day ends during a test
+        monkeypatch.setattr(time, "time", lambda: real() + to_noon + self.offset_s)
 
 
 @pytest.fixture
@@ -121,29 +131,50 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-@pytest.mark.parametrize("jumps", [(YEAR_S, 0.0), (-YEAR_S, 0.0)])
+@pytest.mark.parametrize("jumps", [(YEAR_S, 7200.0), (-YEAR_S, 7200.0)])
 def test_a_clock_that_jumps_and_comes_back_repeats_nothing_and_lets_nothing_wait(
     ticking: Ticking, clock: Clock, jumps: tuple[float, ...]
 ) -> None:
-    """The text is a new one at each jump, so that each station has new work and only time holds it back."""
+    """`daily` and `trained` have new work in each tick, and only time holds them back."""
     tables = (
         '[line]\nevery = "1h"\n'
         + station("once")
         + station("daily", "sh -c 'echo {tick} >>daily.count'", when="every:1d")
-        + station("trained", "sh -c 'echo {tick} >>trained.count'", cooldown="1h", budget_per_day=2)
+        + station("trained", "sh -c 'echo {tick} >>trained.count'", cooldown="3h", budget_per_day=2)
     )
     ticking.write(tables)
     assert set(ticking.tick().values()) == {"done"}
-    for number, jump in enumerate(jumps, 2):
+    for jump in jumps:
         clock.offset_s = jump
         for _ in range(2):
             ticking.tick()
-        assert ticking.count("once") == 1
-        assert ticking.count("daily") <= number
+        assert [ticking.count(name) for name in ("once", "daily", "trained")] == [1, 2, 2]  # one for each day
     clock.offset_s = 86400.0
     assert ticking.tick()["daily"] == "done"
     assert ticking.tick()["trained"] == "done"
     assert len(set((ticking.root / "trained.count").read_text().split())) == ticking.count("trained")
+
+
+def test_a_watch_ticks_once_for_what_it_missed_and_not_at_each_jump(
+    ticking: Ticking, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A day's sleep after hour 3, and from hour 6 on a clock that jumps two hours forth or back at each look."""
+    ticking.write('[line]\nevery = "1h"\n' + station("a"))
+    stop, ticks, looks, begin = list[int](), list[float](), [0], time.time()
+
+    def sleep(seconds: float) -> None:
+        looks[0] += 1
+        hours = looks[0] / 60  # instead of half a second, a minute passes
+        jump = 86400.0 if hours > 3 else 0.0
+        clock.offset_s = looks[0] * 60.0 + jump + (7200.0 if hours > 6 and looks[0] % 2 else 0.0)
+        if hours > 8:
+            stop.append(signal.SIGTERM)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(TickRun, "run", lambda run: ticks.append(time.time() - begin))
+    line_watch(stop=stop, on_line=lambda text: None, project=ticking.root)
+    hours = [round(tick / 3600, 1) for tick in ticks]
+    assert hours == [0.0, 1.0, 2.0, 3.0, 27.0, 28.0, 29.0, 30.0, 32.0, 31.0, 33.0]
 
 
 @pytest.mark.parametrize("jump", [-YEAR_S, YEAR_S])
@@ -187,6 +218,51 @@ def test_a_full_disk_ends_the_tick_with_its_place_and_a_watch_goes_on(
     assert "df -h" in line
     assert ticking.tick() == {"a": "done"}
     assert ticking.count("a") == 1
+
+
+FULL_LINE = station("a") + station("b", after=["a"])
+
+
+def writes_of_a_tick(root: Path) -> int:
+    ticking = Ticking(root)
+    ticking.write(FULL_LINE)
+    run = ticking.run()
+    with failing(root / "line", only_changes=True) as calls, held(run.line):
+        run.run()
+    return len(calls.made)
+
+
+@pytest.mark.parametrize(
+    ("share", "lasting"),
+    [(12, True), *(pytest.param(1, lasting, marks=pytest.mark.slow) for lasting in (True, False))],
+)
+def test_a_full_disk_at_each_write_of_a_line_ends_the_tick_with_its_place_and_repeats_nothing(
+    tmp_path: Path, share: int, lasting: bool
+) -> None:
+    (tmp_path / "whole").mkdir()
+    writes = writes_of_a_tick(tmp_path / "whole")
+    assert writes > 40
+    errors, full = list[AifxError](), {"number": errno.ENOSPC, "lasting": lasting, "only_changes": True}
+    for number in range(seed_of_commit() % share, writes, share):
+        root = tmp_path / str(number)
+        root.mkdir()
+        ticking = Ticking(root)
+        ticking.write(FULL_LINE)
+        try:
+            run = ticking.run()
+            with failing(root / "line", number, **full) as calls, held(run.line):  # type: ignore[arg-type]
+                run.run()
+        except AifxError as e:
+            errors.append(e)
+        assert calls.failed is not None
+        assert ticking.tick() == {"a": "done", "b": "done"}
+        assert (ticking.count("a"), ticking.count("b")) == (1, 1), calls.failed
+        assert [one.facts["outcome"] for one in ticking.records("ended")] == ["done", "done"]
+    assert len(errors) > 2
+    for error in errors:
+        assert error.what.startswith(f"no room to write {tmp_path}/")
+        assert error.hint.startswith("df -h ")
+        assert error.transient
 
 
 def test_a_watch_reports_a_fault_of_each_place_once(ticking: Ticking, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +314,7 @@ def test_a_receiver_that_answers_500_for_a_day_is_reported_once(
         at.answer = lambda event: 500
         monkeypatch.setattr(delivery, "deliver", partial(delivery.deliver, clock=lambda: time.time()))
         sender = _Sender(Project(ticking.root), ticking.root / "line.toml", lines.append)
-        for minute in range(0, 24 * 60, 20):
+        for minute in range(0, 24 * 60, 60):
             clock.offset_s = minute * 60.0
             sender.send()
         assert len(at.attempts) > 3

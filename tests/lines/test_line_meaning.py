@@ -51,18 +51,18 @@ def test_a_condition_is_judged_by_what_the_last_start_saw(project):
     meaning = meaning_of(project, **{"data.corpus": "corpus@b"})
     push = meaning.line.stations["push"]
     before = {"tick": "1", "data.corpus": "corpus@a"}
-    assert meaning.holds(push, {}, None, outcomes()) == ""  # it never ran: `every` is due
-    assert meaning.holds(push, before, NOW - 3 * 86400, outcomes()) == ""
-    assert meaning.holds(push, before, NOW, outcomes()) == f"not: {push.when}"
-    assert meaning.holds(push, before, NOW, outcomes(clean="verdict")) == ""
-    assert meaning.holds(push, before, NOW, outcomes(clean="failed")) == f"not: {push.when}"
-    assert meaning.holds(push, {"tick": "1", "data.corpus": "corpus@b"}, None, outcomes()) == f"not: {push.when}"
-    assert meaning_of(project).holds(push, {}, None, outcomes()) == f"not: {push.when}"  # no data set yet
+    assert meaning.holds(push, {}, [], outcomes()) == ""  # it never ran: `every` is due
+    assert meaning.holds(push, before, [NOW - 3 * 86400], outcomes()) == ""
+    assert meaning.holds(push, before, [NOW], outcomes()) == f"not: {push.when}"
+    assert meaning.holds(push, before, [NOW], outcomes(clean="verdict")) == ""
+    assert meaning.holds(push, before, [NOW], outcomes(clean="failed")) == f"not: {push.when}"
+    assert meaning.holds(push, {"tick": "1", "data.corpus": "corpus@b"}, [], outcomes()) == f"not: {push.when}"
+    assert meaning_of(project).holds(push, {}, [], outcomes()) == f"not: {push.when}"  # no data set yet
 
 
 def test_a_tick_gives_one_answer_to_a_station_that_it_started(project):
     meaning = meaning_of(project)
-    assert meaning.holds(meaning.line.stations["push"], {"tick": "2"}, NOW, outcomes()) == ""
+    assert meaning.holds(meaning.line.stations["push"], {"tick": "2"}, [NOW], outcomes()) == ""
 
 
 def add_text(project: Project, name: str, text: str) -> str:
