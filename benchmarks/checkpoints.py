@@ -243,7 +243,8 @@ def both(state: State, save: Save, restore: Restore) -> dict[str, tuple[Save, Re
 
 def digests(tree: Any) -> dict[str, str]:
     """As ours makes them."""
-    from aifx.checkpoint.digest import as_hex, host_lanes, key_data
+    from aifx.checkpoint.digest import key_data
+    from aifx.checkpoint.lanes import as_hex, host_lanes
     from aifx.checkpoint.naming import flat_names
 
     named = flat_names(tree)

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from aifx.checkpoint.digest import Lanes, is_on_host, key_data, own_shards, shard_lanes
+from aifx.checkpoint.digest import is_on_host, key_data, own_shards, shard_lanes
+from aifx.checkpoint.lanes import Lanes
 
 _copying = ThreadPoolExecutor(4, thread_name_prefix="aifx-copy")
 

@@ -31,7 +31,8 @@ from aifx.checkpoint.manifest import (
 )
 from aifx.checkpoint.naming import Tree, flat_names, from_named, nest
 from aifx.checkpoint.peers import Failed, first, peers_of, together
-from aifx.checkpoint.storage import StoredArrays, check_fit, read_placed, with_keys
+from aifx.checkpoint.storage import check_fit, read_placed, with_keys
+from aifx.checkpoint.stored import StoredArrays
 from aifx.checkpoint.verification import DeviceDigests, Verification, verify_stored
 from aifx.checkpoint.writing import complete, write_part
 from aifx.config.best_by import Score

@@ -20,7 +20,8 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 from aifx.checkpoint.capture import HostArray
 from aifx.checkpoint.digest import is_key
-from aifx.checkpoint.manifest import STATE, ArrayEntry, Damaged, Manifest
+from aifx.checkpoint.manifest import ArrayEntry, Manifest
+from aifx.checkpoint.stored import StoredArrays, kvstore
 from aifx.core.errors import CheckpointError
 
 CHUNK_BYTES = 32 << 20
@@ -28,12 +29,6 @@ CHUNK_BYTES = 32 << 20
 
 TensorStore writes a chunk without copying it if its bytes lie together in memory, as those of a whole array do.
 """
-
-DATA_FILE_BYTES = 64 << 20
-"""About the size of a file of arrays. Several are written, flushed and digested at a time."""
-
-BLOCK_BYTES = 64 << 20
-"""About as much of an array as a command that reads all of it holds at a time."""
 
 
 def process_folder(state: Path, index: int, count: int) -> Path:
@@ -61,8 +56,8 @@ def write_arrays(folder: Path, arrays: Mapping[str, HostArray]) -> None:
             "order": "C",
             "dimension_separator": ".",
         }
-        kvstore = {**_kvstore(folder, will_write=True), "path": f"{name}/"}
-        spec = {"driver": "zarr", "kvstore": kvstore, "metadata": metadata, "store_data_equal_to_fill_value": True}
+        store = {**kvstore(folder, will_write=True), "path": f"{name}/"}
+        spec = {"driver": "zarr", "kvstore": store, "metadata": metadata, "store_data_equal_to_fill_value": True}
         opened[name] = ts.open(spec, create=True, context=context, transaction=transaction)
     pending = [
         opened[name].result()[part.index].write(part.data, can_reference_source_data_indefinitely=True)
@@ -82,52 +77,11 @@ def merge(state: Path, count: int) -> None:
     if count == 1:
         return
     context, transaction = ts.Context(), ts.Transaction(atomic=True)
-    target = ts.KvStore.open(_kvstore(state, will_write=True), context=context).result()
+    target = ts.KvStore.open(kvstore(state, will_write=True), context=context).result()
     for index in range(count):
-        source = ts.KvStore.open(_kvstore(process_folder(state, index, count)), context=context).result()
+        source = ts.KvStore.open(kvstore(process_folder(state, index, count)), context=context).result()
         source.experimental_copy_range_to(target.with_transaction(transaction)).result()
     transaction.commit_async().result()
-
-
-class StoredArrays:
-    """The arrays of a checkpoint, as they are on disk: nothing is verified. Raises what TensorStore raises."""
-
-    def __init__(self, folder: Path, arrays: Mapping[str, ArrayEntry]) -> None:
-        self._arrays = arrays
-        context, kvstore = ts.Context(), _kvstore(folder / STATE)
-        specs = {
-            name: {"driver": "zarr", "kvstore": {**kvstore, "path": f"{name}/"}}
-            for name, entry in arrays.items()
-            if entry.size
-        }
-        self._opening = {name: ts.open(spec, open=True, read=True, context=context) for name, spec in specs.items()}
-
-    def read(self, name: str, index: tuple[slice, ...]) -> Any:
-        """A future of the part of an array that `index` selects, a NumPy array."""
-        entry = self._arrays[name]
-        if not entry.size:
-            shape = [len(range(*part.indices(size))) for part, size in zip(index, entry.shape, strict=True)]
-            return ts.Future(np.zeros(shape, np.dtype(entry.dtype)))
-        return self._store(name)[index].read()
-
-    def blocks(self, name: str) -> Iterator[tuple[slice, ...]]:
-        """The indices of blocks of about BLOCK_BYTES that together are an array: whole chunks along its first axis."""
-        entry = self._arrays[name]
-        if not entry.shape:
-            yield ()
-            return
-        row_bytes = max(entry.size // max(entry.shape[0], 1), 1) * np.dtype(entry.dtype).itemsize
-        chunk = int(self._store(name).chunk_layout.read_chunk.shape[0]) if entry.size else 1
-        rows = max(BLOCK_BYTES // (row_bytes * chunk), 1) * chunk
-        rest = tuple(slice(0, size) for size in entry.shape[1:])
-        for start in range(0, entry.shape[0], rows):
-            yield slice(start, min(start + rows, entry.shape[0])), *rest
-
-    def _store(self, name: str) -> Any:
-        entry, stored = self._arrays[name], self._opening[name].result()
-        if stored.shape != entry.shape or stored.dtype.numpy_dtype != np.dtype(entry.dtype):
-            raise Damaged(f"array {name}", f"{name} has another shape or dtype than its manifest says")
-        return stored
 
 
 def chunk_shape(array: HostArray) -> list[int]:
@@ -148,21 +102,6 @@ def chunk_shape(array: HostArray) -> list[int]:
         else:
             break
     return shape
-
-
-def _kvstore(folder: Path, *, will_write: bool = False) -> dict[str, Any]:
-    # What is written is flushed later, file by file, with errors that name the file.
-    base = {"driver": "file", "path": f"{folder}/", "file_io_sync": False}
-    kvstore: dict[str, Any] = {"driver": "ocdbt", "base": base}
-    if will_write:
-        kvstore["config"] = {
-            "max_inline_value_bytes": 1024,
-            "max_decoded_node_bytes": 100_000_000,  # one node, which is the quickest to read
-            "manifest_kind": "single",
-        }
-        kvstore["assume_config"] = True  # no other process writes to this store
-        kvstore["target_data_file_size"] = DATA_FILE_BYTES
-    return kvstore
 
 
 GROUP_BYTES = 32 << 20

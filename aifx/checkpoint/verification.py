@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from aifx.checkpoint.digest import NOTHING, Lanes, add, as_hex, host_lanes, shard_lanes, starts_of
+from aifx.checkpoint.digest import shard_lanes
 from aifx.checkpoint.faults import while_reading
+from aifx.checkpoint.lanes import NOTHING, Lanes, add, as_hex, host_lanes, starts_of
 from aifx.checkpoint.manifest import (
     ArrayEntry,
     CheckpointName,
@@ -23,7 +24,7 @@ from aifx.checkpoint.manifest import (
     read_checkpoint,
     read_manifest,
 )
-from aifx.checkpoint.storage import StoredArrays
+from aifx.checkpoint.stored import StoredArrays
 from aifx.core.artifact import MANIFEST, damaged_files, stray_files
 from aifx.core.files import UnsafeFile, check_tree
 from aifx.core.project import RunDirectory

@@ -14,8 +14,8 @@ import numpy as np
 
 from aifx.checkpoint import folders
 from aifx.checkpoint.capture import HostArray, Part
-from aifx.checkpoint.digest import NOTHING, add, as_hex, host_lanes
 from aifx.checkpoint.faults import check_room, while_writing
+from aifx.checkpoint.lanes import NOTHING, add, as_hex, host_lanes
 from aifx.checkpoint.manifest import STATE, ArrayEntry, Manifest
 from aifx.checkpoint.storage import merge, process_folder, write_arrays
 from aifx.core.artifact import Files, SealedFile, files_below, seal, seal_files, sync_folders

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from aifx.checkpoint.manifest import list_checkpoints, step_directories
 from aifx.config import Config
 from aifx.core.errors import CheckpointError
 from aifx.core.project import RunDirectory
@@ -20,10 +21,7 @@ def choose_step(
     Reports the damaged checkpoints that cannot be the best one, but for what is in `reported`, which keeps it for the
     next call. Raises CheckpointError.
     """
-    from aifx.checkpoint.checkpoints import Checkpoints
-
-    checkpoints = Checkpoints(run.checkpoints, config.checkpoint)
-    steps = checkpoints.steps()
+    steps = list(step_directories(run.checkpoints))
     if not steps:
         what = f"no checkpoint in {run.checkpoints}"
         raise CheckpointError(what, "the run saved nothing yet", f"aifx train --run {run.name}")
@@ -32,10 +30,11 @@ def choose_step(
             what = f"run {run.name} has no checkpoint of step {choice}"
             raise CheckpointError(what, f"it has {', '.join(map(str, steps))}", f"aifx ckpt ls --run {run.name}")
         return choice
-    best = checkpoints.best() if (choice or config.eval.checkpoint) == "best" else None
+    infos = list_checkpoints(run.checkpoints) if (choice or config.eval.checkpoint) == "best" else []
+    best = next((info.step for info in infos if info.is_best), None)
     if best is None:
         return steps[-1]
-    for info in checkpoints.infos():
+    for info in infos:
         if info.damaged:
             why = f"the checkpoint of step {info.step} is damaged ({info.damaged}); it cannot be the best one"
             if reported is None or why not in reported:

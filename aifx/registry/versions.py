@@ -366,7 +366,7 @@ class _Source:
 
     def stored(self, prefix: str) -> Iterator[StoredArray]:
         """The weights that evaluation uses, each to be stored as `<prefix>/<name>`."""
-        from aifx.checkpoint.storage import StoredArrays
+        from aifx.checkpoint.stored import StoredArrays
         from aifx.registry.weight_file import StoredArray
 
         part = "ema" if any(name.startswith("ema/") for name in self.manifest.arrays) else "params"

@@ -12,15 +12,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
 
-from aifx.checkpoint.digest import Lanes, add, as_hex, host_lanes, starts_of
 from aifx.checkpoint.faults import while_reading
+from aifx.checkpoint.lanes import Lanes, add, as_hex, host_lanes, starts_of
 from aifx.checkpoint.manifest import ArrayEntry, Damaged
 from aifx.core.artifact import DamagedArtifact, SealedFile
 from aifx.core.digests import Sha256
@@ -30,7 +30,7 @@ from aifx.core.parsing import parse_json
 from aifx.core.progress import Reporter
 
 if TYPE_CHECKING:
-    from aifx.checkpoint.storage import StoredArrays  # opens TensorStore
+    from aifx.checkpoint.stored import StoredArrays  # opens TensorStore
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -76,8 +76,10 @@ def write_weights(path: Path, arrays: Iterable[StoredArray], progress: Reporter)
     # The largest elements first, so that each array begins at a multiple of its element's size.
     ordered = sorted(arrays, key=lambda array: (-np.dtype(array.entry.dtype).itemsize, array.name))
     head, digest, size = _header(ordered), Sha256(), 0
-    with open(path, "xb") as file, ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(2) as mixing:
+    one = partial(ThreadPoolExecutor, 1)
+    with open(path, "xb") as file, one() as hashing, one() as flushing, ThreadPoolExecutor(2) as mixing:
         hashed = deque([hashing.submit(digest.update, head)])
+        flushed, unflushed = flushing.submit(os.fdatasync, file.fileno()), 0
         size += file.write(head)
         for array in ordered:
             lanes = list[Future[Lanes]]()
@@ -86,7 +88,11 @@ def write_weights(path: Path, arrays: Iterable[StoredArray], progress: Reporter)
                 data = memoryview(block.reshape(-1).view(np.uint8))
                 hashed.append(hashing.submit(digest.update, data))
                 size += file.write(data)
+                unflushed += data.nbytes
                 progress.advance(data.nbytes)
+                if unflushed >= BLOCK_BYTES and flushed.done():  # the disk writes while the next blocks are read
+                    flushed.result()
+                    flushed, unflushed = flushing.submit(os.fdatasync, file.fileno()), 0
                 if len(hashed) > 1:
                     hashed.popleft().result()
                 if len(lanes) > 1:
@@ -95,6 +101,7 @@ def write_weights(path: Path, arrays: Iterable[StoredArray], progress: Reporter)
                 what = f"checkpoint {array.folder} is damaged"
                 raise Damaged(what, f"bytes differ from what was saved: {array.stored}", "aifx ckpt verify")
         file.flush()
+        flushed.result()
         os.fsync(file.fileno())
         for future in hashed:
             future.result()

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from aifx.checkpoint.digest import as_hex, host_lanes
 from aifx.checkpoint.faults import while_reading
+from aifx.checkpoint.lanes import as_hex, host_lanes
 from aifx.checkpoint.manifest import ArrayEntry, Damaged, Manifest, read_manifest
-from aifx.checkpoint.storage import StoredArrays
+from aifx.checkpoint.stored import StoredArrays
 from aifx.checkpoint.writing import write_checkpoint
 from aifx.core.errors import CheckpointError, UsageError
 from aifx.core.files import check_tree

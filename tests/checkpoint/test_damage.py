@@ -11,7 +11,7 @@ import pytest
 
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.manifest import Damaged, read_manifest
-from aifx.checkpoint.storage import StoredArrays
+from aifx.checkpoint.stored import StoredArrays
 from aifx.config.sections import CheckpointSection
 
 SECTION = CheckpointSection(asynchronous=False, keep_last=3)

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aifx.checkpoint.checkpoints import Checkpoints
-from aifx.checkpoint.digest import _on_device, add, as_hex, host_lanes, state_digest
+from aifx.checkpoint.digest import _on_device, state_digest
+from aifx.checkpoint.lanes import add, as_hex, host_lanes
 from aifx.checkpoint.naming import to_named
 from aifx.config.sections import CheckpointSection
 

@@ -21,7 +21,7 @@ from adapter_runs import make_adapter_run
 from faulty_files import kill_at_each_change
 
 from aifx.checkpoint.manifest import read_manifest
-from aifx.checkpoint.storage import StoredArrays
+from aifx.checkpoint.stored import StoredArrays
 from aifx.checkpoint.writing import write_checkpoint
 from aifx.core.artifact import MANIFEST
 from aifx.core.project import Project

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +19,7 @@ from made_once import made_once
 from safetensors import safe_open
 
 from aifx.checkpoint.manifest import ArrayEntry, Damaged, read_manifest
-from aifx.checkpoint.storage import StoredArrays
+from aifx.checkpoint.stored import StoredArrays
 from aifx.checkpoint.writing import write_checkpoint
 from aifx.core.artifact import Artifact, DamagedArtifact, damaged_files
 from aifx.core.artifact_copies import stored_artifact
@@ -185,6 +189,28 @@ def test_each_type_of_array_is_stored_as_it_is(tmp_path: Path) -> None:
     int4 = StoredArray("a", "a", ArrayEntry("int4", (2,), ""), stored, folder)
     with pytest.raises(DataError, match="cannot be stored"), report_progress("writing", 0, "bytes") as progress:
         write_weights(tmp_path / "three", [int4], progress)
+
+
+def test_a_disk_that_refuses_while_the_next_arrays_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.arange(64, dtype=np.float32)
+    entry = ArrayEntry("float32", array.shape, "")
+    (tmp_path / "checkpoints").mkdir()
+    folder = tmp_path / "checkpoints/1"
+    found = write_checkpoint(tmp_path / "checkpoints", 1, {"a": entry}, [("a", array)], run={}).arrays
+
+    def refuse(_descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", refuse)
+    source = StoredArray("a", "a", found["a"], StoredArrays(folder, found), folder)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), report_progress("writing", 0, "bytes") as progress:
+        write_weights(tmp_path / "weights", [source], progress)
+
+
+def test_what_a_push_imports_needs_no_jax() -> None:
+    modules = ("aifx.registry.acts", "aifx.registry.versions", "aifx.registry.weight_file", "aifx.checkpoint.stored")
+    code = f"import {', '.join(modules)}, aifx.loading.steps, sys; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.slow

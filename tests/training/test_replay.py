@@ -12,7 +12,7 @@ import pytest
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.manifest import read_manifest
 from aifx.checkpoint.naming import nest
-from aifx.checkpoint.storage import StoredArrays
+from aifx.checkpoint.stored import StoredArrays
 from aifx.config.sections import CheckpointSection
 from aifx.core.project import RunDirectory
 

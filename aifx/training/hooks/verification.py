@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from aifx.checkpoint.digest import Lanes, key_data, shard_lanes, starts_of
+from aifx.checkpoint.digest import key_data, shard_lanes
+from aifx.checkpoint.lanes import Lanes, starts_of
 from aifx.checkpoint.naming import flat_names
 from aifx.core.errors import AifxError, ExitCode
 from aifx.data.base import Batch
