@@ -36,6 +36,7 @@ from aifx.core.artifact import (
     seal,
     seal_files,
     short,
+    short_reference,
     stray_files,
 )
 from aifx.core.code_digest import modules_below
@@ -187,7 +188,7 @@ class ModelDirectory(RunDirectory):
 
     @property
     def title(self) -> str:
-        return f"model {self.label}"
+        return f"model {short_reference(self.label)}"
 
     @property
     def option(self) -> str:
@@ -271,6 +272,15 @@ def read_version(folder: Path, label: str) -> ModelDirectory:
     content = content_of(artifact, folder)
     check_once(folder, artifact, artifact.files)
     return ModelDirectory(folder, label, artifact, content)
+
+
+def pinned_name(reference: str, project: Project) -> str:
+    """The version of the project's registry that "fraud@production" means now, by its whole digest.
+
+    Raises UsageError for a name of none, EnvironmentFault.
+    """
+    state, version = open_root(None, project).find(reference)
+    return f"{state.name}@{version.digest}"
 
 
 def open_named_base(reference: str, project: Project) -> tuple[ModelDirectory, BaseRun]:

@@ -42,6 +42,8 @@ class Design:
         best_by: what ranks the trials: "max accuracy".
         config_file: the configuration of the trials, if it isn't aifx.toml.
         base: the settings that change numbers, by key, as they are without the swept ones.
+        pins: the model versions that trials begin with, by their names in the settings: "fraud@<64 digits>". An alias
+            may move before the last trial starts.
     """
 
     space: Space
@@ -50,6 +52,7 @@ class Design:
     best_by: str
     config_file: str | None
     base: Mapping[str, Any]
+    pins: Mapping[str, str] = field(default_factory=dict)
 
 
 class SweepStarted(TypedDict):

@@ -14,10 +14,12 @@ from aifx.core.errors import ConfigError, UsageError, did_you_mean
 from aifx.core.project import Project
 from aifx.core.results import Result
 from aifx.kinds import load_config
+from aifx.registry.versions import pinned_name
 from aifx.sweeps.record import Design, End, Sweep, Trial, is_sweep, read_sweep, sweep_folder, trial_name
 from aifx.sweeps.space import (
     SAMPLERS,
     SEED,
+    Choices,
     Outcome,
     Sampler,
     Space,
@@ -28,6 +30,8 @@ from aifx.sweeps.space import (
     parse_space,
     sample,
 )
+
+BASE = "finetune.base"
 
 
 @dataclass(frozen=True)
@@ -111,9 +115,17 @@ def _new(project: Project, name: str, options: Options) -> Sweep:
         raise ConfigError("train.validate_every = 0: a sweep needs validations", why, "--set train.validate_every=100")
     file = None if options.config_file is None else str(options.config_file)
     best_by = str(best_by_of(base))
-    design = Design(space, sampler, options.seed or 0, best_by, file, _base_values(base, space))
+    pins = _pins(base.finetune.base, space, base.apply_to(project))
+    design = Design(space, sampler, options.seed or 0, best_by, file, _base_values(base, space), pins)
     trials = options.trials if options.trials is not None else (size or 1) * max(len(space.seeds), 1)
     return Sweep(design, trials, prune=options.prune is not False)
+
+
+def _pins(base: str | None, space: Space, project: Project) -> dict[str, str]:
+    """`Design.pins`. Raises UsageError for a name of no version, EnvironmentFault."""
+    swept = space.swept.get(BASE)
+    names = swept.values if isinstance(swept, Choices) else (base,)
+    return {name: pinned_name(name, project) for name in names if name is not None and "@" in name}
 
 
 def _sampler(name: str) -> Sampler:
@@ -168,7 +180,9 @@ def config_file(design: Design) -> Path | None:
 
 def trial_overrides(design: Design, trial: Trial) -> list[str]:
     """The `--set` of a trial."""
-    return overrides({**design.space.fixed, **trial.values})
+    values = {**design.space.fixed, **trial.values}
+    pinned = design.pins.get(str(values.get(BASE, design.base.get(BASE))))
+    return overrides(values if pinned is None else {**values, BASE: pinned})
 
 
 def planned(sweep: Sweep, name: str) -> Iterator[Trial]:

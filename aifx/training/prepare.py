@@ -159,6 +159,11 @@ class Job:
     license_conflicts: list[LicenseConflict] = field(default_factory=list)  # of its data set's sources, in process 0
 
     @cached_property
+    def base(self) -> tuple[RunDirectory, BaseRun | None] | None:
+        """As `find_base`, once: a registry may be far away."""
+        return find_base(self.config, self.project, self.run)
+
+    @cached_property
     def checkpoints(self) -> Checkpoints:
         from aifx.checkpoint.checkpoints import Checkpoints
 
@@ -280,7 +285,7 @@ def _open_task(job: Job, is_fresh: bool) -> Task:
     """
     run, fork = job.run, job.fork
     if is_fresh and fork is None:
-        find_base(job.config, job.project, run)  # a mistake ends the run before its data is read
+        _ = job.base  # a mistake ends the run before its data is read
     if is_fresh:
         run.kernels.unlink(missing_ok=True)
         if run.assets.exists():
@@ -313,9 +318,7 @@ def _record_origin(job: Job, task: Task, layout: Layout, is_fresh: bool) -> Base
         _warn_of_origin(job.fork, job.project, digest)
     if is_fresh:
         _suggest_precision(job.config.train.precision, layout)
-        base = (
-            base_of_fork(job.fork, job.config.finetune) if job.fork else choose_base(job.config, job.project, job.run)
-        )
+        base = base_of_fork(job.fork, job.config.finetune) if job.fork else choose_base(job.base, job.config, job.run)
         forked_from, finetuned_from = job.fork.run.name if job.fork else None, base.document() if base else None
         origins: dict[str, Any] = {"forked_from": forked_from, "finetuned_from": finetuned_from}
         write_json(job.run.provenance, now | origins | ({"refitted_from": job.refit.origin} if job.refit else {}))
@@ -418,8 +421,8 @@ def _check_sample(programs: Programs) -> None:
         raise ConfigError("log.sample is set, and the run has several processes", why, "remove sample from [log]")
 
 
-def find_base(config: Config, project: Project, run: RunDirectory | None) -> RunDirectory | None:
-    """The run or the version that `[finetune]` names, or None.
+def find_base(config: Config, project: Project, run: RunDirectory | None) -> tuple[RunDirectory, BaseRun | None] | None:
+    """The run that `[finetune]` names, or the version and its weights; None if it names neither.
 
     Args:
         run: the one that begins with it, if there is one.
@@ -431,26 +434,26 @@ def find_base(config: Config, project: Project, run: RunDirectory | None) -> Run
         why = "a run cannot begin with its own weights"
         raise ConfigError(f"finetune.base = {name!r} is this run", why, "aifx train --run ANOTHER-NAME")
     if version is not None:
-        base: RunDirectory = open_named_base(version, config.apply_to(project))[0]
+        found: tuple[RunDirectory, BaseRun | None] = open_named_base(version, config.apply_to(project))
     elif name is not None:
-        base = project.base_run(name)
+        found = project.base_run(name), None
     else:
         return None
-    check_model(config, base, project)
-    return base
+    check_model(config, found[0], project)
+    return found
 
 
-def choose_base(config: Config, project: Project, run: RunDirectory) -> BaseRun | None:
-    """The checkpoint that `[finetune]` names, or None. Raises UsageError, CheckpointError, ConfigError."""
+def choose_base(found: tuple[RunDirectory, BaseRun | None] | None, config: Config, run: RunDirectory) -> BaseRun | None:
+    """The checkpoint of what `find_base` found, or None. Raises UsageError, CheckpointError, ConfigError."""
     from aifx.loading.steps import choose_step
 
-    base = find_base(config, project, run)
-    if base is None:
+    if found is None:
         return None
+    base, weights = found
     if isinstance(base, ModelDirectory):
         tokenizer = base.artifact.files.get(f"assets/{TOKENIZER_FILE}")
         _check_tokenizer(run, base, None if tokenizer is None else tokenizer.sha256)
-        return open_named_base(base.name, config.apply_to(project))[1]
+        return weights
     step = choose_step(base, config, config.finetune.base_step)
     manifest = read_manifest(base.checkpoints / str(step))
     _check_tokenizer(run, base, manifest.run.get("assets", {}).get(TOKENIZER_FILE))

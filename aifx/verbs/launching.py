@@ -20,6 +20,7 @@ from aifx.core.project import Project, check_run_name, find_project
 from aifx.core.requests import Request, find_request
 from aifx.core.results import Result
 from aifx.verbs.arguments import Settings, StrPath, overrides
+from aifx.verbs.models import pin_base
 
 if TYPE_CHECKING:
     from aifx.cluster.jobs import JobStatus, LaunchRecord
@@ -62,6 +63,19 @@ class _Command(NamedTuple):
             project.existing_run(self.run)
         if self.run_name:
             check_run_name(self.run_name)
+
+    def check_base(self, project: Project) -> None:
+        """Raise UsageError, EnvironmentFault if the run or version that the training begins with is not there."""
+        from aifx.kinds import load_config
+
+        run = project.run(self.run_name)
+        if self.arguments[0] != "train" or run.exists() or self.fork is not None or "--refit" in self.arguments:
+            return
+        config = load_config(project, self.settings, file=self.file)
+        if (name := config.finetune.base_run) is not None:
+            project.base_run(name)
+        elif (reference := config.finetune.base_version) is not None:
+            pin_base(reference, config.apply_to(project), run)
 
 
 def _command(given: Sequence[str], example: str) -> _Command:
@@ -362,6 +376,7 @@ def _slurm_job(
         why = f"there is no such file in {project.root}"
         raise ConfigError(f"slurm.setup_script = {setup!r} cannot be used", why, "aifx config keys slurm")
     asked.check(project)
+    asked.check_base(project)
     launch = new_id(asked.run_name) if request is None else requested_id(project, request)
     folder = folder_of(project, launch).relative_to(project.root)
     id = "" if request is None else request.id

@@ -80,12 +80,13 @@ def pin_base(reference: str, project: Project, run: RunDirectory) -> str:
     Raises UsageError for a version that is not there, EnvironmentFault.
     """
     from aifx.kinds import read_config
-    from aifx.registry.roots import is_alias, open_root
+    from aifx.registry.roots import is_alias
+    from aifx.registry.versions import pinned_name
 
     name, _, word = reference.partition("@")
     began = read_config(run.config, project, environ={}).finetune.base_version if run.exists() else None
     try:
-        version = open_root(None, project).find(reference)[1]
+        pinned = pinned_name(reference, project)
     except AifxError as error:
         if began is None or began.partition("@")[0] != name:
             raise
@@ -93,7 +94,6 @@ def pin_base(reference: str, project: Project, run: RunDirectory) -> str:
             "run %s goes on with its base %s, since %s cannot be found: %s", run.name, began, reference, error.what
         )
         return began
-    pinned = f"{name}@{version.digest}"
     if began is not None and began != pinned and began.partition("@")[0] == name and is_alias(word):
         log.warning("%s is another version now; run %s goes on with its base %s", reference, run.name, began)
         return began

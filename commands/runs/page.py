@@ -134,6 +134,7 @@ def _print_provenance(out: Output, provenance: Mapping[str, Any]) -> None:
         ("command", " ".join(map(str, provenance.get("command") or ())) or None),
         ("code", f"{str(git.get('commit'))[:12]}{changed}" if git.get("commit") else None),
         ("data set", short_reference((provenance.get("dataset") or {}).get("reference") or "") or None),
+        ("begun with", _base(provenance.get("finetuned_from") or {})),
         ("data", str(provenance.get("data_digest") or "")[:12] or None),
         ("devices", f"{hardware.get('num_devices')} x {hardware.get('device_kind')} on {hardware.get('host')}"),
         ("cpu", f"{hardware.get('cpu')}, {hardware.get('cores')} cores"),
@@ -141,6 +142,13 @@ def _print_provenance(out: Output, provenance: Mapping[str, Any]) -> None:
         *(provenance.get("environment") or {}).items(),
     ]
     out.table(["where it came from", ""], [row for row in rows if row[1]])
+
+
+def _base(base: Mapping[str, Any]) -> str | None:
+    """The checkpoint or the model version that a run began with."""
+    if not (name := str(base.get("run") or "")):
+        return None
+    return f"model {short_reference(name)}" if "@" in name else f"run {name}, step {base.get('step')}"
 
 
 def print_comparison(out: Output, c: Comparison) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import inprocess
 import pytest
+from stored_models import push_empty
 
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
@@ -87,6 +88,16 @@ def test_a_script_is_submitted_and_kept(submitted: Path, project: Path) -> None:
     record = json.loads((submitted / "record.json").read_text())
     assert record["id"] == submitted.name
     assert (record["job"], record["run"], record["nodes"]) == ("7", "wide", 2)
+
+
+@pytest.mark.parametrize(("base", "hint"), [("fox@v2", "aifx registry show fox"), ("wide", "aifx import")])
+def test_a_training_whose_base_is_missing_is_not_submitted(launch: Run, project: Path, base: str, hint: str) -> None:
+    push_empty(Project(project), "fox")
+    refused = launch("slurm", "--no-follow", "train", "--set", f"finetune.base={base}")
+    assert refused.returncode == 2
+    assert hint in refused.stderr
+    assert not (project / "asked").exists()
+    assert launch("slurm", "--no-follow", "train", "--set", "finetune.base=fox@v1").returncode == 0
 
 
 def test_a_job_is_submitted_once_for_a_request(launch: Run, project: Path) -> None:

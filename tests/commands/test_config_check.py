@@ -23,7 +23,7 @@ from aifx.data.spec import DataSpec
 from aifx.kinds import KINDS, load_config
 from aifx.objectives import OBJECTIVES
 from aifx.objectives.base import Rows
-from aifx.training.prepare import choose_base
+from aifx.training.prepare import find_base
 
 TASK = """
 from aifx.config.sections import DataSection, ModelSection
@@ -135,7 +135,7 @@ def test_a_model_that_computes_something_else_than_its_base_is_refused(
     _, err = based("config", "check", code=2)
     assert [fact for fact in facts if fact not in err] == []
     with pytest.raises(ConfigError) as refused:  # when it is trained, before a checkpoint is read
-        choose_base(load_config(Project(based.root), environ={}), Project(based.root), Project(based.root).run("fine"))
+        find_base(load_config(Project(based.root), environ={}), Project(based.root), Project(based.root).run("fine"))
     assert "run base" in refused.value.what
     assert facts[0] in refused.value.why
     assert facts[2] in refused.value.hint

@@ -21,6 +21,7 @@ from aifx.hub.importing import import_model
 from aifx.hub.starting import changed_values
 from aifx.kinds import load_config, read_config
 from aifx.loading.restore import restore_run
+from aifx.runs.provenance import read_provenance
 from aifx.serving.generate import Chat, write_text
 from aifx.training.run import train
 
@@ -95,6 +96,33 @@ def test_a_version_is_exported_as_its_run(imported: Project, monkeypatch: pytest
     differing = {name for name, content in ours.items() if theirs[name] != content}
     assert differing <= {"README.md", "manifest.json", ".aifx.json"}, differing
     assert "| imported from | a folder, chat |" in theirs["README.md"].decode()
+
+
+@pytest.mark.slow
+def test_adapters_that_were_trained_on_a_version(imported: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(imported.root)
+    digest = aifx.registry_push("chat", "whole").digest
+    tokenizer = shutil.copy(imported.run("chat").assets / "tokenizer.json", imported.root)
+    (imported.root / "data").mkdir()
+    rows = [{"prompt": f"{n}?", "completion": f"{n}!"} for n in range(30)]
+    (imported.root / "data/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = to_toml({"model": changed_values(read_config(imported.run("chat").config, imported).model)}, None)
+    (imported.root / "aifx.toml").write_text(
+        f'[task]\nkind = "chat"\n[finetune]\nbase = "whole@v1"\nadapter = "lora"\n[lora]\nrank = 2\n{model}\n'
+        f'[data]\ntokenizer = "{tokenizer}"\nseq_len = 64\n'
+        "[train]\nnum_steps = 1\nglobal_batch_size = 4\nvalidate_every = 0\n"
+    )
+    assert aifx.train(run="tuned").status == "completed"
+    assert read_provenance(imported.run("tuned"))["finetuned_from"]["run"] == f"whole@{digest}"
+    aifx.registry_push("tuned", "tuned")
+    for folder in imported.run("chat").path, imported.root / "registry/models/whole":
+        shutil.rmtree(folder)
+    for model, folder in (("runs/tuned", "ours"), ("tuned@v1", "theirs")):
+        aifx.export_model(model, folder, format="peft")
+        assert json.loads(Path(folder, "adapter_config.json").read_text())["base_model_name_or_path"] == "./chat"
+    ours, theirs = (load_file(f"{folder}/adapter_model.safetensors") for folder in ("ours", "theirs"))
+    assert ours.keys() == theirs.keys()
+    assert all((ours[key] == theirs[key]).all() for key in ours)
 
 
 def test_another_tokenizer_than_that_of_the_base(imported: Project) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import model_runs
 import pytest
@@ -17,6 +18,7 @@ from aifx.core.errors import CheckpointError, ConfigError, UsageError
 from aifx.core.project import Project
 from aifx.registry.versions import write_version
 from aifx.runs.provenance import data_behind, read_provenance
+from aifx.training import prepare
 
 ADAPTERS = {"finetune.adapter": "lora", "lora.rank": 2}
 TUNING = {
@@ -67,7 +69,10 @@ def test_the_weights_are_those_of_the_run(settings: dict[str, Any], project: Pro
     digest = push(project, base)
     aifx.registry_promote("fox@v1", "production", project=project.root)
     tune(project, "by-run", f"{base}:1", **settings)
-    tune(project, "by-version", "fox@production", **settings)
+    opened = mock.Mock(wraps=prepare.open_named_base)
+    with mock.patch.object(prepare, "open_named_base", opened):
+        tune(project, "by-version", "fox@production", **settings)
+    assert opened.call_count == 1  # a registry may be far away
     first, second = (read_manifest(project.run(run).checkpoints / "2") for run in ("by-run", "by-version"))
     assert first.state_digest == second.state_digest
     named = read_provenance(project.run("by-version"))["finetuned_from"]

@@ -154,6 +154,19 @@ def test_a_damaged_record_breaks_no_page(tmp_path: Path, record: dict[str, objec
     aifx.runs_show(run.name, project=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("base", "text"), [("main", "run main, step 7"), (f"fox@{'3' * 64}", "model fox@333333333333\n")]
+)
+def test_what_a_run_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], base: str, text: str
+) -> None:
+    run = make_run(tmp_path, 10, "tuned")
+    run.provenance.write_text(json.dumps({"finetuned_from": {"run": base, "step": 7, "digest": "4" * 64}}))
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["runs", "show", "tuned"]) == 0
+    assert f"begun with  {text}" in re.sub(" {2,}", "  ", capsys.readouterr().out)
+
+
 def test_times_that_no_calendar_has(tmp_path: Path) -> None:
     for moment in (1e308, -1e308, 1e17, -1e17):
         assert pages.date(moment) == "-"

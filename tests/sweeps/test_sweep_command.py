@@ -14,11 +14,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from stored_models import push_empty
 
 from aifx.core.errors import RunBusy, UsageError
 from aifx.core.processes import aifx_command
 from aifx.core.project import RunDirectory
 from aifx.kinds import load_config
+from aifx.registry.versions import pinned_name
 from aifx.runs.lock import hold_run, holder
 from aifx.runs.manage import read_tags
 from aifx.runs.status import run_status
@@ -56,6 +58,22 @@ def test_each_trial_is_a_run_and_the_settings_are_ranked(swept: Any, monkeypatch
     # Nothing is left to do.
     assert swept.command()[0] == 0
     assert len(swept.starts()) == 6
+
+
+def test_all_trials_begin_with_the_version_that_an_alias_meant_at_the_start(swept: Any) -> None:
+    push_empty(swept.project, "fox", "production")
+    first = pinned_name("fox@production", swept.project)
+    assert swept.command(*RATES, "--set", "finetune.base=fox@production", "--trials", "1")[0] == 0
+    push_empty(swept.project, "fox", "production")
+    assert pinned_name("fox@production", swept.project) != first
+    assert swept.command("--trials", "3")[0] == 0
+    assert [start[1]["finetune.base"].strip('"') for start in swept.starts()] == [first] * 3
+    swept.command("--name", "two", "--set", "finetune.base=fox@v1,fox@production", "--trials", "2")
+    bases = {start[1]["finetune.base"].strip('"') for start in swept.starts()[3:]}
+    assert bases == {first, pinned_name("fox@v2", swept.project)}
+    code, _, err = swept.command("--name", "none", *RATES, "--set", "finetune.base=fox@v9")
+    assert code == 2
+    assert "aifx registry show fox" in err
 
 
 def test_a_dry_run_lists_the_trials_and_writes_nothing(swept: Any) -> None:
