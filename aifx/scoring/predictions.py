@@ -48,12 +48,11 @@ class KeyedRow:
     id: str
 
 
-def key_of(row: Row, column: str) -> str:
-    """The key of a row. Raises DataError for a row without one."""
-    key = row.values.get(column)
+def key_text(key: Any, place: str, column: str) -> str:
+    """A key as text. Raises DataError if it is missing."""
     if key is None or key == "":
         hint = "--key COLUMN, of a column with a value in each row"
-        raise DataError(f"{row.place}: the row has no key", f"its {column!r} is missing", hint)
+        raise DataError(f"{place}: the row has no key", f"its {column!r} is missing", hint)
     return str(key)
 
 
@@ -64,7 +63,7 @@ def keyed(row: Row, column: str, model: str) -> KeyedRow:
         column: with the key.
         model: the version's digest.
     """
-    key = key_of(row, column)
+    key = key_text(row.values.get(column), row.place, column)
     values = {name: value for name, value in row.values.items() if name not in RESERVED}
     return KeyedRow(row, key, sha256_of(_canonical([model, key, values]))[:ID_DIGITS])
 
@@ -129,24 +128,25 @@ def _type(value: Any) -> pa.DataType:
     return _TYPES.get(type(value), pa.string())
 
 
-def check_keys(rows: Iterable[Row], column: str, places: Iterable[Row]) -> int:
+def check_keys(keys: Iterable[tuple[Any, str]], column: str, again: Iterable[tuple[Any, str]]) -> int:
     """The number of rows. Raises DataError for one without key, or two with the same.
 
     Args:
-        places: the same rows once more, from which an error takes the places.
+        keys: with the places of their rows.
+        again: the same once more, of which an error names two.
     """
-    hashes = np.fromiter((hash(key_of(row, column)) for row in rows), np.int64)
+    hashes = np.fromiter((hash(key_text(key, place, column)) for key, place in keys), np.int64)
     found, counts = np.unique(hashes, return_counts=True)
     if len(found) == len(hashes):
         return len(hashes)
     suspects, before = set(found[counts > 1].tolist()), dict[str, str]()
-    for row in places:
-        key = key_of(row, column)
-        if hash(key) not in suspects:
+    for key, place in again:
+        text = key_text(key, place, column)
+        if hash(text) not in suspects:
             continue
-        if key in before:
-            what = f"--key {column} does not tell rows apart"
-            why = f"{before[key]} and {row.place} have {key!r}"
-            raise DataError(what, why, "--key COLUMN, of a column with a different value in each row")
-        before[key] = row.place
+        if text in before:
+            why = f"{before[text]} and {place} have {text!r}"
+            hint = "--key COLUMN, of a column with a different value in each row"
+            raise DataError(f"--key {column} does not tell rows apart", why, hint)
+        before[text] = place
     return len(hashes)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from pyarrow import parquet
 
 from aifx.core.errors import DataError, UsageError, did_you_mean
 from aifx.data.base import DataFormat
@@ -36,13 +39,20 @@ class Source(ABC):
         """The position after a row and all rows before it; None if there is none."""
         return None
 
+    def columns(self, form: DataFormat) -> list[str] | None:
+        """The names of the columns; None without rows."""
+        first = next(self.rows(form), None)
+        return None if first is None else list(first.values)
+
+    def keys(self, form: DataFormat) -> Iterator[tuple[Any, str]]:
+        """The key of each row, None if it has none, and its place."""
+        return ((row.values.get(self.key), row.place) for row in self.rows(form))
+
     def check(self, form: DataFormat) -> int:
         """The number of rows. Raises DataError if the model lacks a column, or the key does not tell rows apart."""
-        rows = self.rows(form)
-        first = next(rows, None)
-        if first is not None:
-            self._check_columns(list(first.values), form)
-        return check_keys(self.rows(form), self.key, self.rows(form))
+        if (names := self.columns(form)) is not None:
+            self._check_columns(names, form)
+        return check_keys(self.keys(form), self.key, self.keys(form))
 
     def _check_columns(self, names: Sequence[str], form: DataFormat) -> None:
         lacking = [name for name in form.input_columns if name not in names]
@@ -63,9 +73,27 @@ class FileSource(Source):
     key: str
     files: Sequence[SourceFile]
 
+    @contextmanager
+    def open(self, position: Any) -> Iterator[FileSource]:
+        yield self
+
     def rows(self, form: DataFormat) -> Iterator[Row]:
         for file in self.files:
             yield from form.read_rows(file)
+
+    def keys(self, form: DataFormat) -> Iterator[tuple[Any, str]]:
+        for file in self.files:
+            if file.format == "parquet" and not file.is_remote:
+                number = 0
+                with parquet.ParquetFile(file.path) as opened:
+                    for batch in (
+                        opened.iter_batches(columns=[self.key]) if self.key in opened.schema_arrow.names else ()
+                    ):
+                        for key in batch.column(0).to_pylist():
+                            number += 1
+                            yield key, f"{file.name}: row {number}"
+            else:
+                yield from ((row.values.get(self.key), row.place) for row in form.read_rows(file))
 
 
 def default_key(key: str | None, name: str, *, is_version: bool = False) -> str:

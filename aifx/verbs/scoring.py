@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,12 +10,15 @@ from aifx.core.errors import UsageError
 from aifx.core.requests import RequestDone, find_request
 from aifx.verbs.arguments import Settings, Step, StrPath
 from aifx.verbs.catalogs import find_catalog
+from aifx.verbs.models import is_reference
 from aifx.verbs.prediction import load
 
 if TYPE_CHECKING:
+    from aifx.scoring.database_source import Selection
+    from aifx.scoring.database_target import DatabaseTable
     from aifx.scoring.file_target import Folder
     from aifx.scoring.scoring import Scored
-    from aifx.scoring.sources import Source
+    from aifx.scoring.sources import FileSource
 
 
 def score(
@@ -23,6 +27,9 @@ def score(
     target: str,
     *,
     key: str | None = None,
+    query: str | None = None,
+    since_last: bool = False,
+    growing: str | None = None,
     request: str | None = None,
     step: Step = None,
     settings: Settings = None,
@@ -37,9 +44,14 @@ def score(
 
     Args:
         model: the run's folder, or a model version: "fraud@production".
-        source: a file of rows, or a version of a data set.
-        target: a folder, to which a file is added.
+        source: a file of rows, a version of a data set, or a table: "postgresql://HOST/DATABASE/TABLE",
+            "sqlite:///PATH/TABLE" or "duckdb:///PATH/TABLE". With `query`, the database alone.
+        target: a folder, to which a file is added, or a table.
         key: column whose value tells rows apart; by default "_row" of a data set.
+        query: SQL whose rows are scored.
+        since_last: read only the rows of a table that came after the last scoring, and those of transactions that had
+            not ended then.
+        growing: column by which `since_last` finds them: it only grows, in the order of commits.
         request: an id. A second call with it returns what the first one did, and writes nothing.
         step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint`.
         settings: values over those of the run's configuration, by key.
@@ -54,23 +66,49 @@ def score(
     from aifx.scoring.scoring import Scored
     from aifx.scoring.scoring import score as score_rows
 
-    found, into = _source(source, key, root, project), _target(target)
+    found = _source(source, key, query, growing, since_last, root, project)
+    into = _target(target)
     asked = find_request(request, f"score {model} {found.name} {into.name} by {found.key}")
     with into.open() as opened:
-        if asked is not None and (outcome := opened.outcome(asked)) is not None:
-            return RequestDone(outcome).repeated(Scored)
-        loaded = load(model, step=step, settings=settings, trust_code=trust_code)
-        digest = loaded.trained.run.model_digest or loaded.trained.manifest.state_digest
-        return score_rows(loaded, digest, found, opened, into.name, asked)
+        begun = None
+        if asked is not None:
+            if (outcome := opened.outcome(asked)) is not None:
+                return RequestDone(outcome).repeated(Scored)
+            if (begun := opened.begun(asked)) is not None and is_reference(model):
+                model = f"{os.fspath(model).partition('@')[0]}@{begun['model']}"  # the alias may have moved
+        with found.open(opened.position(found.name)) as rows:
+            loaded = load(model, step=step, settings=settings, trust_code=trust_code)
+            digest = loaded.trained.run.model_digest or loaded.trained.manifest.state_digest
+            if begun is not None and digest != begun["model"]:
+                why = f"it began with {begun['model'][:12]}, and this is {digest[:12]}"
+                what = f"--request {request} belongs to another model"
+                raise UsageError(what, why, "give it the step that it began with, or use another id")
+            return score_rows(loaded, digest, rows, opened, into.name, asked)
 
 
-def _source(name: str, key: str | None, root: str | None, project: StrPath) -> Source:
-    """The source that an argument names: a file if there is one, otherwise a version of a data set."""
+def _source(
+    name: str,
+    key: str | None,
+    query: str | None,
+    growing: str | None,
+    since_last: bool,
+    root: str | None,
+    project: StrPath,
+) -> FileSource | Selection:
+    """The source that an argument names: a database, a file if there is one, otherwise a version of a data set."""
     from aifx.data.readers.rows import FORMATS, input_file
     from aifx.data.readers.sources import STDIN, local_file
     from aifx.data.versions.catalog import check_own_rows, check_shards
     from aifx.scoring.sources import FileSource, default_key
 
+    if _is_database(name):
+        from aifx.scoring.database_source import select
+
+        return select(name, default_key(key, name.rpartition("@")[2]), query, growing, since_last)
+    for option, given in (("--query", query), ("--growing", growing), ("--since-last", since_last)):
+        if given:
+            why = f"{name} is none, and rows that were scored are left out anyway"
+            raise UsageError(f"{option} is for databases", why, f"aifx score MODEL {name} TARGET")
     if name == STDIN:
         raise UsageError("- cannot be scored", "its rows are read more than once", "cat > rows.jsonl")
     file = input_file(name) if "://" in name else local_file(Path(name))
@@ -85,10 +123,21 @@ def _source(name: str, key: str | None, root: str | None, project: StrPath) -> S
     return FileSource(reference, default_key(key, name, is_version=True), files)
 
 
-def _target(name: str) -> Folder:
+def _target(name: str) -> Folder | DatabaseTable:
     """The target that an argument names. Raises UsageError for one that cannot be written."""
+    if _is_database(name):
+        from aifx.scoring.database_target import DatabaseTable
+
+        return DatabaseTable.of(name)
     from aifx.scoring.file_target import Folder
 
     if "://" in name:
-        raise UsageError(f"aifx cannot score into {name.partition('://')[0]}", "a target is a folder", "scores/")
+        why = "a target is a folder of this machine, or a table of PostgreSQL, SQLite or DuckDB"
+        raise UsageError(f"aifx cannot score into {name.partition('://')[0]}", why, "postgresql://HOST/DATABASE/TABLE")
     return Folder(Path(name))
+
+
+def _is_database(name: str) -> bool:
+    """Whether an argument is the URL of a database, rather than of a file in a store."""
+    scheme, separator, _ = name.partition("://")
+    return bool(separator) and scheme.partition("+")[0] in ("postgres", "postgresql", "sqlite", "duckdb", "mysql")

@@ -18,15 +18,29 @@ ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="Model version, such as fraud@production, or a run: RUN or RUN:STEP.")
 ]
 SourceArgument = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="Rows to score: a file, or a data set: NAME or NAME@VERSION.")
+    str,
+    typer.Argument(metavar="SOURCE", help="Rows: a file, a data set (NAME or NAME@VERSION), or the URL of a table."),
 ]
 TargetArgument = Annotated[
-    str, typer.Argument(metavar="TARGET", help="Folder to which a file of predictions is added.")
+    str, typer.Argument(metavar="TARGET", help="Folder to which a file is added, or the URL of a table.")
 ]
 KeyOption = Annotated[
     str | None,
     typer.Option(
         "--key", metavar="COLUMN", help="Column with a different value in each row. By default _row of a data set."
+    ),
+]
+
+QueryOption = Annotated[
+    str | None, typer.Option("--query", metavar="SQL", help="Score the rows of a query. SOURCE is the database's URL.")
+]
+SinceLastOption = Annotated[
+    bool, typer.Option("--since-last", help="Read only rows that came to the table after its last scoring.")
+]
+GrowingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--growing", metavar="COLUMN", help="With --since-last: column that only grows, in the order of commits."
     ),
 ]
 
@@ -36,6 +50,9 @@ def score(
     source: SourceArgument,
     target: TargetArgument,
     key: KeyOption = None,
+    query: QueryOption = None,
+    since_last: SinceLastOption = False,
+    growing: GrowingOption = None,
     request: RequestOption = None,
     step: StepOption = None,
     trust_code: TrustCodeOption = None,
@@ -49,6 +66,7 @@ def score(
         aifx score fraud@production orders scores
         aifx score main orders.csv scores --key order_id
         aifx score fraud@production orders@3f2a scores --request 2026-12-03.1
+        aifx score fraud@production postgresql://db/shop/orders postgresql://db/shop/scores --key id --since-last
 
     Each row is scored once by a model version, also if calls are repeated, killed or made at the same time.
     """
@@ -64,6 +82,9 @@ def score(
             source,
             target,
             key=key,
+            query=query,
+            since_last=since_last,
+            growing=growing,
             request=request,
             step=step or at,
             settings=set_,

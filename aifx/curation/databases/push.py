@@ -67,8 +67,12 @@ class Target:
         return f"{identifier(self.schema)}.{name}" if self.schema else name
 
 
-def parse_target(url: str) -> Target:
-    """The table that the last part of a URL's path names, such as `/shop/sales.orders`. Raises UsageError."""
+def parse_target(url: str, dialects: Sequence[str] = ("postgresql",)) -> Target:
+    """The table that the last part of a URL's path names, such as `/shop/sales.orders`. Raises UsageError.
+
+    Args:
+        dialects: databases that can have it.
+    """
     example = "postgresql://HOST/DATABASE/TABLE"
     try:
         parts = urlsplit(url)
@@ -79,10 +83,10 @@ def parse_target(url: str) -> Target:
     database = parse_database_url(urlunsplit(parts._replace(path=path or "/" + last)))
     if not path.strip("/"):
         raise UsageError(f"{database.name} names no table", "the last part of the URL's path is one", example)
-    if not database.is_postgresql:
-        why = "aifx writes to PostgreSQL alone"
+    if database.dialect not in dialects:
+        why = "aifx writes to PostgreSQL alone" if len(dialects) == 1 else f"it can use {', '.join(dialects)}"
         raise UsageError(f"aifx cannot push to {database.dialect}", why, example)
-    schema, dot, table = last.partition(".")
+    schema, dot, table = last.partition(".") if database.is_postgresql else ("", "", last)
     names = (unquote(schema), unquote(table)) if dot else ("", unquote(last))
     if not names[1] or (dot and not names[0]):
         raise UsageError(f"{last!r} names no table", "it is TABLE or SCHEMA.TABLE", example)
