@@ -106,6 +106,7 @@ if TYPE_CHECKING:
     )
     from aifx.verbs.line_files import line_check, line_graph, line_k8s, line_unit
     from aifx.verbs.line_ticks import line_backfill, line_run, line_status, line_watch
+    from aifx.verbs.monitoring import monitor
     from aifx.verbs.notifying import notify_ls, notify_replay, notify_run, notify_test
     from aifx.verbs.planning import plan, plan_hardware
     from aifx.verbs.prediction import load, predict, predict_files
@@ -178,6 +179,7 @@ _NAMES = {
     "evaluation": "compare_models compare_shadow evaluate evaluate_benchmark",
     "prediction": "load predict predict_files",
     "scoring": "score",
+    "monitoring": "monitor",
     "data_classify": "data_classify",
     "generation": "generate",
     "health": "doctor doctor_diff doctor_rules doctor_serve",

@@ -35,6 +35,7 @@ COMMANDS: dict[str, Entry] = {
     "score": Entry(
         "score.command", "score", "Predict for new rows of a source, each once, into files or a table.", TRAIN
     ),
+    "monitor": Entry("monitor.command", "monitor", "Compare rows of now with those of the training.", TRAIN),
     "generate": Entry("generate.command", "generate", "Write text with a trained model.", TRAIN),
     "serve": Entry("serve.group", "app", "Serve a trained model over HTTP, with OpenAI's API.", TRAIN, default="start"),
     "export": Entry("export.command", "export", "Write a run's model for Hugging Face's ecosystem.", TRAIN),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from aifx.commands.doctor.monitor_protocols import Caller
 
-COMPUTE = ("train", "eval", "predict", "score", "generate", "serve")
+COMPUTE = ("train", "eval", "predict", "score", "monitor", "generate", "serve")
 """Commands that run large programs, for whose memory a restart pays."""
 
 ARROW = ("clean", "decontaminate", "dedupe", "split")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
+import inprocess
 import numpy as np
 
 from aifx.core.project import Project
@@ -54,3 +56,10 @@ def make_table_project(root: Path, num_rows: int = 160) -> Project:
         writer.writerow(["number", "x", "y", "label"])
         writer.writerows(zip(range(num_rows), x, y, labels, strict=True))
     return Project(root)
+
+
+def train_table_project(folder: Path) -> None:
+    """Make `folder/project`, with a trained run."""
+    project = make_table_project(folder / "project")
+    done = inprocess.run(["train", "--set", "train.num_steps=2"], project.root, os.environ)
+    assert done.returncode == 0, done.stderr

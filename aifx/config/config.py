@@ -44,6 +44,7 @@ class Config:
     data: section_types.DataSection
     datasets: section_types.DatasetsSection
     registry: section_types.RegistrySection
+    monitor: section_types.MonitorSection
     augment: section_types.AugmentSection
     train: section_types.TrainSection
     mesh: section_types.MeshSection

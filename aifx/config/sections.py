@@ -557,6 +557,20 @@ class RegistrySection(Section):
     )
 
 
+class MonitorSection(Section):
+    """Rows of now beside those of the training: `aifx monitor`."""
+
+    limits: tuple[str, ...] = setting(
+        (),
+        'Effects that columns may have, such as "amount <= 0.2". By default 0.1 standard deviations of numbers, and '
+        "0.05 of the rows of values and of missing values.",
+        RESUME_SAFE,
+    )
+    time: str | None = setting(
+        None, "Column with the time of a row. Rows are compared with those of the same part of the week.", RESUME_SAFE
+    )
+
+
 class DatasetsSection(Section):
     """The place of versions of data sets: `aifx data`."""
 

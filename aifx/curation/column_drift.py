@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -95,6 +96,7 @@ def compare_columns(
     parts: tuple[Any, Any] | None = None,
     *,
     lengths: Sequence[str] = (),
+    least: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[ColumnDrift, ...]:
     """Compare the columns that both sides have, the largest effect for its least first.
 
@@ -104,6 +106,7 @@ def compare_columns(
         parts: the part of the week of each row, as whole numbers from 0, by side. Each part of now must have rows in
             the reference.
         lengths: names of columns of numbers that are the lengths of texts.
+        least: effects of columns from which they count, instead of `LEAST_EFFECT`.
     """
     named: list[tuple[str, Compared]] = []
     coded: list[_Coded] = []
@@ -134,11 +137,11 @@ def compare_columns(
     ):
         if of == "missing" and effect == 0 == usual:
             continue
-        least = LEAST_EFFECT[of]
+        bound = least.get(name, LEAST_EFFECT[of])
         p = (1 + int(count)) / (1 + DIVISIONS)
-        drifted = bool(effect >= least and count == 0)
+        drifted = bool(effect >= bound and count == 0)
         rows = (sizes[0], sizes[1])
-        found.append(ColumnDrift(name, of, float(effect), float(usual), least, p, drifted, median, rows))
+        found.append(ColumnDrift(name, of, float(effect), float(usual), bound, p, drifted, median, rows))
     return tuple(sorted(found, key=lambda one: (not one.drifted, -one.effect / one.least)))
 
 

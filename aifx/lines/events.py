@@ -4,6 +4,7 @@
 | --- | --- |
 | the journal of the line | station.failed, gate.failed, node.unhealthy |
 | reports of `aifx doctor` outside of a line | node.unhealthy |
+| reports of `aifx monitor` in the journal, and outside of a line | drift |
 | the ledgers of the registry | promoted, rolled_back, gate.failed |
 | `events.jsonl` of each run | run.diverged |
 
@@ -27,6 +28,7 @@ from aifx.core.json_files import parse_line
 from aifx.core.json_values import encode_json
 from aifx.core.project import RUN_NAME, Project, RunDirectory
 from aifx.core.redaction import redact_values
+from aifx.lines.drifted import FACTS, MONITOR
 from aifx.lines.journal import JOURNAL, Record
 from aifx.lines.nodes import DOCTOR, MOST_TEXT, summaries, unhealthy
 from aifx.registry.ledger import file_name
@@ -105,6 +107,7 @@ def read_events(project: Project, root: Root, positions: Mapping[str, Position])
     name = project.root.name
     sources = [("journal", project.root / "line" / JOURNAL, f"{name}/line", _of_journal)]
     sources += [("doctor", project.root / "line" / DOCTOR, f"{name}/doctor", _of_doctor)]
+    sources += [("monitor", project.root / "line" / MONITOR, f"{name}/monitor", _of_monitor)]
     sources += [(f"run:{run}", path, f"{name}/runs/{run}", _of_run) for run, path in _run_files(project)]
     for key, path, source, derive in sources:
         try:
@@ -230,7 +233,9 @@ def _of_record(project: Project, source: str, record: Record, digest: str) -> It
         for host, critical in nodes.items():
             found = {**data, "findings": summaries(critical)}
             yield _event(digest, "node.unhealthy", f"nodes/{host}", host, time, found)
-        if not nodes and command not in _OWN_EVENTS:
+        if command.startswith("monitor"):
+            yield _drift(digest, source, time, outputs, data)
+        elif not nodes and command not in _OWN_EVENTS:
             gates = [gate for gate in outputs.get("gates") or () if not _passed(gate)]
             found = {key: outputs.get(key) for key in ("run", "model", "reference", "metrics")}
             yield _event(digest, "gate.failed", source, record.station, time, {**data, **found, "gates": gates})
@@ -243,6 +248,17 @@ def _of_doctor(project: Project, source: str, records: Iterable[Mapping[str, Any
             host, data = str(record.get("host")), {key: record.get(key) for key in ("command", "findings")}
             time, data = _time(record.get("time")), {"project": project.root.name, **data}
             yield _event(record, "node.unhealthy", f"nodes/{host}", host, time, data)
+
+
+def _of_monitor(project: Project, source: str, records: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
+    for record in records:
+        if record.get("drifted"):
+            yield _drift(record, source, _time(record.get("time")), record, {"project": project.root.name})
+
+
+def _drift(record: Any, source: str, time: float, report: Mapping[str, Any], data: Mapping[str, Any]) -> Event:
+    facts = {key: report.get(key) for key in FACTS}
+    return _event(record, "drift", source, str(facts["model"]), time, {**data, **facts})
 
 
 def _reason(facts: Mapping[str, Any]) -> dict[str, str]:

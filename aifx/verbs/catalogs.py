@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from aifx.config.sections import DataSection
     from aifx.curation.execution import Made, Runner
     from aifx.curation.step import Limits, Step
+    from aifx.data.readers.sources import SourceFile
     from aifx.data.versions.catalog import Catalog
     from aifx.data.versions.manifest import Manifest, Version
 
@@ -147,6 +148,44 @@ def _runner(catalog: Catalog, options: StepOptions) -> Runner | None:
     project = find_project(Path(options.get("project", ".")))
     config = load_config(project)
     return OnSlurm(config.launch, config.slurm, project.root, jobs)
+
+
+@dataclass(frozen=True)
+class RowFiles:
+    """Files with rows.
+
+    Attributes:
+        name: the file's, or the version's whole reference.
+        is_version: whether they are the shards of a version.
+    """
+
+    name: str
+    files: Sequence[SourceFile]
+    is_version: bool
+
+
+def row_files(name: str, command: str, root: str | None, project: StrPath) -> RowFiles:
+    """The file that an argument names if there is one, otherwise a version of a data set, whose shards are compared.
+
+    Args:
+        command: to use instead with one part of a mix.
+        root: of the data sets.
+
+    Raises UsageError, DataError for a damaged version.
+    """
+    from aifx.data.readers.rows import FORMATS, input_file
+    from aifx.data.readers.sources import STDIN, local_file
+    from aifx.data.versions.catalog import check_own_rows, check_shards
+
+    file = input_file(name) if "://" in name or name == STDIN else local_file(Path(name))
+    if file.is_remote or name == STDIN or file.path.exists() or file.format in FORMATS:
+        return RowFiles(file.name, [file], is_version=False)
+    catalog, _ = find_catalog(root, project)
+    version = catalog.open(name)
+    check_own_rows(version.manifest, command)
+    check_shards(version)
+    files = [local_file(path, f"{version.reference}/{path.name}") for path in version.shards]
+    return RowFiles(version.manifest.whole_reference, files, is_version=True)
 
 
 def find_catalog(root: str | None, folder: StrPath = ".") -> tuple[Catalog, Project | None]:

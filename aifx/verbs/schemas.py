@@ -68,6 +68,7 @@ def command_types() -> dict[str, Any]:
     from aifx.curation.row_history import Explanation
     from aifx.drills.guarantees import DrillReport
     from aifx.evaluation import against, dataset, held_out, shadow
+    from aifx.feedback.monitoring import Monitored
     from aifx.health import documents as health
     from aifx.health.diff import Difference
     from aifx.hub.exported import ExportedModel
@@ -127,6 +128,7 @@ def command_types() -> dict[str, Any]:
         ),
         "predict": Predictions,
         "score": Scored,
+        "monitor": Monitored,
         "generate": GeneratedText,
         "serve": Listening,
         "serve-replay": ReplayReport,

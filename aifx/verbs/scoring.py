@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from aifx.core.errors import UsageError
 from aifx.core.requests import RequestDone, find_request
 from aifx.verbs.arguments import Settings, Step, StrPath
-from aifx.verbs.catalogs import find_catalog
+from aifx.verbs.catalogs import row_files
 from aifx.verbs.models import is_reference
 from aifx.verbs.prediction import load
 
@@ -96,9 +96,7 @@ def _source(
     project: StrPath,
 ) -> FileSource | Selection:
     """The source that an argument names: a database, a file if there is one, otherwise a version of a data set."""
-    from aifx.data.readers.rows import FORMATS, input_file
-    from aifx.data.readers.sources import STDIN, local_file
-    from aifx.data.versions.catalog import check_own_rows, check_shards
+    from aifx.data.readers.sources import STDIN
     from aifx.scoring.sources import FileSource, default_key
 
     if _is_database(name):
@@ -111,16 +109,8 @@ def _source(
             raise UsageError(f"{option} is for databases", why, f"aifx score MODEL {name} TARGET")
     if name == STDIN:
         raise UsageError("- cannot be scored", "its rows are read more than once", "cat > rows.jsonl")
-    file = input_file(name) if "://" in name else local_file(Path(name))
-    if file.is_remote or file.path.exists() or file.format in FORMATS:
-        return FileSource(file.name, default_key(key, file.name), [file])
-    catalog, _ = find_catalog(root, project)
-    version = catalog.open(name)
-    check_own_rows(version.manifest, "aifx score")
-    check_shards(version)
-    reference = version.manifest.whole_reference
-    files = [local_file(path, f"{version.reference}/{path.name}") for path in version.shards]
-    return FileSource(reference, default_key(key, name, is_version=True), files)
+    found = row_files(name, "aifx score", root, project)
+    return FileSource(found.name, default_key(key, name, is_version=found.is_version), found.files)
 
 
 def _target(name: str) -> Folder | DatabaseTable:

@@ -23,6 +23,7 @@ _OF_TRAINED_MODELS = (
     "aifx eval",
     "aifx predict",
     "aifx score",
+    "aifx monitor",
     "aifx generate",
 )  # their --set changes no setting of the training
 OTHER_NAMES = {"delete": "rm", "remove": "rm", "list": "ls"}

@@ -116,7 +116,7 @@ def test_each_event_comes_from_what_aifx_writes(tmp_path: Path) -> None:
     ]  # fmt: skip
     unhealthy = next(event for event in found if event.type == "node.unhealthy")
     assert unhealthy.data["findings"]
-    assert {event.type for event in found} == {*EVENT_TYPES} - {"drift"}
+    assert {event.type for event in found} == {*EVENT_TYPES} - {"drift"}  # tests/feedback
 
     # Another project, on another machine, watches the root of the registry.
     other = make_project(tmp_path / "office", registry)

@@ -1,0 +1,1 @@
+"""What comes back after a model answers: whether its rows are still those that it learnt from."""

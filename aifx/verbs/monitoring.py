@@ -1,0 +1,122 @@
+"""Rows of now beside those that a model was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from aifx.core.errors import UsageError
+from aifx.core.project import Project, RunDirectory
+from aifx.verbs.arguments import Settings, Step, StrPath
+from aifx.verbs.catalogs import row_files
+from aifx.verbs.prediction import load
+
+if TYPE_CHECKING:
+    from aifx.data.base import DataFormat
+    from aifx.data.readers.rows import Row
+    from aifx.data.readers.sources import SourceFile
+    from aifx.feedback.monitoring import Monitored, MonitoredRows
+    from aifx.loading.prediction import LoadedModel
+
+TRAINING = "training"
+"""What rows are compared with by default."""
+
+
+def monitor(
+    model: StrPath,
+    *sources: str,
+    against: str = TRAINING,
+    time: str | None = None,
+    window: str | None = None,
+    limits: Sequence[str] = (),
+    step: Step = None,
+    settings: Settings = None,
+    trust_code: str | None = None,
+    root: str | None = None,
+    project: StrPath = ".",
+) -> Monitored:
+    """Compare rows, and a model's predictions for them, with those that it was trained on.
+
+    The verdict is bad if a column drifted: its effect counts, and is larger than chance makes any column's.
+
+    Args:
+        model: the run's folder, or a model version: "fraud@production".
+        sources: files of rows, or versions of data sets.
+        against: "training", a file of rows or a version of a data set.
+        time: the column with the time of a row; by default `monitor.time`. Rows are compared with those of the same
+            part of the week.
+        window: how old a row may be, such as "7d".
+        limits: the effect that a column may have, as "amount <= 0.2", over those of `monitor.limits`.
+        step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint`.
+        settings: values over those of the run's configuration, by key.
+        trust_code: digest of a model version whose own code may run.
+        root: folder or URL with the data sets; by default `datasets.root` of the project.
+        project: a folder in the project whose data sets are meant.
+
+    Example:
+        >>> aifx.monitor("runs/main", "texts/moby.txt", against="texts/moby.txt").drifted
+        ()
+    """
+    from aifx.feedback.monitoring import MonitoredRows
+    from aifx.feedback.monitoring import monitor as compare
+    from aifx.lines.drifted import leave_drift
+    from aifx.lines.schedule import parse_duration
+
+    try:
+        age = timedelta(seconds=parse_duration(window)) if window is not None else None
+    except ValueError as e:
+        raise UsageError(f"--window {window}", str(e), "--window 7d") from None
+    found = [row_files(name, "aifx monitor", root, project) for name in sources]
+    named = row_files(against, "aifx monitor --against", root, project) if against != TRAINING else None
+    loaded = load(model, step=step, settings=settings, trust_code=trust_code)
+    form, section = loaded.format, loaded.trained.config.monitor
+    files = list(chain.from_iterable(one.files for one in found))
+    now = MonitoredRows(", ".join(one.name for one in found), _rows(form, files))
+    if named is not None:
+        reference = MonitoredRows(named.name, _rows(form, named.files))
+    else:
+        reference = _training_rows(loaded, root, project)
+    report = compare(
+        loaded,
+        now,
+        reference,
+        limits=(*section.limits, *limits),
+        time=time if time is not None else section.time,
+        window=age,
+    )
+    leave_drift(report.document(), loaded.trained.project.root)
+    return report
+
+
+def _rows(form: DataFormat, files: Iterable[SourceFile]) -> Iterator[Row]:
+    return chain.from_iterable(form.read_rows(file) for file in files)
+
+
+def _training_rows(model: LoadedModel, root: str | None, project: StrPath) -> MonitoredRows:
+    """The rows that a model was trained on. Raises UsageError if they are not known any more."""
+    from aifx.feedback.monitoring import MonitoredRows
+
+    trained = model.trained
+    reference = _training_version(trained.run)
+    if reference is not None:
+        found = row_files(reference, "aifx monitor --against", root, project)
+        return MonitoredRows(found.name, _rows(model.format, found.files), is_training=True)
+    named = trained.config.data.named_files(trained.project) if trained.run.model_digest is None else {}
+    files = named.get("data.train", named.get("data.path", ()))
+    if not files:
+        what = f"the rows that {trained.run.title} was trained on are not known"
+        raise UsageError(what, "it was not trained on a version of a data set", "--against FILE or NAME@VERSION")
+    return MonitoredRows(", ".join(file.name for file in files), _rows(model.format, files))
+
+
+def _training_version(run: RunDirectory) -> str | None:
+    from aifx.registry.versions import ModelDirectory
+    from aifx.runs.provenance import read_provenance
+
+    if isinstance(run, ModelDirectory):
+        versions = (run.content.data or {}).get("versions") or ()
+        return str(versions[0]) if versions else None
+    reference = (read_provenance(run).get("dataset") or {}).get("reference")
+    return str(reference) if reference else None

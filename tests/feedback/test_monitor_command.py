@@ -1,0 +1,110 @@
+"""`aifx monitor` compares a table's rows and predictions with those of the training, and says so to a line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import inprocess
+import numpy as np
+import pytest
+from made_once import made_once
+from table_project import train_table_project
+
+from aifx.core.project import Project
+from aifx.lines.events import read_events
+from aifx.registry.roots import open_root
+
+START = datetime(2026, 11, 2, tzinfo=UTC)
+
+
+@pytest.fixture
+def project(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with the run "main", which reads the numbers "x" and "y"."""
+    root = tmp_path / "project"
+    shutil.copytree(made_once(tmp_path_factory, "table-run", train_table_project) / "project", root, symlinks=True)
+    return root
+
+
+def rows_of(count: int, seed: int = 1, **more: Sequence[Any]) -> list[dict[str, Any]]:
+    x, y = np.random.default_rng(seed).normal(size=(2, count))
+    columns: Mapping[str, Sequence[Any]] = {"x": x.tolist(), "y": y.tolist(), "label": ["up"] * count, **more}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path.name
+
+
+def monitor(project: Path, *args: str, code: int = 0) -> Any:
+    done = inprocess.run(["monitor", "main", *args, "--json"], project, os.environ)
+    assert done.returncode == code, done.stderr + done.stdout
+    document = json.loads(done.stdout)
+    return document["error"] if code == 2 else document
+
+
+def test_rows_like_those_of_the_training_do_not_drift(project: Path) -> None:
+    found = monitor(project, write(project / "now.jsonl", rows_of(200)), "--limit", "label <= 1")
+    assert (found["rows"], found["reference_rows"], found["drifted"]) == (200, 160, [])
+    assert found["left_out"] == {"number": "only in the reference"}
+    assert {"x", "y", "prediction.label", "prediction.probability"} <= {one["column"] for one in found["columns"]}
+
+
+def test_other_rows_drift_with_their_predictions_and_an_event_says_so_once(project: Path) -> None:
+    rows = [{**row, "x": 3 + row["x"]} for row in rows_of(200)]
+    found = monitor(project, write(project / "now.jsonl", rows), "--limit", "label <= 1", code=1)
+    assert {"x", "prediction.label"} <= set(found["drifted"])
+    assert not {"y", "label"} & set(found["drifted"])
+    assert not (project / "line").exists()  # there is no line
+
+    (project / "line.toml").write_text("")
+    for _ in range(2):
+        monitor(project, "now.jsonl", "--limit", "label <= 1", code=1)
+    place = Project(project)
+    (event,) = read_events(place, open_root(None, place), {}).events
+    assert (event.type, event.subject, event.data["drifted"]) == ("drift", "main", found["drifted"])
+
+
+def test_a_window_leaves_out_what_is_older_and_a_weekend_is_compared_with_weekends(project: Path) -> None:
+    now = datetime.now(UTC)
+    times = [now - timedelta(minutes=20 * n) for n in range(6000)]
+    weekend = [3.0 * (time.weekday() >= 5) for time in times]
+    rows = [
+        {**row, "x": row["x"] + w, "at": t.isoformat()} for row, w, t in zip(rows_of(6000), weekend, times, strict=True)
+    ]
+    old, new = write(project / "old.jsonl", rows[1200:]), write(project / "new.jsonl", rows[:1200])
+    found = monitor(project, new, "--against", old, "--time", "at", "--window", "2d")
+    assert (found["rows"], found["rows_read"], found["part"]) == (144, 144, "4 hours of a day of the week")
+    hint = monitor(project, new, "--against", old, "--window", "2d", code=2)
+    assert "--time" in hint["what"]
+    few = monitor(project, old, "--against", old, "--time", "at", "--window", "1h", code=2)
+    assert "0 rows of the window" in few["what"]
+    assert "newest row is of" in few["why"]
+
+
+@pytest.mark.parametrize(
+    ("args", "what"),
+    [
+        (["--limit", "z <= 1"], "no column 'z'"),
+        (["--limit", "x >= 1"], "not a limit"),
+        (["--time", "when"], "no column 'when'"),
+        (["--time", "label"], "is no time"),
+        (["--window", "soon"], "--window soon"),
+        (["--against", "nothing@12"], "nothing"),
+    ],
+)
+def test_bad_input_names_its_place(project: Path, args: list[str], what: str) -> None:
+    error = monitor(project, write(project / "now.jsonl", rows_of(120)), *args, code=2)
+    assert what in error["what"]
+    assert error["hint"]
+
+
+def test_too_few_rows_are_not_compared(project: Path) -> None:
+    error = monitor(project, write(project / "now.jsonl", rows_of(99)), code=2)
+    assert error["what"].endswith("has 99 rows")
