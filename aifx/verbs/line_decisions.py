@@ -345,7 +345,7 @@ def _pause(kind: Kind, station: str | None, reason: str, file: StrPath | None, p
         _check_station(line, station)
     run = TickRun(line, found, Settings(os.environ, time.time()))
     before = run.state.paused if station is None else run.state.of(station).paused
-    name, hint = station or "the line", f"aifx line status --file {file}" if file else "aifx line status"
     if (before is not None) == (kind == "paused"):
-        raise UsageError(f"{name} is {'paused already' if before else 'not paused'}", "", hint)
+        state = "paused already" if before else "not paused"
+        raise UsageError(f"{station or 'the line'} is {state}", "", "aifx line status")
     return _write(run, kind, station or "", "", reason)

@@ -67,10 +67,10 @@ def line_graph(
     from aifx.core.pages import date, write_page
     from aifx.core.redaction import redact
     from aifx.lines.graph import GraphStation, LineGraph
-    from aifx.verbs.line_ticks import open_line, status_of
+    from aifx.verbs.line_ticks import open_line, status_of, with_file
 
     line, found = open_line(file, project)
-    status, levels, stations = status_of(line, found), dict[str, int](), list[GraphStation]()
+    status, levels, stations = status_of(line, found, file), dict[str, int](), list[GraphStation]()
     for one, station in zip(status.stations, line.stations.values(), strict=True):
         levels[one.station] = 1 + max((levels[parent] for parent in station.parents), default=-1)
         why = ": ".join(filter(None, (one.what, one.why)))
@@ -79,7 +79,8 @@ def line_graph(
             station.when, one.verdict, one.on, one.state, why, one.hint, one.since, one.next,
         ))  # fmt: skip
     notes = [f"next tick {date(status.next)}" if status.next is not None else ""]
-    notes += ["paused: aifx line resume" if status.is_paused else "", "a tick is open" if status.is_open else ""]
+    notes += [with_file("paused: aifx line resume", file) if status.is_paused else ""]
+    notes += ["a tick is open" if status.is_open else ""]
     problem = status.problem
     notes += [f"the next tick's stations are not known: {problem['what']}: {problem['why']}" if problem else ""]
     graph = LineGraph(str(line.path), tuple(stations), time.time(), tuple(filter(None, notes)))

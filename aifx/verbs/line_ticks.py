@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -160,7 +161,7 @@ def line_run(
     with nullcontext() if dry_run else held(line):
         run = TickRun(line, found, settings)
         made = run.plan() if dry_run else run.run()
-    return LineTick(str(line.path), run.tick, _ticked(made), dry_run, stop[0] if stop else None)
+    return LineTick(str(line.path), run.tick, _ticked(made, file), dry_run, stop[0] if stop else None)
 
 
 def line_status(*, file: StrPath | None = None, project: StrPath = ".") -> LineStatus:
@@ -174,20 +175,18 @@ def line_status(*, file: StrPath | None = None, project: StrPath = ".") -> LineS
         >>> [(one.station, one.state, one.verdict) for one in aifx.line_status().stations]
         [('keys', 'done', 'done'), ('release', 'waiting', '')]
     """
-    return status_of(*open_line(file, project))
+    return status_of(*open_line(file, project), file)
 
 
-def status_of(line: Line, found: Project) -> LineStatus:
-    """The state of a line of a project."""
+def status_of(line: Line, found: Project, file: StrPath | None) -> LineStatus:
+    """The state of a line of a project. Its hints name the file, if there is one."""
     from aifx.lines.schedule import next_start
 
     run, made, problem = look(line, found)
     now = time.time()
     following = None if line.every_s is None else next_start(now, line.every_s, line.timezone)
-    stations = tuple(
-        _status(line, found, station, run.state.of(name), made.get(name), now)
-        for name, station in line.stations.items()
-    )
+    states = (_status(line, found, one, run.state.of(name), made.get(name), now) for name, one in line.stations.items())
+    stations = tuple(replace(one, hint=with_file(one.hint, file)) for one in states)
     is_open = run.state.tick is not None
     return LineStatus(str(line.path), stations, following, run.state.paused is not None, is_open, problem)
 
@@ -212,11 +211,19 @@ def look(line: Line, project: Project) -> tuple[TickRun, Mapping[str, Decision],
         return run, {}, e.document()
 
 
-def _ticked(made: Mapping[str, Decision]) -> tuple[StationTick, ...]:
+def with_file(text: str, file: StrPath | None) -> str:
+    """A hint whose commands name the file of the line, if the call did."""
+    if file is None or "--file" in text:
+        return text
+    option = f" --file {shlex.quote(str(file))}"
+    return re.sub(r"\baifx (?:line|notify) [a-z0-9]+", lambda command: command[0] + option, text)
+
+
+def _ticked(made: Mapping[str, Decision], file: StrPath | None) -> tuple[StationTick, ...]:
     return tuple(
         StationTick(
             name, one.state, one.why, one.key, tuple(tuple(redact_arguments(words)) for words in one.commands),
-            one.what, one.hint,
+            one.what, with_file(one.hint, file),
         )
         for name, one in made.items()
     )  # fmt: skip
@@ -335,7 +342,7 @@ def line_backfill(
             made = run.run()  # one that was interrupted comes first
             on_line(f"tick {run.tick} is over")
             if not is_another:
-                ticks.append(LineTick(str(line.path), run.tick, _ticked(made), False, stop[0] if stop else None))
+                ticks.append(LineTick(str(line.path), run.tick, _ticked(made, file), False, stop[0] if stop else None))
                 left.pop(0)
     return Backfill(tuple(ticks), times)
 
@@ -375,7 +382,7 @@ def line_watch(
     if line.every_s is None:
         why = "aifx line watch ticks once per period"
         raise UsageError(f"{line.path} has no period", why, 'write every = "1h" below [line], or: aifx line run')
-    sender = _Sender(found, line.path, on_line)
+    sender = _Sender(found, line.path, on_line, with_file("aifx notify ls", file))
     reported, begins = "", deque[float](maxlen=1000)
     while not stop:
         begins.append(began := time.time())
@@ -394,7 +401,7 @@ def line_watch(
             run = None  # what it would decide is not known before the next period
             subject = _SIZE.sub("", str(e))  # the room on a full disk is another one each time
             if subject != reported:
-                on_line(f"the tick ended: {e.what}: {e.why}" + (f"; {e.hint}" if e.hint else ""))
+                on_line(f"the tick ended: {e.what}: {e.why}" + (f"; {with_file(e.hint, file)}" if e.hint else ""))
             reported = subject
         if not stop:
             sender.send()
@@ -423,8 +430,8 @@ def _wait(line: Line, begins: Iterable[float], stop: Sequence[int], sender: _Sen
 class _Sender:
     """Sends events of a line's targets, and reports each failure once."""
 
-    def __init__(self, project: Project, path: Path, on_line: Report) -> None:
-        self.project, self.path, self.on_line = project, path, on_line
+    def __init__(self, project: Project, path: Path, on_line: Report, hint: str = "aifx notify ls") -> None:
+        self.project, self.path, self.on_line, self.hint = project, path, on_line, hint
         self._at, self._reported = 0.0, dict[str, str]()
 
     def send_if_due(self) -> None:
@@ -454,7 +461,7 @@ class _Sender:
         texts = {text: text for text in (f"{one['what']}: {one['why']}" for one in errors)}
         for one in found.targets:
             if one.failed:
-                texts[one.target] = f"events wait for {one.target}: {one.failed[0].reason}; aifx notify ls"
+                texts[one.target] = f"events wait for {one.target}: {one.failed[0].reason}; {self.hint}"
             elif one.waiting and not one.sent and one.target in self._reported:
                 texts[one.target] = self._reported[one.target]
         return texts

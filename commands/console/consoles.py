@@ -95,6 +95,8 @@ def labels_and_texts(
         label, text = Text("  ".join([*others, ""]), style), Text(last.rstrip(), style)
         if label.cell_len > min(console.width, WIDTH) - LEAST_TEXT:
             yield label, Text("")
+            if not text.plain:
+                continue
             label = Text(" " * INDENT)
         yield label, text
 

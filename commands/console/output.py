@@ -93,7 +93,13 @@ class Output:
             self.out.print(line, soft_wrap=True)
 
     def table(
-        self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Iterable[str] = (), wrap: bool = False
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[object]],
+        *,
+        right: Iterable[str] = (),
+        wrap: bool = False,
+        is_dense: bool = False,
     ) -> None:
         """A table on stdout; None is shown as "-". Off a terminal no cell is cut. Nothing with --json.
 
@@ -102,6 +108,7 @@ class Output:
         Args:
             right: the columns whose cells stand at the right, as numbers do.
             wrap: fold the last column within 80 columns, also off a terminal.
+            is_dense: fold the last column only, and below the others, on a terminal that is too narrow.
         """
         if self.json:
             return
@@ -110,10 +117,11 @@ class Output:
         columns = [one_line(column) for column in columns]
         cells = [["-" if cell is None else one_line(str(cell)) for cell in row] for row in rows]
         right = {one_line(column) for column in right}
-        if wrap:
+        is_narrow = self.out.is_terminal and not fits(self.out, columns, cells)
+        if wrap or (is_narrow and is_dense):
             for label, text in labels_and_texts(self.out, columns, cells, right=right):
                 self.row(label, text)
-        elif self.out.is_terminal and fits(self.out, columns, cells):
+        elif self.out.is_terminal and not is_narrow:
             self.out.print(make_table(columns, cells, right=right))
         elif self.out.is_terminal:
             for label, text in records(columns, cells):

@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from aifx.commands.console.options import JsonOption, SetOption
-from aifx.commands.console.terminal import terminal
-from aifx.commands.line.options import FileOption
+from aifx.commands.line.options import FileOption, line_terminal
 from aifx.core.plurals import counted
 
 
@@ -38,7 +37,7 @@ def check(file: FileOption = None, json: JsonOption = False) -> None:
         aifx line check
         aifx line check --file nightly.toml --json
     """
-    with terminal(json) as out:
+    with line_terminal(file, json) as out:
         from aifx.verbs.line_files import line_check
 
         found = line_check(file, check_command=_check_command)
@@ -64,7 +63,7 @@ def graph(
         aifx line graph --html line.html
         aifx line graph --svg line.svg
     """
-    with terminal(json) as out:
+    with line_terminal(file, json) as out:
         from aifx.verbs.line_files import line_graph
 
         found = line_graph(file, html=html, svg=svg)
@@ -98,7 +97,7 @@ def unit(
         aifx line unit --output ~/.config/systemd/user && systemctl --user enable --now aifx-line-NAME.timer
         aifx line unit --watch --environment-file ~/.config/aifx/line.env
     """
-    with terminal() as out:
+    with line_terminal(file) as out:
         from aifx.verbs.line_files import line_unit, write_units
 
         made = line_unit(file, watch=watch, name=name, environment_file=environment_file)
@@ -119,7 +118,7 @@ def k8s(file: FileOption = None, watch: WatchOption = False, name: NameOption = 
         aifx line k8s > line.yaml
         aifx line k8s --watch --set launch.image=registry/lm:1 --set k8s.runs_claim=runs
     """
-    with terminal() as out:
+    with line_terminal(file) as out:
         from aifx.verbs.line_files import line_k8s
 
         out.write(line_k8s(file, watch=watch, name=name, settings=set_))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +13,6 @@ import typer
 from aifx.commands.console.format import clock, date
 from aifx.commands.console.options import JsonOption, option_group
 from aifx.commands.console.output import Output
-from aifx.commands.console.terminal import terminal
 from aifx.commands.line import files
 from aifx.commands.line.options import (
     AllowShellOption,
@@ -21,6 +21,7 @@ from aifx.commands.line.options import (
     OptionalStationArgument,
     StationArgument,
     TickOptions,
+    line_terminal,
 )
 from aifx.core.errors import AifxError, ExitCode
 from aifx.core.lifecycle import collect_signals, exit_code_of
@@ -62,7 +63,7 @@ def run(select: SelectOption = None, *, options: TickOptions) -> None:
     A station whose work is done is not started again. Ctrl-C and SIGTERM end the tick, and leave what runs to the next
     one. Exits 1 if a verdict is bad, and 2 if a station failed.
     """
-    with terminal(options.json) as out:
+    with line_terminal(options.file, options.json) as out:
         from aifx.verbs.line_ticks import line_run
 
         with collect_signals() as came:
@@ -75,7 +76,7 @@ def run(select: SelectOption = None, *, options: TickOptions) -> None:
                 on_line=out.log,
             )
         out.result(found)
-        _print_tick(out, found)
+        _print_tick(out, found, options.file)
 
 
 @app.command()
@@ -88,38 +89,41 @@ def status(file: FileOption = None, json: JsonOption = False) -> None:
 
     Starts nothing and writes nothing.
     """
-    with terminal(json) as out:
-        from aifx.verbs.line_ticks import line_status
+    with line_terminal(file, json) as out:
+        from aifx.verbs.line_ticks import line_status, with_file
 
         found = line_status(file=file)
         out.result(found)
         rows = [(one.station, one.state, one.verdict or None, date(one.since), date(one.next), _reason(one))
                 for one in found.stations]  # fmt: skip
-        out.table(["station", "state", "last", "since", "next", "why"], rows)
+        out.table(["station", "state", "last", "since", "next", "why"], rows, is_dense=True)
         _print_hints(out, [(one.station, one.hint) for one in found.stations])
         if found.is_paused:
-            out.print("the line is paused: aifx line resume")
+            out.print(with_file("the line is paused: aifx line resume", file))
         if found.is_open:
             out.print("a tick is open: it runs, or the next one goes on with it")
         if found.next is not None:
             out.print(f"next tick: {date(found.next)}")
         if found.problem is not None:
             why = "so the next tick's stations are not known"
-            out.report([AifxError(found.problem["what"], f"{found.problem['why']}, {why}", found.problem["hint"])])
+            hint = with_file(found.problem["hint"], file)
+            out.report([AifxError(found.problem["what"], f"{found.problem['why']}, {why}", hint)])
 
 
-def _print_tick(out: Output, found: LineTick) -> None:
+def _print_tick(out: Output, found: LineTick, file: Path | None) -> None:
+    from aifx.verbs.line_ticks import with_file
+
     out.table(["station", "state", "why"], [(one.station, one.state, _reason(one)) for one in found.stations])
     for one in found.stations:
         for words in one.commands:
             out.print(f"{one.station}: would start: {shlex.join(words)}")
     _print_hints(out, [(one.station, one.hint) for one in found.stations])
     if found.stopped_by is not None:
-        out.log("the tick was stopped; aifx line run goes on with it")
+        out.log(with_file("the tick was stopped; aifx line run goes on with it", file))
 
 
 def _reason(one: StationTick | StationStatus) -> str:
-    return f"{one.what}: {one.why}" if one.what and one.why else one.what or one.why or "-"
+    return f"{one.what}: {one.why}" if one.what and one.why else one.what or one.why
 
 
 def _print_hints(out: Output, hints: Iterable[tuple[str, str]]) -> None:
@@ -139,7 +143,7 @@ def watch(allow_shell: AllowShellOption = False, file: FileOption = None) -> Non
     Ticks that were missed become one. An approval or another decision begins a tick at once. SIGTERM ends the command
     with 0, and Ctrl-C with 130: what runs goes on, and the next tick adopts it.
     """
-    with terminal() as out:
+    with line_terminal(file) as out:
         from aifx.verbs.line_ticks import line_watch
 
         with collect_signals() as came:
@@ -166,21 +170,22 @@ def history(
         aifx line history
         aifx line history train --limit 5
     """
-    with terminal(json) as out:
+    with line_terminal(file, json) as out:
         from aifx.verbs.line_decisions import line_history
+        from aifx.verbs.line_ticks import with_file
 
         found = line_history(station, limit=limit, file=file)
         out.result(found)
         rows = [
-            (one.number, date(one.time), one.station or None, one.kind, one.outcome or None,
-             None if one.duration_s is None else clock(one.duration_s), one.why or None)
+            (one.number, date(one.time), one.station or None, ": ".join(filter(None, (one.kind, one.outcome))),
+             None if one.duration_s is None else clock(one.duration_s), one.why)
             for one in found.records
         ]  # fmt: skip
         if rows:
-            columns = ["record", "time", "station", "kind", "outcome", "took", "why"]
-            out.table(columns, rows, right=["record", "took"])
+            columns = ["record", "time", "station", "event", "took", "why"]
+            out.table(columns, rows, right=["record", "took"], is_dense=True)
         else:
-            out.log("the line has done nothing yet: aifx line run")
+            out.log(with_file("the line has done nothing yet: aifx line run", file))
 
 
 @app.command()
@@ -191,7 +196,7 @@ def logs(station: StationArgument, file: FileOption = None, json: JsonOption = F
         aifx line logs train
         aifx line logs train --json
     """
-    with terminal(json) as out:
+    with line_terminal(file, json) as out:
         from aifx.verbs.line_decisions import line_logs
 
         found = line_logs(station, file=file)
@@ -216,11 +221,12 @@ def retry(station: StationArgument, *, options: DecisionOptions) -> None:
 
     A station that failed is tried under the same id, so that effects that it had are not repeated.
     """
-    with terminal(options.json) as out:
+    with line_terminal(options.file, options.json) as out:
         from aifx.verbs.line_decisions import line_retry
+        from aifx.verbs.line_ticks import with_file
 
         out.result(line_retry(station, reason=options.reason, file=options.file))
-        out.print(f"{station} is tried again by the next tick: aifx line run")
+        out.print(with_file(f"{station} is tried again by the next tick: aifx line run", options.file))
 
 
 @app.command()
@@ -233,7 +239,7 @@ def skip(station: StationArgument, *, options: DecisionOptions) -> None:
 
     Stations after it use what it made before. Its next work is not skipped.
     """
-    with terminal(options.json) as out:
+    with line_terminal(options.file, options.json) as out:
         from aifx.verbs.line_decisions import line_skip
 
         found = line_skip(station, reason=options.reason, file=options.file)
@@ -252,12 +258,14 @@ def approve(station: StationArgument, *, options: DecisionOptions) -> None:
 
     The approval holds for this work: for another model or other data, the line asks again.
     """
-    with terminal(options.json) as out:
+    with line_terminal(options.file, options.json) as out:
         from aifx.verbs.line_decisions import line_approve
+        from aifx.verbs.line_ticks import with_file
 
         found = line_approve(station, reason=options.reason, file=options.file)
         out.result(found)
-        out.print(f"{station} is approved for work {found.key[:12]}; the next tick starts it: aifx line run")
+        hint = with_file("the next tick starts it: aifx line run", options.file)
+        out.print(f"{station} is approved for work {found.key[:12]}; {hint}")
 
 
 @app.command()
@@ -269,11 +277,13 @@ def pause(station: OptionalStationArgument = None, *, options: DecisionOptions) 
         aifx line pause
         aifx line pause train --reason "the cluster moves"
     """
-    with terminal(options.json) as out:
+    with line_terminal(options.file, options.json) as out:
         from aifx.verbs.line_decisions import line_pause
+        from aifx.verbs.line_ticks import with_file
 
         out.result(line_pause(station, reason=options.reason, file=options.file))
-        out.print(f"{station or 'the line'} is paused until: aifx line resume {station or ''}".rstrip())
+        hint = with_file(f"aifx line resume {station or ''}".rstrip(), options.file)
+        out.print(f"{station or 'the line'} is paused until: {hint}")
 
 
 @app.command()
@@ -285,7 +295,7 @@ def resume(station: OptionalStationArgument = None, *, options: DecisionOptions)
         aifx line resume
         aifx line resume train
     """
-    with terminal(options.json) as out:
+    with line_terminal(options.file, options.json) as out:
         from aifx.verbs.line_decisions import line_resume
 
         out.result(line_resume(station, reason=options.reason, file=options.file))
@@ -308,7 +318,7 @@ def backfill(
 
     Times are those of the line's time zone. Work that is done already is not done again.
     """
-    with terminal(options.json) as out:
+    with line_terminal(options.file, options.json) as out:
         from aifx.verbs.line_ticks import line_backfill
 
         with collect_signals() as came:

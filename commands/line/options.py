@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +11,9 @@ from typing import Annotated
 import typer
 
 from aifx.commands.console.options import DryRunOption, JsonOption
+from aifx.commands.console.output import Output
+from aifx.commands.console.terminal import terminal
+from aifx.core.errors import AifxError
 
 FileOption = Annotated[
     Path | None,
@@ -40,3 +45,16 @@ class DecisionOptions:
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason, for the history.")] = ""
     file: FileOption = None
     json: JsonOption = False
+
+
+@contextmanager
+def line_terminal(file: Path | None, json: bool = False) -> Iterator[Output]:
+    """The frame of a command of a line. Hints of errors name the file that it was given."""
+    with terminal(json) as out:
+        try:
+            yield out
+        except AifxError as e:
+            from aifx.verbs.line_ticks import with_file
+
+            e.hint = with_file(e.hint, file)
+            raise

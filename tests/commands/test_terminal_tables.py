@@ -14,10 +14,10 @@ COLUMNS = ("checkpoint", "saved", "validation", "bits_per_byte", "size", "")
 ROWS = [("300", "56 s ago", "5.6840", "6.9056", "214.0 kB", "best"), ("200", "3 min ago", "5.7", "7.0", "214.0 kB", "")]
 
 
-def printed(width: int, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def printed(width: int, columns: Sequence[str], rows: Sequence[Sequence[str]], *, is_dense: bool = False) -> list[str]:
     out = Output(json=False)
     out.out = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
-    out.table(columns, rows)
+    out.table(columns, rows, is_dense=is_dense)
     text = out.out.file.getvalue()  # type: ignore[attr-defined]
     return [line.rstrip() for line in text.splitlines()]
 
@@ -35,6 +35,13 @@ def test_a_narrow_terminal_gets_a_line_per_cell() -> None:
     assert [line.strip() for line in lines if "best" in line] == ["best"]
     assert len(lines) == 11  # a cell that is empty has none
     assert max(map(len, lines)) <= 63
+
+
+def test_a_dense_table_has_its_last_column_below_the_others() -> None:
+    lines = printed(63, COLUMNS, ROWS, is_dense=True)
+    assert [line.split()[0] for line in lines if line.split()] == ["checkpoint", "300", "best", "200"]
+    assert max(map(len, lines)) <= 63
+    assert printed(80, COLUMNS, ROWS, is_dense=True) == printed(80, COLUMNS, ROWS)
 
 
 def test_long_texts_are_folded_in_their_column() -> None:

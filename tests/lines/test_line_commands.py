@@ -255,3 +255,20 @@ def test_a_watch_acts_on_decisions_and_ends_at_sigterm_leaving_what_runs(line: T
     (line.root / "go").touch()
     assert line.states("run", "--allow-shell") == {"a": "done", "b": "done"}
     assert line.count("b") == 1
+
+
+def test_hints_name_the_file_that_was_given(line: Terminal) -> None:
+    (line.root / "my line.toml").write_text(station("a", "sh -c 'exit 3'") + station("b", ask="approval"))
+    option, given = "--file=my line.toml", "--file 'my line.toml'"
+    for command in ("run", "status"):
+        found = line.document(
+            command, *(["--allow-shell"] if command == "run" else []), option, code=2 * (command == "run")
+        )
+        hints = {one["station"]: one["hint"] for one in found["stations"]}
+        assert hints == {
+            "a": f"aifx line logs {given} a; then: aifx line retry {given} a", "b": f"aifx line approve {given} b"
+        }  # fmt: skip
+    assert f"hint: aifx line status {given}\n" in line.aifx("logs", "c", option, code=2).stderr
+    assert f"aifx line run {given}\n" in line.aifx("retry", "a", option).stdout
+    assert f"aifx line resume {given}\n" in line.aifx("pause", option).stdout
+    assert f"hint: aifx line status {given}\n" in line.aifx("pause", option, code=2).stderr
