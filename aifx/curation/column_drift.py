@@ -127,7 +127,9 @@ def compare_columns(
         return ()
     sizes = [len(next(iter(side.values()))) for side in (reference, now)]
     effects, chance = _against_chance(coded, sizes, parts)
-    middle, spread = chance.mean(0), chance.std(0)
+    # The scale is that of all divisions with the true one, as if it were one of them: only so is the level exact.
+    every = np.vstack([effects, chance])
+    middle, spread = every.mean(0), every.std(0)
     spread[spread == 0] = np.inf  # a column of one value, of which chance makes nothing
     largest = ((chance - middle) / spread).max(1)
     exceeded = (largest[:, None] >= (effects - middle) / spread).sum(0)
