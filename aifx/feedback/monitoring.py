@@ -44,6 +44,9 @@ PARTS: Mapping[str, Callable[[datetime], int]] = {
 
 LEAST_ROWS_OF_PART = 10
 
+MOST_LEVELS = 20
+"""Distinct numbers that are compared as values: 0 and 1, or classes, have no distance."""
+
 
 @dataclass(frozen=True)
 class Monitored(Result):
@@ -120,7 +123,14 @@ def monitor(
     old = _Sample(reference, time, None, until)
     new = _Sample(now, time, until - window if window is not None else None, until)
     part, parts = _parts(old.times, new.times)
-    columns, left_out = _columns(old.rows, new.rows, time)
+    read = model.format.input_columns
+    target = getattr(model.trained.config.data, "target", None)
+    for sample in (old, new):
+        there = set[str]().union(*(row.values for row in sample.rows))
+        if lacking := [name for name in read if name not in there]:
+            why = f"the model reads {', '.join(read)}"
+            raise DataError(f"{sample.name} lacks {', '.join(map(repr, lacking))}", why, "name rows with these columns")
+    columns, left_out = _columns(old.rows, new.rows, (*read, target) if read else None)
     for side, sample in zip(columns, (old, new), strict=True):
         side |= _predictions(model, sample)
     if unknown := [name for name in least if name not in columns[0]]:
@@ -224,14 +234,18 @@ def _parts(old: list[datetime] | None, new: list[datetime] | None) -> tuple[str,
 
 
 def _columns(
-    old: Sequence[Row], new: Sequence[Row], time: str | None
+    old: Sequence[Row], new: Sequence[Row], chosen: Sequence[str | None] | None
 ) -> tuple[tuple[dict[str, Any], dict[str, Any]], dict[str, str]]:
-    """The columns of both sides as `compare_columns` takes them, and those that cannot be compared with the reason."""
+    """The columns of both sides as `compare_columns` takes them, and those that cannot be compared with the reason.
+
+    Args:
+        chosen: the columns that count, if they are known: a number of a row always drifts.
+    """
     found: tuple[dict[str, Any], dict[str, Any]] = {}, {}
     left_out: dict[str, str] = {}
     names = [dict.fromkeys(name for row in rows for name in row.values) for rows in (old, new)]
     for name in dict.fromkeys([*names[0], *names[1]]):
-        if name in RESERVED or name == time:
+        if name in RESERVED or (chosen is not None and name not in chosen):
             continue
         if name not in names[0] or name not in names[1]:
             left_out[name] = "only now" if name in names[1] else "only in the reference"
@@ -254,10 +268,11 @@ def _comparable(values: Sequence[Any]) -> dict[str, Any] | str:
     there = [value for value in values if value is not None and value != ""]
     if not there:
         return "no values"
-    if (numbers := _numbers(values)) is not None:
+    numbers, distinct = _numbers(values), len(set(map(str, there)))
+    if numbers is not None and distinct > MOST_LEVELS:
         return {"": numbers}
-    if all(isinstance(value, (str, bool)) for value in there):
-        if len(set(there)) <= MOST_VALUES:
+    if numbers is not None or all(isinstance(value, (str, bool)) for value in there):
+        if distinct <= MOST_VALUES:
             return {"": [None if value is None else str(value) for value in values]}
         lengths = np.array([math.nan if value is None else len(value) for value in values])
         if np.nanmedian(lengths) >= LEAST_TEXT:
@@ -301,6 +316,8 @@ def _predictions(model: LoadedModel, sample: _Sample) -> dict[str, Any]:
             for name, value in prediction.items():
                 if isinstance(value, Mapping):
                     value = list(value.values())
+                if isinstance(value, list) and "probability" in prediction:
+                    continue  # that of the likeliest class, or of each token
                 if isinstance(value, list):
                     numbers = [one for one in value if isinstance(one, (int, float))]
                     value = max(numbers) if numbers else None
