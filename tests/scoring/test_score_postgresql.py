@@ -139,6 +139,10 @@ def test_a_request_goes_on_with_its_count(project: Path, server: Server, url: st
         command = ["score", "main", f"{url}/orders", f"{url}/scores", "--key", "id", "--request", "a.1"]
         assert inprocess.run(command, project, os.environ).returncode == 130
     assert len(scored_keys(server)) == 16
+    server.run('UPDATE aifx_positions SET entry = replace(entry, \'"model": "\', \'"model": "f\')')
+    other = score(project, url, "--request", "a.1", code=2)  # its run has another checkpoint now
+    assert "another model" in other["what"]
+    server.run('UPDATE aifx_positions SET entry = replace(entry, \'"model": "f\', \'"model": "\')')
     done = score(project, url, "--request", "a.1")
     assert (done["scored"], done["known"]) == (ROWS, 16)
     add_rows(server, 100, 105)
