@@ -24,7 +24,7 @@ from aifx.core.results import Result
 from aifx.lines.events import TEST, Event, read_events
 from aifx.lines.file import Target
 from aifx.lines.outbox import Letter, Outbox
-from aifx.lines.webhook import Receiver, Refused, open_client, open_receiver, post
+from aifx.lines.webhook import Receiver, Refused, open_connections, open_receiver, post
 from aifx.registry.roots import Root, open_root
 
 if TYPE_CHECKING:
@@ -192,15 +192,14 @@ def deliver(
     Args:
         project: with the root of its registry (`Config.apply_to`).
         environ: has the URLs and secrets.
-        limit_s: seconds after which no further attempt begins.
+        limit_s: seconds after the first attempt for a target in which further ones begin.
         clock: Unix time, by which attempts are due.
         again: events that are sent whether they were sent before or not, by target.
     """
     root, problems = open_root(None, project), list[AifxError]()
 
     async def serve_all() -> list[Delivery]:
-        until = time.monotonic() + limit_s
-        works = (_serve(project, root, one, environ, until, clock, (again or {}).get(one.name, ()), problems)
+        works = (_serve(project, root, one, environ, limit_s, clock, (again or {}).get(one.name, ()), problems)
                  for one in targets)  # fmt: skip
         return list(await asyncio.gather(*works))
 
@@ -214,7 +213,7 @@ def _documents(problems: Sequence[AifxError]) -> tuple[ErrorDocument, ...]:
 
 
 async def _serve(
-    project: Project, root: Root, target: Target, environ: Mapping[str, str], until: float, clock: Clock,
+    project: Project, root: Root, target: Target, environ: Mapping[str, str], limit_s: float, clock: Clock,
     again: Sequence[Event], problems: list[AifxError],
 ) -> Delivery:  # fmt: skip
     turn = _Turn(target, outbox_of(project, target))
@@ -224,7 +223,7 @@ async def _serve(
             for event in again:
                 turn.outbox.again(event)
             if turn.outbox.waiting:
-                await _send_due(turn, open_receiver(target, environ), until, clock)
+                await _send_due(turn, open_receiver(target, environ), limit_s, clock)
     except AifxError as e:
         turn.problem = e
     except OSError as e:
@@ -242,24 +241,25 @@ def _take_in(project: Project, root: Root, outbox: Outbox, target: Target, now: 
     if outbox.since is None:
         outbox.begin(now - FIRST_S)
     reading = read_events(project, root, outbox.positions)
-    outbox.add(_wanted(reading.events, target, outbox.since), reading.positions)
+    outbox.add(_wanted(reading.events, target, outbox.since, now), reading.positions)
     return reading.problems
 
 
-def _wanted(events: Sequence[Event], target: Target, since: float | None) -> list[Event]:
-    return [event for event in events if event.type in target.on and event.time >= (since or 0.0)]
+def _wanted(events: Sequence[Event], target: Target, since: float | None, now: float) -> list[Event]:
+    begin = now - FIRST_S if since is None else min(since, now - FIRST_S)  # the clock may have been ahead at first
+    return [event for event in events if event.type in target.on and event.time >= begin]
 
 
-async def _send_due(turn: _Turn, receiver: Receiver, until: float, clock: Clock) -> None:
-    down = 0
-    async with open_client(receiver) as client:
+async def _send_due(turn: _Turn, receiver: Receiver, limit_s: float, clock: Clock) -> None:
+    down, until = 0, time.monotonic() + limit_s  # not from the begin of the call: a long outbox takes longer to read
+    async with open_connections(receiver) as connections:
         for queue in turn.outbox.queues():
             for letter in queue:
                 if not is_due(letter, clock()):
                     break
                 if time.monotonic() >= until or down >= MOST_DOWN:
                     return
-                if (refused := await _attempt(client, turn, receiver, letter, clock)) is None:
+                if (refused := await _attempt(connections, turn, receiver, letter, clock)) is None:
                     down = 0
                     continue
                 down = down + 1 if refused.is_down else 0
@@ -273,12 +273,12 @@ def is_due(letter: Letter, now: float) -> bool:
 
 
 async def _attempt(
-    client: httpx.AsyncClient, turn: _Turn, receiver: Receiver, letter: Letter, clock: Clock
+    connections: httpx.AsyncHTTPTransport, turn: _Turn, receiver: Receiver, letter: Letter, clock: Clock
 ) -> Refused | None:
     """Send an event, and write down what became of it."""
     now = clock()
     try:
-        await post(client, receiver, letter.event)
+        await post(connections, receiver, letter.event)
     except Refused as e:
         is_last = letter.attempts >= len(PAUSES_S)
         next_at = 0.0 if is_last else now + PAUSES_S[letter.attempts]
@@ -323,8 +323,8 @@ def _with_new(
 ) -> tuple[list[Letter], tuple[AifxError, ...]]:
     """What waits in an outbox, and what a sender would take in."""
     reading = read_events(project, root, outbox.positions)
-    since = now - FIRST_S if outbox.since is None else outbox.since
-    new = [Letter(event) for event in _wanted(reading.events, target, since) if event.id not in outbox.waiting]
+    wanted = _wanted(reading.events, target, outbox.since, now)
+    new = [Letter(event) for event in wanted if event.id not in outbox.waiting]
     return [*outbox.waiting.values(), *new], reading.problems
 
 
@@ -391,8 +391,8 @@ def send_test(target: Target, environ: Mapping[str, str], *, dry_run: bool = Fal
     event = Event(secrets.token_hex(32), TEST, "notify", target.name, time.time(), {"target": target.name})
 
     async def send() -> int:
-        async with open_client(receiver) as client:
-            return await post(client, receiver, event)
+        async with open_connections(receiver) as connections:
+            return await post(connections, receiver, event)
 
     try:
         status, reason = asyncio.run(send()), ""

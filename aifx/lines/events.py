@@ -15,7 +15,7 @@ the same records whenever and wherever it reads them: the id of an event is a di
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from aifx.core.errors import AifxError
 from aifx.core.files import open_file
 from aifx.core.json_files import parse_line
 from aifx.core.json_values import encode_json
+from aifx.core.os_errors import first_line
 from aifx.core.project import RUN_NAME, Project, RunDirectory
 from aifx.core.redaction import redact_values
 from aifx.lines.drifted import FACTS, MONITOR
@@ -39,6 +40,9 @@ TEST = "test"
 """Type of the event that `aifx notify test` sends."""
 
 TYPE_PREFIX = "aifx."
+
+END_OF_TIME = 253402300800
+"""Unix time of the year 10000, which no calendar of receivers has."""
 
 MOST_DATA_BYTES = 32 << 10
 """Bytes of JSON that the data of an event have at most: each CloudEvents intermediary takes 64 KiB."""
@@ -70,6 +74,14 @@ class Event:
     subject: str
     time: float
     data: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what is no event: records that others wrote may hold anything."""
+        texts = (self.id, self.type, self.source, self.subject)
+        if not (all(isinstance(text, str) for text in texts) and isinstance(self.data, Mapping)):
+            raise ValueError("a text or the data of an event have another type")
+        if not (isinstance(self.time, int | float) and 0 <= self.time < END_OF_TIME):
+            raise ValueError(f"time {self.time!r} is none")
 
     def cloud_event(self) -> dict[str, Any]:
         """The event in the JSON format of CloudEvents 1.0."""
@@ -117,7 +129,11 @@ def read_events(project: Project, root: Root, positions: Mapping[str, Position])
             continue
         if position != positions.get(key):
             moved[key] = position
-        events += derive(project, source, records)
+        for record in records:
+            try:
+                events += derive(project, source, record)
+            except DAMAGE as e:
+                problems.append(_damaged(str(path), e, f"less {path}"))
     try:
         names = [one for one in root.store.folders(MODELS) if RUN_NAME.fullmatch(one)]
     except AifxError as e:
@@ -130,6 +146,9 @@ def read_events(project: Project, root: Root, positions: Mapping[str, Position])
         except AifxError as e:
             problems.append(e)
             continue
+        except DAMAGE as e:
+            problems.append(_damaged(f"the ledger of {model}", e, "aifx registry verify"))
+            continue
         if position != positions.get(key):
             moved[key] = position
         events += found
@@ -140,6 +159,15 @@ def _unreadable(what: str, error: AifxError | OSError) -> AifxError:
     if isinstance(error, AifxError):
         return error
     return AifxError(f"{what} cannot be read", error.strerror or str(error), f"ls -l {what}")
+
+
+DAMAGE = (AttributeError, KeyError, TypeError, ValueError)
+"""Errors of reading a record whose values have other types than aifx writes."""
+
+
+def _damaged(what: str, error: Exception, hint: str) -> AifxError:
+    why = f"a record is none that aifx writes ({first_line(error)}), and gives no event"
+    return AifxError(f"{what} is damaged", why, hint)
 
 
 def _event(record: Any, type: str, source: str, subject: str, time: float, data: Mapping[str, Any]) -> Event:
@@ -196,22 +224,16 @@ def _run_files(project: Project) -> Iterator[tuple[str, Path]]:
     yield from ((name, RunDirectory(project.runs_path / name).events) for name in names if RUN_NAME.fullmatch(name))
 
 
-def _of_run(project: Project, source: str, records: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
+def _of_run(project: Project, source: str, record: Mapping[str, Any]) -> Iterator[Event]:
     run = source.rpartition("/")[2]
-    for record in records:
-        if record.get("event") == "stop" and record.get("status") == "diverged":
-            data = {"run": run, "step": record.get("step"), "loss": record.get("loss"), "project": project.root.name}
-            yield _event(record, "run.diverged", source, run, _time(record.get("time")), data)
+    if record.get("event") == "stop" and record.get("status") == "diverged":
+        data = {"run": run, "step": record.get("step"), "loss": record.get("loss"), "project": project.root.name}
+        yield _event(record, "run.diverged", source, run, _time(record.get("time")), data)
 
 
-def _of_journal(project: Project, source: str, records: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
-    for doc in records:
-        digest = str(doc.get("digest"))
-        try:
-            record = Record(**{key: value for key, value in doc.items() if key != "digest"})
-        except TypeError:  # the line itself reports a damaged journal
-            continue
-        yield from _of_record(project, f"{source}/stations/{record.station}", record, digest)
+def _of_journal(project: Project, source: str, record: Mapping[str, Any]) -> Iterator[Event]:
+    found = Record(**{key: value for key, value in record.items() if key != "digest"})
+    yield from _of_record(project, f"{source}/stations/{found.station}", found, str(record.get("digest")))
 
 
 def _of_record(project: Project, source: str, record: Record, digest: str) -> Iterator[Event]:
@@ -241,19 +263,17 @@ def _of_record(project: Project, source: str, record: Record, digest: str) -> It
             yield _event(digest, "gate.failed", source, record.station, time, {**data, **found, "gates": gates})
 
 
-def _of_doctor(project: Project, source: str, records: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
+def _of_doctor(project: Project, source: str, record: Mapping[str, Any]) -> Iterator[Event]:
     del source
-    for record in records:
-        if record.get("findings"):
-            host, data = str(record.get("host")), {key: record.get(key) for key in ("command", "findings")}
-            time, data = _time(record.get("time")), {"project": project.root.name, **data}
-            yield _event(record, "node.unhealthy", f"nodes/{host}", host, time, data)
+    if record.get("findings"):
+        host, data = str(record.get("host")), {key: record.get(key) for key in ("command", "findings")}
+        time, data = _time(record.get("time")), {"project": project.root.name, **data}
+        yield _event(record, "node.unhealthy", f"nodes/{host}", host, time, data)
 
 
-def _of_monitor(project: Project, source: str, records: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
-    for record in records:
-        if record.get("drifted"):
-            yield _drift(record, source, _time(record.get("time")), record, {"project": project.root.name})
+def _of_monitor(project: Project, source: str, record: Mapping[str, Any]) -> Iterator[Event]:
+    if record.get("drifted"):
+        yield _drift(record, source, _time(record.get("time")), record, {"project": project.root.name})
 
 
 def _drift(record: Any, source: str, time: float, report: Mapping[str, Any], data: Mapping[str, Any]) -> Event:

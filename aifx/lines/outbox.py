@@ -21,7 +21,7 @@ from aifx.core.files import holding, remove_temporary, replace_file
 from aifx.core.json_files import JsonLines, encode, read_jsonl
 from aifx.core.json_values import encode_json
 from aifx.core.os_errors import first_line
-from aifx.lines.events import Event, Position
+from aifx.lines.events import DAMAGE, Event, Position
 
 OUTBOX = "outbox.jsonl"
 
@@ -69,8 +69,11 @@ class Outbox:
         for record in read_jsonl(self.path):
             try:
                 self._take(record)
-            except (KeyError, TypeError, ValueError) as e:
-                why, hint = f"{type(e).__name__}: {first_line(e)}", f"mv {self.folder} /tmp  and send the events again"
+            except DAMAGE as e:
+                why = (
+                    f"{type(e).__name__}: {first_line(e)}; without the folder, the events of three days are sent again"
+                )
+                hint = f"mv {self.folder} {self.folder}.damaged && aifx notify run"
                 raise DataError(f"record {self._count} of {self.path} is damaged", why, hint) from None
         return self
 
@@ -80,7 +83,10 @@ class Outbox:
         if kind == "begun":
             self.since = float(record["since"])
         elif kind == "read":
-            self.positions |= record["positions"]
+            for source, position in record["positions"].items():
+                if any(type(position.get(key, 0)) is not int or position.get(key, 0) < 0 for key in ("bytes", "entry")):
+                    raise ValueError(f"{source} is read to {position!r}")
+                self.positions[source] = position
         elif kind == "event":
             event = Event(**record["event"])
             if event.id not in self._known:
@@ -95,7 +101,10 @@ class Outbox:
         elif kind == "sent":
             self.waiting.pop(id, None)
         elif (letter := self.waiting.get(id)) is not None:  # failed, dead
-            changed = replace(letter, **{key: record[key] for key in ("attempts", "next_at", "last_at", "reason")})
+            changed = replace(
+                letter, attempts=int(record["attempts"]), next_at=float(record["next_at"]),
+                last_at=float(record["last_at"]), reason=str(record["reason"]),
+            )  # fmt: skip
             if kind == "dead":
                 self.dead[id] = changed
                 del self.waiting[id]

@@ -8,6 +8,7 @@ verifies the name. Redirects are refused, proxies of the environment are not use
 from __future__ import annotations
 
 import asyncio
+import base64
 import ipaddress
 import socket
 import ssl
@@ -15,10 +16,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeAlias
 
 from aifx.core.errors import ConfigError, EnvironmentFault
 from aifx.core.extras import install_command
+from aifx.core.json_files import encode
 from aifx.core.json_values import encode_json
 from aifx.core.os_errors import first_line
 from aifx.core.version import __version__
@@ -39,6 +42,8 @@ REFERENCE = "docs/notify.md"
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
+_UNICAST = ipaddress.ip_network("2000::/3")  # all that IANA has given out; ::127.0.0.1 and fec0::/10 are elsewhere
+MOST_SECRET_BYTES, LEAST_SECRET_BYTES = 64, 24  # Standard Webhooks
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,11 @@ class Receiver:
     def place(self) -> str:
         """Scheme and host of its URL, the rest of which is a secret."""
         return f"{self.url.scheme}://{self.url.host}"
+
+    @property
+    def host(self) -> str:
+        """The name that is resolved and that TLS verifies: ASCII, as the request names it."""
+        return self.url.raw_host.decode()
 
 
 class Refused(Exception):
@@ -89,18 +99,21 @@ def open_receiver(target: Target, environ: Mapping[str, str]) -> Receiver:
     try:
         url = httpx.URL(values[target.url_from])
         is_usable = url.scheme in ("https", "http") and bool(url.host) and 0 < (url.port or 443) < 1 << 16
-    except (httpx.InvalidURL, UnicodeError) as e:
-        raise ConfigError(f"{target.url_from} has no URL", first_line(e), REFERENCE) from None
+    except (httpx.InvalidURL, UnicodeError):  # whose texts have parts of the URL: a "/" in a password ends a host
+        is_usable = False
     if not is_usable:
-        why = "it begins with https://, or with http:// if `allow` names the network of its host"
+        why = "it is https://HOST/..., or http:// if `allow` names the network of its host"
         raise ConfigError(f"{target.url_from} has no URL of a webhook", why, REFERENCE)
-    try:
-        webhook = Webhook(values[target.secret_from])
-    except Exception as e:  # of any type: base64 that is none, an empty secret
-        why = f"it is whsec_ and 24 to 64 bytes in base64: {first_line(e)}"
+    secret = values[target.secret_from]
+    try:  # with another alphabet, the library would take the rest for the secret
+        size = len(base64.b64decode(secret.removeprefix("whsec_"), validate=True))
+    except ValueError:
+        size = 0
+    if not LEAST_SECRET_BYTES <= size <= MOST_SECRET_BYTES:
+        why = f"it is whsec_ and {LEAST_SECRET_BYTES} to {MOST_SECRET_BYTES} bytes in base64"
         hint = f'export {target.secret_from}="whsec_$(openssl rand -base64 24)"'
-        raise ConfigError(f"{target.secret_from} has no secret of a webhook", why, hint) from None
-    return Receiver(target, url, webhook, _tls(environ.get("SSL_CERT_FILE", "")))
+        raise ConfigError(f"{target.secret_from} has no secret of a webhook", why, hint)
+    return Receiver(target, url, Webhook(secret), _tls(environ.get("SSL_CERT_FILE", "")))
 
 
 def _tls(authorities: str) -> ssl.SSLContext:
@@ -117,29 +130,30 @@ def _tls(authorities: str) -> ssl.SSLContext:
     return context
 
 
-async def post(client: httpx.AsyncClient, receiver: Receiver, event: Event) -> int:
-    """Deliver an event, by a client of `open_client`. Returns the HTTP status of the success. Raises Refused."""
+async def post(connections: httpx.AsyncHTTPTransport, receiver: Receiver, event: Event) -> int:
+    """Deliver an event by `open_connections`. Returns the HTTP status of the success. Raises Refused."""
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            return await _post(client, receiver, event)
+            return await _post(connections, receiver, event)
     except TimeoutError:
         raise Refused(f"no answer within {TIMEOUT_S:g} s", is_down=True) from None
 
 
-def open_client(receiver: Receiver) -> httpx.AsyncClient:
-    """A client for one receiver, which verifies TLS, follows no redirect and takes no proxy from the environment.
+def open_connections(receiver: Receiver) -> httpx.AsyncHTTPTransport:
+    """Connections to one receiver, which verify TLS, follow no redirect and take no proxy from the environment.
 
-    Not for several receivers: two names may have one address, and a connection is verified for one name.
+    Not for several receivers: two names may have one address, and a connection is verified for one name. Not a client
+    of httpx, which logs each URL.
     """
     import httpx
 
-    return httpx.AsyncClient(verify=receiver.tls, trust_env=False, follow_redirects=False, timeout=TIMEOUT_S)
+    return httpx.AsyncHTTPTransport(verify=receiver.tls, trust_env=False)
 
 
-async def _post(client: httpx.AsyncClient, receiver: Receiver, event: Event) -> int:
+async def _post(connections: httpx.AsyncHTTPTransport, receiver: Receiver, event: Event) -> int:
     import httpx
 
-    body = encode_json(event.cloud_event(), ensure_ascii=False)
+    body = encode(encode_json(event.cloud_event(), ensure_ascii=False))
     now = datetime.now(UTC).replace(microsecond=0)  # each attempt is signed with its own time
     headers = {
         "Host": receiver.url.netloc.decode(),
@@ -147,20 +161,20 @@ async def _post(client: httpx.AsyncClient, receiver: Receiver, event: Event) -> 
         "User-Agent": f"aifx/{__version__}",
         "webhook-id": event.id,
         "webhook-timestamp": str(int(now.timestamp())),
-        "webhook-signature": receiver.webhook.sign(event.id, now, body),
+        "webhook-signature": receiver.webhook.sign(event.id, now, body.decode()),
+        **_login(receiver.url),
     }
     reasons = []
     for address in await _addresses(receiver):
         # TLS verifies the name, although the connection is to an address.
-        request = client.build_request(
-            "POST", receiver.url.copy_with(host=str(address), userinfo=b""), content=body.encode(), headers=headers,
-            extensions={"sni_hostname": receiver.url.host},
+        request = httpx.Request(
+            "POST", receiver.url.copy_with(host=str(address), userinfo=b""), content=body, headers=headers,
+            extensions={"sni_hostname": receiver.host, "timeout": httpx.Timeout(TIMEOUT_S).as_dict()},
         )  # fmt: skip
         try:
-            response = await client.send(request, stream=True, auth=_login(receiver.url))
+            response = await connections.handle_async_request(request)
         except httpx.TransportError as e:
-            hint = "; SSL_CERT_FILE names the authority to trust" if "CERTIFICATE_VERIFY_FAILED" in str(e) else ""
-            reasons.append(f"{type(e).__name__}: {first_line(e) or 'the connection was closed'}{hint}")
+            reasons.append(_reason(e))
             if isinstance(e, httpx.ConnectError | httpx.ConnectTimeout):
                 continue  # another address of the name may answer
             break
@@ -169,6 +183,16 @@ async def _post(client: httpx.AsyncClient, receiver: Receiver, event: Event) -> 
         finally:
             await _finish(response)
     raise Refused(f"{receiver.place}: {'; '.join(reasons)}", is_down=True)
+
+
+def _reason(error: httpx.TransportError) -> str:
+    """Why there was no answer. Nothing that the receiver sent: it may repeat the URL, which is a secret."""
+    import httpx
+
+    if isinstance(error, httpx.RemoteProtocolError):
+        return "RemoteProtocolError: the connection was closed before an answer, or the answer is not HTTP"
+    hint = "; SSL_CERT_FILE names the authority to trust" if "CERTIFICATE_VERIFY_FAILED" in str(error) else ""
+    return f"{type(error).__name__}: {first_line(error) or 'the connection was closed'}{hint}"
 
 
 async def _finish(response: httpx.Response) -> None:
@@ -184,15 +208,18 @@ async def _finish(response: httpx.Response) -> None:
         await response.aclose()
 
 
-def _login(url: httpx.URL) -> tuple[str, str] | None:
-    return (url.username, url.password) if url.userinfo else None
+def _login(url: httpx.URL) -> dict[str, str]:
+    if not url.userinfo:
+        return {}
+    return {"Authorization": f"Basic {base64.b64encode(f'{url.username}:{url.password}'.encode()).decode()}"}
 
 
 def _judge(response: httpx.Response) -> int:
+    code = response.status_code
     if response.is_success:
-        return response.status_code
-    status = f"{response.status_code} {response.reason_phrase}".strip()
-    if response.is_redirect or 300 <= response.status_code < 400:
+        return code
+    status = f"{code} {HTTPStatus(code).phrase}" if code in set(HTTPStatus) else str(code)
+    if 300 <= code < 400:
         raise Refused(f"{status}: redirects are refused; use the URL of the receiver itself")
     raise Refused(status)
 
@@ -202,7 +229,7 @@ async def _addresses(receiver: Receiver) -> list[Address]:
     url, allow = receiver.url, [ipaddress.ip_network(network) for network in receiver.target.allow]
     port = url.port or (443 if url.scheme == "https" else 80)
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().getaddrinfo(receiver.host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as e:  # UnicodeError of a name that no DNS can have
         raise Refused(f"{url.host} cannot be resolved: {first_line(e)}", is_down=True) from None
     addresses = list(dict.fromkeys(ipaddress.ip_address(one[4][0]) for one in found))
@@ -214,7 +241,8 @@ async def _addresses(receiver: Receiver) -> list[Address]:
         addresses, why = allowed, 'it is not a public address: allow = ["{}/{}"] lets aifx connect to it'
     if not addresses:
         refused = ipaddress.ip_address(found[0][4][0])
-        raise Refused(f"{url.host} is {refused}; {why.format(refused, refused.max_prefixlen)}", is_down=True)
+        named_so = "" if receiver.host == str(refused) else f"{url.host} is "
+        raise Refused(f"{named_so}{refused}; {why.format(refused, refused.max_prefixlen)}", is_down=True)
     return addresses
 
 
@@ -229,4 +257,6 @@ def is_public(address: Address) -> bool:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(inner)
+        if address not in _UNICAST:
+            return False
     return address.is_global and not address.is_multicast

@@ -12,6 +12,7 @@ from aifx.commands.console.options import DryRunOption, JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import AifxError, ErrorDocument
+from aifx.core.plurals import counted
 
 if TYPE_CHECKING:
     from aifx.verbs.notifying import Deliveries, EventState
@@ -27,6 +28,9 @@ app = typer.Typer(
     """,
     no_args_is_help=True,
 )
+
+MOST_ROWS = 50
+"""Events of a target that are listed for people, waiting and dead ones each."""
 
 FileOption = Annotated[
     Path | None,
@@ -80,12 +84,14 @@ def ls(file: FileOption = None, json: JsonOption = False) -> None:
              date(event.next_at), event.reason or None)
             for one in found.targets
             for state, events in (("waiting", one.waiting), ("dead", one.dead))
-            for event in events
+            for event in events[:MOST_ROWS]
         ]  # fmt: skip
         if letters:
             out.print("")
             columns = ["target", "state", "event", "type", "subject", "time", "attempts", "next attempt", "reason"]
             out.table(columns, letters, right=["attempts"])
+        if left := sum(len(one.waiting) + len(one.dead) for one in found.targets) - len(letters):
+            out.print(f"and {counted(left, 'event')} more: aifx notify ls --json")
         _report(out, *(one.problem for one in found.targets), *found.problems)
 
 
