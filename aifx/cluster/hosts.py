@@ -11,8 +11,12 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from aifx.core.environment import need_program
 from aifx.core.errors import EnvironmentFault, UsageError
@@ -114,13 +118,34 @@ def ask_slurm(
     why = "this machine is not one of a Slurm cluster, or its programs are not in PATH"
     path = need_program(program, " or ".join([why, *folders]), folders)
     environ = {name: value for name, value in os.environ.items() if name not in without}
-    return run([path, *arguments], cwd=cwd, env={**environ, "LC_ALL": "C"}, limit_s=limit_s)
+    return _ask(path, arguments, limit_s, cwd=cwd, env={**environ, "LC_ALL": "C"})
 
 
 def ask_kubernetes(*arguments: str) -> Ended:
     """Run kubectl to its end. Raises EnvironmentFault if there is none."""
     path = need_program("kubectl", "aifx asks Kubernetes by it")
-    return run([path, f"--request-timeout={LIMIT_S / 2:g}s", *arguments], limit_s=LIMIT_S)
+    return _ask(path, (f"--request-timeout={LIMIT_S / 2:g}s", *arguments), LIMIT_S)
+
+
+_until: ContextVar[float] = ContextVar("until", default=math.inf)
+
+
+@contextmanager
+def answers_until(moment: float) -> Iterator[None]:
+    """Let no question inside last beyond a moment of `time.monotonic`. One that would raises EnvironmentFault."""
+    before = _until.set(moment)
+    try:
+        yield
+    finally:
+        _until.reset(before)
+
+
+def _ask(program: str, arguments: Sequence[str], limit_s: float, **options: Any) -> Ended:
+    left_s = _until.get() - time.monotonic()
+    ended = run([program, *arguments], limit_s=min(limit_s, left_s), **options) if left_s > 0 else None
+    if ended is None or (ended.cut and left_s < limit_s):
+        raise EnvironmentFault(f"{Path(program).name} does not answer", "it was asked in vain", transient=True)
+    return ended
 
 
 def _most(nodes: str) -> int:

@@ -10,10 +10,14 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
-from aifx.cluster.jobs import OVER, JobStatus, LaunchRecord
+from aifx.cluster.hosts import answers_until
+from aifx.cluster.jobs import OVER, Backend, JobStatus, LaunchRecord, read_events
 from aifx.cluster.launched import backend_of, find_asked, folder_of, requested_id
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode
 from aifx.core.project import Project
@@ -23,6 +27,11 @@ from aifx.lines.file import Place
 BACKENDS = {"slurm": "slurm", "k8s": "kubernetes"}
 REASON_LINES = 20
 """Lines of a log among which the reason of a failure is looked for."""
+ANSWER_S = 20.0
+"""For schedulers to answer questions that begin together."""
+AT_ONCE = 8
+"""Questions to one scheduler, and submissions."""
+LOOK_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,7 @@ class JobEnd:
         stopped: why it has no exit code of its own, such as that a person cancelled it; or empty.
         why: the reason of a failure, by the scheduler or the job's log.
         hint: a command that shows more.
+        last_line: of the log of a job that failed.
     """
 
     code: int | None
@@ -42,9 +52,10 @@ class JobEnd:
     stopped: str = ""
     why: str = ""
     hint: str = ""
+    last_line: str = ""
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """A job that a station has submitted.
 
@@ -52,14 +63,18 @@ class Job:
         on: where it runs.
         request: that it was submitted with.
         text: what the scheduler last said of it.
+        end: of the job, once it is known.
+        stop: how a job that goes on is ended at the next look: its run saves first, or not.
     """
 
     project: Project
     on: Place
     request: str
     text: str = ""
+    end: JobEnd | None = None
+    stop: Literal["", "saves", "now"] = ""
     _record: LaunchRecord | None = None
-    _status: JobStatus = field(default_factory=lambda: JobStatus("unknown"))
+    _stopped: Literal["", "saves", "now"] = ""
     _asked_at: float = -math.inf
 
     def is_due(self, pause_s: float) -> bool:
@@ -75,34 +90,37 @@ class Job:
         """Whether the record of its submission is there; if it was lost, `look` writes it again."""
         return (folder_of(self.project, self.launch) / "record.json").exists()
 
-    def look(self) -> JobEnd | None:
-        """Ask the scheduler. Returns the end of the job; None while it waits or runs, or nobody answers."""
+    def look(self, until: float) -> None:
+        """Ask the scheduler, and note the end of the job. Without an answer until a moment, the job goes on."""
+        with answers_until(until):
+            try:
+                self.end = self._look()
+            except EnvironmentFault as e:
+                self.text = f"{self.on} does not answer: {e.what}"
+            except (AifxError, ValueError) as e:
+                self.end = JobEnd(ExitCode.UNABLE, stopped=str(e).splitlines()[0], hint="aifx launch ls")
         self._asked_at = time.monotonic()
-        try:
-            self._find()
-            if self._record is None:
-                why = "no record of its job is left in runs/.launched, and the scheduler has none of its name"
-                return JobEnd(ExitCode.UNABLE, stopped=why, hint="aifx launch ls")
-            record, folder = self._record, folder_of(self.project, self._record.id)
-            backend = backend_of(record)
-            status = self._status = backend.status(record, folder)
-            self.text = f"{self.on} job {record.job}: {status}"
-            if status.state not in OVER and not status.is_gone:
-                return None
+
+    def _look(self) -> JobEnd | None:
+        self._find()
+        if self._record is None:
+            why = "no record of its job is left in runs/.launched, and the scheduler has none of its name"
+            return JobEnd(ExitCode.UNABLE, stopped=why, hint="aifx launch ls")
+        record, folder = self._record, folder_of(self.project, self._record.id)
+        backend = backend_of(record)
+        status = backend.status(record, folder)
+        self.text = f"{self.on} job {record.job}: {status}"
+        if status.state in OVER or status.is_gone:
             return self._end(record, status, backend.answer(record, folder))
-        except EnvironmentFault as e:
-            self.text = f"{self.on} does not answer: {e.what}"
-        except (AifxError, ValueError) as e:
-            return JobEnd(ExitCode.UNABLE, stopped=str(e).splitlines()[0], hint="aifx launch ls")
+        self._stop(backend, record, status, folder)
         return None
 
-    def stop(self, *, now: bool) -> None:
-        """End the job; its run saves first, except with `now`. A scheduler that does not answer is asked again."""
-        if self._record is not None:
-            try:
-                backend_of(self._record).stop(self._record, self._status, now=now)
-            except EnvironmentFault as e:
-                self.text = f"{self.on} job {self._record.job}: {e.what}"
+    def _stop(self, backend: Backend, record: LaunchRecord, status: JobStatus, folder: Path) -> None:
+        """End the job, once in each way: a run that saves takes a second signal for one to stop at once."""
+        saves = status.state == "ending" or any(event.get("signal") == "INT" for event in read_events(folder))
+        if self.stop and self.stop != self._stopped and not (self.stop == "saves" and saves):
+            backend.stop(record, status, now=self.stop == "now")
+            self._stopped = self.stop
 
     def log(self, most: int = REASON_LINES) -> list[bytes]:
         """The last lines that the job has written. Raises EnvironmentFault."""
@@ -129,7 +147,36 @@ class Job:
         if status.state == "stopped":
             code = code or ExitCode.UNABLE  # Slurm has 0 of a job that was cancelled in the queue
         stopped = f"{name} was stopped" if status.state == "stopped" else ""
-        return JobEnd(code, answer, stopped, f"{name} {status}", f"aifx launch logs {record.id}")
+        lines = [] if code == ExitCode.OK or stopped else self.log()
+        last = next((line.decode(errors="replace").strip() for line in reversed(lines) if line.strip()), "")
+        return JobEnd(code, answer, stopped, f"{name} {status}", f"aifx launch logs {record.id}", last)
+
+
+class Questions:
+    """Questions to schedulers about jobs, side by side in threads: one that hangs keeps nobody waiting."""
+
+    def __init__(self) -> None:
+        self._open: dict[Job, Future[None]] = {}
+
+    def ask(self, jobs: Iterable[Job], pause_s: float) -> bool:
+        """Begin to ask about jobs that were last asked about so long ago. Returns whether answers were outstanding."""
+        was_open = bool(self._open)
+        for job in [job for job, future in self._open.items() if future.done()]:
+            self._open.pop(job).result()
+        due = [job for job in jobs if job not in self._open and job.end is None and job.is_due(pause_s)]
+        for place in {job.on for job in due}:
+            pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=f"aifx-{place}")
+            until = time.monotonic() + ANSWER_S
+            self._open |= {job: pool.submit(job.look, until) for job in due if job.on == place}
+            pool.shutdown(wait=False)
+        return was_open or bool(self._open)
+
+
+def look_at(jobs: Sequence[Job]) -> None:
+    """Ask the schedulers about jobs, and wait for the answers."""
+    questions = Questions()
+    while questions.ask(jobs, math.inf):
+        time.sleep(LOOK_S)
 
 
 def submission(words: Sequence[str], on: Place, request: str) -> list[str]:

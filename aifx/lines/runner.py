@@ -7,6 +7,7 @@ does not run twice, and an attempt that goes on is waited for and not started ag
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import shutil
 import time
@@ -29,7 +30,7 @@ from aifx.lines.bindings import TICK, fix_bindings
 from aifx.lines.checkpoint import Replay
 from aifx.lines.commands import find_command
 from aifx.lines.file import Line, Place, Station
-from aifx.lines.jobs import Job, JobEnd, submission
+from aifx.lines.jobs import AT_ONCE, Job, JobEnd, Questions, submission
 from aifx.lines.journal import Journal
 from aifx.lines.meaning import LineMeaning
 from aifx.lines.running import AIFX, GRACE_S, Exit, Try, environment_of
@@ -116,6 +117,7 @@ class TickRun:
     _stopped_at: dict[str, float] = field(default_factory=dict)
     _elsewhere: dict[str, Job] = field(default_factory=dict)
     """Jobs that were submitted and are not over, by station."""
+    _questions: Questions = field(default_factory=Questions)
     _unstartable: dict[str, AifxError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -131,6 +133,11 @@ class TickRun:
     def tick(self) -> str:
         """The time that the tick is for, once it has begun or is planned."""
         return self._bindings.get(TICK, "")
+
+    @property
+    def has_jobs(self) -> bool:
+        """Whether a cluster runs an attempt, or is given one."""
+        return any(own.open is not None and own.open.on != "local" for own in self.state.stations.values())
 
     def run(self) -> dict[str, Decision]:
         """Run the tick to its end, and return the last decision on each station.
@@ -149,14 +156,16 @@ class TickRun:
                 continue
             open_now = [name for name, own in self.state.stations.items() if own.open is not None]
             running = [name for name in open_now if name not in self._unstartable and name not in self._elsewhere]
-            ready = [one for one in made.values() if one.state == "ready"][: max(0, self.line.jobs - len(running))]
+            ready = self._within_limits([one for one in made.values() if one.state == "ready"], running)
             # A tick of the past ends with its jobs: the next one would find the stations running, and do nothing.
             is_waiting = bool(running or (self._elsewhere and self.settings.is_past))
+            # Otherwise each job is asked about once: one may always be due again before another one is answered.
+            is_asking = self._questions.ask(self._elsewhere.values(), POLL_S if is_waiting else math.inf)
             if self.settings.should_stop():
                 return made
             for decision in ready:
                 self._start(decision)
-            if not ready and not is_waiting:
+            if not ready and not is_waiting and not is_asking:
                 break
             if not ready:
                 self.settings.while_waiting()
@@ -171,9 +180,23 @@ class TickRun:
         self._replay.save()
         return made
 
+    def _within_limits(self, ready: Sequence[Decision], running: Sequence[str]) -> list[Decision]:
+        """The stations that may start beside those that run. A submission takes no slot of a station that runs here."""
+        left = {True: self.line.jobs, False: AT_ONCE}
+        for name in running:
+            opened = self.state.of(name).open
+            left[opened is None or opened.on == "local"] -= 1
+        by_place = {
+            here: [one for one in ready if (self.line.stations[one.station].on == "local") is here] for here in left
+        }
+        return [one for here, count in left.items() for one in by_place[here][: max(0, count)]]
+
     def has_ended_job(self) -> bool:
-        """Whether a job is over that the tick has left. The schedulers are asked from time to time."""
-        return any(job.is_due(WATCH_S) and job.look() is not None for job in self._elsewhere.values())
+        """Whether a job is over that the tick has left. The schedulers are asked from time to time, by themselves."""
+        for name, job in self._elsewhere.items():
+            self._limit_job(name, job)
+        self._questions.ask(self._elsewhere.values(), WATCH_S)
+        return any(job.end is not None for job in self._elsewhere.values())
 
     def has_news(self) -> bool:
         """Whether another process wrote a record after the last decisions. Raises DamagedJournal, OSError."""
@@ -322,26 +345,25 @@ class TickRun:
         return has_written
 
     def _look_after_job(self, name: str, station: Station | None, opened: Open, one: Try) -> bool:
-        """Ask the scheduler for a job from time to time, and stop, repeat or end it. Returns whether it has ended."""
+        """Stop, repeat or end a job by what its scheduler says. Returns whether it has ended."""
         if name not in self._elsewhere:
             self._elsewhere[name] = Job(self.project, opened.on, opened.job_request)
-        job = self._elsewhere[name]
-        if not job.is_due(POLL_S):
-            return False
-        if (end := job.look()) is None:
-            self._limit_job(station, opened, one, job)
+        if (end := self._elsewhere[name].end) is None:
+            self._limit_job(name, self._elsewhere[name])
             return False
         del self._elsewhere[name]
-        self._settle_job(name, station, opened, one, job, end)
+        self._settle_job(name, station, opened, one, end)
         return True
 
-    def _limit_job(self, station: Station | None, opened: Open, one: Try, job: Job) -> None:
+    def _limit_job(self, name: str, job: Job) -> None:
         """Stop a job whose time, the queue's included, exceeds the time limit of its station."""
+        opened, station = self.state.of(name).open, self.line.stations.get(name)
         limit = None if station is None else station.time_limit_s
-        if limit is None or (over := time.time() - opened.since - limit) <= 0:
+        if opened is None or limit is None or (over := time.time() - opened.since - limit) <= 0:
             return
-        one.stop(f"it took more than its time_limit of {limit:g} s, since it was submitted")
-        job.stop(now=over > JOB_GRACE_S)
+        why = f"it took more than its time_limit of {limit:g} s, since it was submitted"
+        self._try(opened.attempt, opened.number).stop(why)
+        job.stop = "now" if over > JOB_GRACE_S else "saves"
 
     def _limit(self, station: Station | None, one: Try) -> None:
         """End a try that exceeds its time limit: SIGTERM first, SIGKILL after a grace."""
@@ -361,12 +383,12 @@ class TickRun:
         error = _error(name, found, document, one) if found.code else {}
         self._write_end(name, station, opened, one, found, document, error)
 
-    def _settle_job(self, name: str, station: Station | None, opened: Open, one: Try, job: Job, end: JobEnd) -> None:
+    def _settle_job(self, name: str, station: Station | None, opened: Open, one: Try, end: JobEnd) -> None:
         """Write down what a job came to. A further try has a job of its own."""
         document = _document(end.answer)
         code = _code(document) if end.code is None else end.code
         found = Exit(1, code, one.stopped() or end.stopped)
-        error = _job_error(name, end, found, document, job) if code or found.stopped else {}
+        error = _job_error(name, end, found, document) if code or found.stopped else {}
         self._write_end(name, station, replace(opened, job=opened.job + 1), one, found, document, error, is_job=True)
 
     def _write_end(
@@ -504,14 +526,12 @@ def _code(document: Mapping[str, Any]) -> int:
     return int(ExitCode.VERDICT if document else ExitCode.UNABLE)
 
 
-def _job_error(name: str, end: JobEnd, found: Exit, document: Mapping[str, Any], job: Job) -> dict[str, str]:
+def _job_error(name: str, end: JobEnd, found: Exit, document: Mapping[str, Any]) -> dict[str, str]:
     """What, why and hint of a job that did not exit 0: its command's own error, or the end of its log."""
     given = document.get("error")
     given = given if isinstance(given, Mapping) else {}
-    lines = [] if given or found.stopped else job.log()
-    last = next((line.decode(errors="replace").strip() for line in reversed(lines) if line.strip()), "")
     why = found.stopped or ": ".join(str(given[part]) for part in ("what", "why") if given.get(part))
-    why = why or ": ".join(part for part in (end.why, last[:300]) if part)
+    why = why or ": ".join(part for part in (end.why, end.last_line[:300]) if part)
     hint = given.get("hint") or f"{end.hint}; then: aifx line retry {name}"
     return {"what": f"the job of {name} {_how(found)}", "why": redact(why), "hint": str(hint)}
 

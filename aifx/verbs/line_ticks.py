@@ -185,7 +185,11 @@ def status_of(line: Line, found: Project, file: StrPath | None) -> LineStatus:
     run, made, problem = look(line, found)
     now = time.time()
     following = None if line.every_s is None else next_start(now, line.every_s, line.timezone)
-    states = (_status(line, found, one, run.state.of(name), made.get(name), now) for name, one in line.stations.items())
+    jobs = _job_states(found, {name: run.state.of(name).open for name in line.stations})
+    states = (
+        _status(line, jobs.get(name, ""), station, run.state.of(name), made.get(name), now)
+        for name, station in line.stations.items()
+    )
     stations = tuple(replace(one, hint=with_file(one.hint, file)) for one in states)
     is_open = run.state.tick is not None
     return LineStatus(str(line.path), stations, following, run.state.paused is not None, is_open, problem)
@@ -230,7 +234,7 @@ def _ticked(made: Mapping[str, Decision], file: StrPath | None) -> tuple[Station
 
 
 def _status(
-    line: Line, project: Project, station: Station, own: StationState, made: Decision | None, now: float
+    line: Line, job: str, station: Station, own: StationState, made: Decision | None, now: float
 ) -> StationStatus:
     last, verdict, since = own.last, "" if own.last is None else own.last.outcome, None
     attempt = own.open.attempt if own.open is not None else "" if last is None else last.attempt
@@ -243,7 +247,7 @@ def _status(
     on = station.on
     if own.open is not None:
         since, on = own.open.began, own.open.on
-        why = _job_state(project, own.open) or why
+        why = job or why
     elif own.report is not None and state in ("failed", "waiting"):
         since = own.report.time
     elif state == "paused" and own.paused is not None:
@@ -254,17 +258,20 @@ def _status(
                          what, hint, on)  # fmt: skip
 
 
-def _job_state(project: Project, opened: Open) -> str:
-    """What the scheduler says of the job of an attempt; empty if there is none."""
-    if opened.on == "local":
-        return ""
-    from aifx.lines.jobs import Job
+def _job_states(project: Project, opened: Mapping[str, Open | None]) -> dict[str, str]:
+    """What the schedulers say of the jobs of open attempts, by station."""
+    submitted = {name: one for name, one in opened.items() if one is not None and one.on != "local"}
+    if not submitted:
+        return {}
+    from aifx.lines.jobs import Job, look_at
 
-    job = Job(project, opened.on, opened.job_request)
-    if not job.is_recorded():
-        return f"its job is being submitted to {opened.on}"
-    end = job.look()
-    return job.text or (end.stopped if end is not None else "")
+    jobs = {name: Job(project, one.on, one.job_request) for name, one in submitted.items()}
+    look_at(recorded := [job for job in jobs.values() if job.is_recorded()])
+    return {
+        name: f"its job is being submitted to {job.on}" if job not in recorded
+        else job.text or (job.end.stopped if job.end is not None else "")
+        for name, job in jobs.items()
+    }  # fmt: skip
 
 
 def _next(line: Line, station: Station, own: StationState, state: str, now: float) -> float | None:
@@ -331,15 +338,18 @@ def line_backfill(
         return Backfill((), times, is_planned=True)
     ticks = list[LineTick]()
     with held(line):
-        left = list(times)
+        left, is_first = list(times), True
         while left and not stop:
             settings = Settings(
                 os.environ, left[0], allows_shell=allow_shell, is_past=True, should_stop=lambda: bool(stop),
                 report=on_line,
             )  # fmt: skip
             run = TickRun(line, found, settings)
+            # A tick that was interrupted comes first, and otherwise one of now if earlier ones have left jobs.
             is_another = run.state.tick is not None and run.state.tick.facts["line"] == line.digest
-            made = run.run()  # one that was interrupted comes first
+            if is_first and not is_another and run.has_jobs:
+                run.settings, is_another = replace(settings, now=time.time()), True
+            is_first, made = False, run.run()
             on_line(f"tick {run.tick} is over")
             if not is_another:
                 ticks.append(LineTick(str(line.path), run.tick, _ticked(made, file), False, stop[0] if stop else None))

@@ -6,7 +6,6 @@ tests/lines/test_line_on_slurm.py has a real Slurm.
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -14,69 +13,17 @@ from typing import Any
 import pytest
 import warm_aifx
 import yaml
-from ticking import Ticking, station
+from fake_cluster import KUBECTL, Cluster, on_slurm
+from ticking import station
 
 from aifx.verbs.line_decisions import line_logs
 from aifx.verbs.line_files import line_graph
 from aifx.verbs.line_ticks import line_status
 
-LAUNCH = r"""
-launch=request-$(printf '%s: %s' "$PWD" "$5" | sha256sum | cut -c1-24)
-folder=runs/.launched/$launch
-if [ ! -e $folder/record.json ]; then
-    echo "$*" >> submitted
-    number=$(wc -l < submitted)
-    mkdir -p $folder
-    echo "JobId=$number JobName=aifx-$launch JobState=PENDING Reason=Priority" > job-$number
-    echo $folder > folder-$number
-    printf '{"id": "%s", "backend": "slurm", "job": "%s", "place": "", "run": "", "arguments": [], "nodes": 1,
-        "processes_per_node": 1, "time": 0}' $launch $number > $folder/record.json
-fi
-[ ! -e kill ] || { rm kill; kill -9 0; }
-"""
-SCONTROL = '#!/bin/sh\ncat "$JOBS/job-$4" 2>/dev/null || { echo "Invalid job id specified" >&2; exit 1; }\n'
-SCANCEL = '#!/bin/sh\necho "$*" >> "$JOBS/cancelled"\n'
-
-
-def on_slurm(name: str, command: str, more: str = "") -> str:
-    return f'[[station]]\nname = "{name}"\nrun = "{command}"\non = "slurm"\n{more}\n'
-
-
-class Cluster(Ticking):
-    """A line whose stations submit jobs 1, 2, ..., which end when a test says so."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        (root / "aifx").write_text(LAUNCH)
-        (root / "bin").mkdir()
-        for name, text in {"scontrol": SCONTROL, "scancel": SCANCEL}.items():
-            (root / "bin" / name).write_text(text)
-            (root / "bin" / name).chmod(0o755)
-
-    @property
-    def submitted(self) -> list[list[str]]:
-        path = self.root / "submitted"
-        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
-
-    def show(self, number: int, state: str) -> None:
-        path = self.root / f"job-{number}"
-        path.write_text(f"{path.read_text().partition(' JobState')[0]} JobState={state}\n")
-
-    def end(self, number: int, document: Any = None, code: int = 0) -> None:
-        folder = self.root / (self.root / f"folder-{number}").read_text().strip()
-        if document is not None:
-            (folder / "answer").write_text(json.dumps(document, indent=2))
-        (folder / "events.jsonl").write_text(f'{{"event": "end", "code": {code}}}\n')
-        self.show(number, "FAILED" if code else "COMPLETED")
-
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setenv("JOBS", str(tmp_path))
-    monkeypatch.setattr("aifx.lines.runner.AIFX", ("sh", "aifx"))
-    (tmp_path / "runs" / "lm").mkdir(parents=True)
-    return Cluster(tmp_path)
+    return Cluster.began(tmp_path, monkeypatch)
 
 
 def test_a_tick_ends_while_a_job_runs_and_the_next_one_adopts_it(cluster: Cluster) -> None:
@@ -142,10 +89,10 @@ def test_jobs_of_one_pass_wait_for_each_other(cluster: Cluster) -> None:
         + station("both", "sh -c 'echo x >>both.count'", after=["a", "b"])
     )
     assert cluster.tick() == {"a": "running", "b": "running", "both": "pending"}
-    cluster.end(2, {})
+    cluster.end(cluster.number("b"), {})
     for _ in range(2):
         assert cluster.tick() == {"a": "running", "b": "done", "both": "pending"}
-    cluster.end(1, {})
+    cluster.end(cluster.number("a"), {})
     assert cluster.tick() == {"a": "done", "b": "done", "both": "done"}
     assert len(cluster.submitted) == 2
     assert cluster.tick() == {"a": "running", "b": "running", "both": "pending"}
@@ -215,23 +162,11 @@ def test_a_job_beyond_its_time_limit_is_stopped(cluster: Cluster) -> None:
     assert "time_limit of 1 s" in cluster.records("ended")[0].facts["error"]["why"]
 
 
-KUBECTL = r"""#!/bin/sh
-here=${0%/bin/*}
-case " $* " in
-  *" apply "*) for word; do case $word in --filename=*) cp "${word#*=}" "$here/jobset.yaml"; esac; done ;;
-  *" get jobset "*) name=$(echo "$* " | sed 's/.*get jobset \([^ ]*\) .*/\1/')
-    cat "$here/$name.json" 2>/dev/null || echo '{"status": {}}' ;;
-  *" logs "*) cat "$here/pod.log" ;;
-esac
-"""
-
-
 def test_a_jobset_is_created_once_and_its_pod_has_the_answer(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line runs `aifx launch k8s`, and kubectl is a program that notes what it gets."""
     root = cluster.root
     (root / "aifx.toml").write_text('[launch]\nimage = "team/lm:1"\n[k8s]\nruns_claim = "runs"\n')
-    (root / "bin" / "kubectl").write_text(KUBECTL)
-    (root / "bin" / "kubectl").chmod(0o755)
+    cluster.program("kubectl", KUBECTL)
     cluster.write(
         """[[station]]\nname = "Train_1"\nrun = "train --run lm"\non = "k8s"\n"""
         """[[station]]\nname = "judge"\nrun = "eval --run {stations.Train_1.run}"\non = "k8s"\n"""
