@@ -25,6 +25,7 @@ import psutil
 from faulty_files import forked
 from ticking import Ticking, station
 
+from aifx.core.files import FolderBusy
 from aifx.lines.journal import Journal
 from aifx.verbs.line_decisions import line_approve
 
@@ -61,9 +62,14 @@ def line_of(tick: int) -> str:
 def run(root: Path) -> None:
     """Two ticks, with an approval between them."""
     ticking = Ticking(root)
-    if ticking.tick()["asks"] == "waiting":
-        line_approve("asks", project=root)
-        ticking.tick()
+    while True:
+        try:
+            if ticking.tick()["asks"] == "waiting":
+                line_approve("asks", project=root)
+                ticking.tick()
+            return
+        except FolderBusy:  # what a killed line was about to start has its lock for a moment
+            time.sleep(0.01)
 
 
 def processes_below(root: Path) -> list[psutil.Process]:
