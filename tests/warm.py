@@ -6,6 +6,7 @@ writes a terminal, and dies as one does that started Python itself.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,8 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from faulty_files import killed
 
 TESTS = str(Path(__file__).parent)
 IMPORTS = [
@@ -50,6 +53,7 @@ class Process:
         stdin: str = "",
         terminal: str = "",
         ignored: int = 0,
+        killed_at: int | None = None,
     ) -> None:
         """Start `aifx args`.
 
@@ -57,6 +61,7 @@ class Process:
             environ: may differ from this process's in all but what JAX and Python read at import.
             terminal: path of a terminal that is stdin, stdout and stderr.
             ignored: signal that the process ignores from its start, as if a shell had set that.
+            killed_at: number of the change below `cwd` before which the process is killed.
         """
         for name in environ:
             same = not name.startswith(READ_AT_IMPORT) or name == COMPILED or environ[name] == os.environ.get(name)
@@ -70,7 +75,7 @@ class Process:
         paths = [terminal] * 3 if terminal else [str(path) for path in streams]
         server.set_forkserver_preload(IMPORTS)
         self._process = server.Process(
-            target=_work, args=(list(args), str(cwd), dict(environ), paths, ignored), daemon=True
+            target=_work, args=(list(args), str(cwd), dict(environ), paths, ignored, killed_at), daemon=True
         )
         self._process.start()
         assert self._process.pid is not None
@@ -106,10 +111,16 @@ class Process:
 
 
 def run(
-    args: Sequence[str], cwd: Path, environ: Mapping[str, str], *, stdin: str = "", timeout_s: float = 500
+    args: Sequence[str],
+    cwd: Path,
+    environ: Mapping[str, str],
+    *,
+    stdin: str = "",
+    timeout_s: float = 500,
+    killed_at: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run `aifx args` in `cwd`; `environ` as for `Process`."""
-    process = Process(args, cwd, environ, stdin=stdin)
+    process = Process(args, cwd, environ, stdin=stdin, killed_at=killed_at)
     try:
         out, err = process.communicate(timeout_s)
     finally:
@@ -117,7 +128,9 @@ def run(
     return subprocess.CompletedProcess(process.args, process.wait(), out, err)
 
 
-def _work(args: list[str], cwd: str, environ: dict[str, str], streams: list[str], ignored: int) -> None:
+def _work(
+    args: list[str], cwd: str, environ: dict[str, str], streams: list[str], ignored: int, killed_at: int | None
+) -> None:
     os.setsid()
     if ignored:
         signal.signal(ignored, signal.SIG_IGN)
@@ -130,6 +143,7 @@ def _work(args: list[str], cwd: str, environ: dict[str, str], streams: list[str]
     os.environ.update(environ)
     os.chdir(cwd)
     sys.argv = ["aifx", *args]
+    watched = contextlib.nullcontext() if killed_at is None else killed(Path(cwd), killed_at)
     sys.path[:] = ["", *(path for path in sys.path if path and not path.startswith(TESTS))]
     import jax
 
@@ -140,4 +154,6 @@ def _work(args: list[str], cwd: str, environ: dict[str, str], streams: list[str]
     jax.config.update(
         "jax_compilation_cache_dir", environ.get(COMPILED)
     )  # read from the server's environment at import
-    sys.exit(run(args))
+    with watched:
+        code = run(args)
+    sys.exit(code)

@@ -2,13 +2,14 @@
 
     with warm_aifx.serving(folder) as words:    # the argv of `aifx`
 
-The fork does not end with the small process. Kill whole commands with real ones.
+The fork does not end with the small process, which is killed if the fork was. Kill whole commands with real ones.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import socketserver
 import subprocess
@@ -16,6 +17,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+KILLED_AT = "KILLED_AT"
+"""A variable of the environment with the number of the change below the working directory before which it is killed."""
 
 
 @contextmanager
@@ -37,7 +41,8 @@ def serve(path: str) -> None:
         def handle(self) -> None:
             args, cwd, environ = json.loads(self.rfile.readline())
             kept = {k: v for k, v in environ.items() if k == warm.COMPILED or not k.startswith(warm.READ_AT_IMPORT)}
-            done = warm.run(args, Path(cwd), kept)
+            at = kept.pop(KILLED_AT, None)
+            done = warm.run(args, Path(cwd), kept, killed_at=None if at is None else int(at))
             self.wfile.write(json.dumps([done.returncode, done.stdout, done.stderr]).encode())
 
     with socketserver.ThreadingUnixStreamServer(path, Handler) as server:
@@ -60,4 +65,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve(sys.argv[2])
     else:
-        sys.exit(ask(sys.argv[1], sys.argv[2:]))
+        code = ask(sys.argv[1], sys.argv[2:])
+        if code == -signal.SIGKILL:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sys.exit(code)

@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -81,21 +82,21 @@ def processes_below(root: Path) -> list[psutil.Process]:
     return found
 
 
-def _exit_after(root: Path) -> NoReturn:
+def _exit_after(function: Callable[[], None]) -> NoReturn:
     try:
-        run(root)
+        function()
     except BaseException:
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
 
 
-def killed_after(root: Path, pause_s: float, with_stations: bool) -> bool:
-    """Run the line in a process group of its own, and kill that. Returns False if it ended before."""
+def killed_after(root: Path, pause_s: float, with_stations: bool, function: Callable[[], None]) -> bool:
+    """Run a tick in a process group of its own, and kill that. Returns False if it ended before."""
     pid = os.fork()
     if pid == 0:
         os.setpgid(0, 0)
-        _exit_after(root)
+        _exit_after(function)
     with suppress(PermissionError, ProcessLookupError):  # so that there is a group now
         os.setpgid(pid, pid)
     time.sleep(pause_s)
@@ -152,7 +153,7 @@ def main() -> None:
         for tick in range(1, TICKS + 1):
             Ticking(root).write(line_of(tick))
             for _ in range(MOST_KILLS):
-                if not killed_after(root, dice.uniform(0, 0.6 * duration_s), with_stations=not exact):
+                if not killed_after(root, dice.uniform(0, 0.6 * duration_s), not exact, partial(run, root)):
                     break
                 kills += 1
             assert forked(partial(run, root)) == 0, f"line {number}"

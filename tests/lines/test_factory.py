@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import subprocess
-import sys
-from collections.abc import Sequence
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from postgresql_server import PASSWORD, Server, postgresql_server
-from ticking import Ticking
+import warm_aifx
+from factory import BATCHES, PROMOTED, REFUSED, SETTINGS, STATIONS, Factory, events
+from postgresql_server import PASSWORD, postgresql_server
+from webhook_receiver import Answer, receiver
 
-SETTINGS = """
-[task]
-kind = "tabular"
-[data]
-target = "failing"
-ignore = ["id"]
-[objective]
-kind = "classification"
-[model]
-width = 32
-num_layers = 2
-[train]
-num_steps = 60
-global_batch_size = 64
-validate_every = 20
-[optimizer]
-learning_rate = 0.01
-[checkpoint]
-every = 20
-[eval]
-gates = ["accuracy >= 0.7"]
-"""
-POLICY = "[aliases.production]\neval = {}\n"
+EVENTS = Counter({("promoted", "readings"): 2, ("gate.failed", "judge"): 1, ("gate.failed", "readings"): 1})
 PAGE = Path(__file__).parents[2] / "docs/line.md"
 
 
@@ -52,56 +28,95 @@ def documented_line(url: str) -> str:
     return text
 
 
-class Factory(Ticking):
-    """A project whose line reads a table of a server."""
+@pytest.mark.representative("a factory")
+def test_a_tick_makes_a_version_trains_judges_and_promotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    with postgresql_server() as server, warm_aifx.serving(tmp_path) as words:
+        monkeypatch.setattr("aifx.lines.runner.AIFX", tuple(words))
+        factory = Factory(tmp_path / "root", server)
+        factory.make_policy()
+        factory.arrive(range(200))
+        assert set(factory.tick().values()) == {"done"}
+        assert [action for action, _ in factory.history()] == list(PROMOTED)
+        found = factory.said()
+        assert len(found["runs"]) == 1
+        assert {name: len(versions) for name, versions in found["versions"].items()} == {"readings": 2}
+        assert found["rows"] == server.rows("SELECT * FROM readings ORDER BY id")
+        assert found["requests"] == [(1,)]
+        assert found["events"] == {("promoted", "readings"): 1}
 
-    def __init__(self, root: Path, server: Server) -> None:
-        (root / "aifx.toml").write_text(SETTINGS)
-        super().__init__(root)
-        self.server, self.random = server, random.Random(0)
-        self.environ = {**os.environ, "PGPASSWORD": PASSWORD}
-        self.write(documented_line(server.url))
-        (root / "policy.toml").write_text(POLICY)
-        self.aifx("registry", "init", "--policy", "policy.toml")
-        server.run("CREATE TABLE readings (id int8 PRIMARY KEY, heat float8, load float8, failing text)")
 
-    def aifx(self, *words: str, code: int = 0) -> Any:
-        command = [sys.executable, "-m", "aifx.commands.main", *words, "--json"]
-        done = subprocess.run(
-            command, cwd=self.root, env=self.environ, stdin=subprocess.DEVNULL, capture_output=True, text=True
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return json.loads(done.stdout)
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_server_adopts_what_is_promoted_and_business_systems_hear_of_it(tmp_path: Path) -> None:
+    with postgresql_server() as server, receiver() as at:
+        factory = Factory(tmp_path, server, at.url)
+        factory.make_policy()
+        lost = set[str]()
 
-    def arrive(self, ids: Sequence[int], *, shuffled: bool = False) -> None:
-        """Rows whose label is whether both numbers have one sign; shuffled ones have any label."""
-        rows = []
-        for number in ids:
-            heat, load = self.random.gauss(0, 1), self.random.gauss(0, 1)
-            label = self.random.random() < 0.5 if shuffled else heat * load > 0
-            rows.append(f"({number}, {heat}, {load}, '{'yes' if label else 'no'}')")
-        update = "heat = excluded.heat, load = excluded.load, failing = excluded.failing"
-        self.server.run(f"INSERT INTO readings VALUES {', '.join(rows)} ON CONFLICT (id) DO UPDATE SET {update}")
+        def answer(event: dict[str, Any]) -> Answer:
+            """Take each event, and lose the first answer."""
+            is_new = event["id"] not in lost
+            lost.add(event["id"])
+            return "lost" if is_new else 204
 
-    def states(self, code: int = 0) -> dict[str, str]:
-        return {one["station"]: one["state"] for one in self.aifx("line", "run", code=code)["stations"]}
-
-    def history(self) -> list[tuple[str, str]]:
-        """What was done with which version, in order."""
-        entries = self.aifx("registry", "history", "readings")["entries"]
-        return [(one["action"], one["version"]) for one in sorted(entries, key=lambda one: one["number"])]
+        at.answer = answer
+        assert factory.aifx("line", "check")["findings"] == []
+        first, worse, better = BATCHES
+        factory.arrive(*first)
+        assert set(factory.states().values()) == {"done"}
+        factory.aifx("notify", "run", code=None)
+        (one,) = dict.fromkeys(version for _, version in factory.history())
+        with factory.served() as served:
+            answers = served.answers()
+            factory.arrive(*worse)
+            for _ in range(2):  # the second time there is nothing new
+                states = factory.states(code=1)
+                assert {name for name, state in states.items() if state == "verdict"} == {"judge", "promote"}
+                factory.aifx("notify", "run", code=None)
+            assert served.answers() == answers
+            assert served.adoptions() == [("adopt", one)]
+            factory.arrive(*better)
+            assert set(factory.states().values()) == {"done"}
+            _, two, three = dict.fromkeys(version for _, version in factory.history())
+            served.wait_for([one, three])
+            assert served.answers() != answers
+            served.stop()
+            assert served.adoptions() == [("adopt", one), ("adopt", three), ("leave", three)]
+        while factory.aifx("notify", "run", code=None)["targets"][0]["waiting"]:
+            time.sleep(1)
+        assert set(factory.states().values()) == {"done"}  # with nothing to do
+        assert factory.history() == [
+            *((act, one) for act in PROMOTED), *((act, two) for act in REFUSED), *((act, three) for act in PROMOTED)
+        ]  # fmt: skip
+        assert Counter(events(at)) == EVENTS
+        assert len(at.ids) == 2 * EVENTS.total()
+        assert factory.aifx("registry", "verify", "readings")["problems"] == []
+        found = factory.said()
+        rows = server.rows("SELECT * FROM readings ORDER BY id")
+        assert found["rows"] == rows
+        assert len(rows) == 1600
+        assert found["requests"] == [(3,)]
+        assert len(found["runs"]) == 3
+        assert {name: len(versions) for name, versions in found["versions"].items()} == {"readings": 6}
+        attempts = {name: 5 if name == "data" else 3 for name in STATIONS}
+        assert Counter(record.station for record in factory.records("started")) == attempts
+        assert Counter(record.station for record in factory.records("ended")) == attempts
+        assert len(list((tmp_path / "line" / "attempts").iterdir())) == sum(attempts.values())
 
 
 @pytest.mark.slow
 def test_worse_rows_are_refused_and_the_better_ones_after_them_are_promoted(tmp_path: Path) -> None:
     with postgresql_server() as server:
-        factory = Factory(tmp_path, server)
+        settings = SETTINGS + '[eval]\ngates = ["accuracy >= 0.7"]\n'
+        factory = Factory(tmp_path, server, settings=settings, line=documented_line(server.url))
+        factory.make_policy("[aliases.production]\neval = {}\n")
         factory.arrive(range(400))
         factory.aifx("line", "check")
         assert set(factory.states().values()) == {"done"}
         first = factory.history()
         assert [action for action, _ in first] == ["push", "attest", "promote"]
-        factory.arrive(range(400, 1600), shuffled=True)
+        factory.arrive(range(400, 1600), shuffled=1.0)
         for _ in range(2):  # the second time there is nothing new to judge
             states = factory.states(code=1)
             assert (states["judge"], states["push"], states["promote"]) == ("verdict", "blocked", "blocked")
