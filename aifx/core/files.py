@@ -98,9 +98,9 @@ def read_input(path: Path, *, limit: int = DOCUMENT_LIMIT) -> bytes:
 
 def _read(file: IO[bytes], path: Path, limit: int) -> bytes:
     size = os.fstat(file.fileno()).st_size
-    data = b"" if size > limit else file.read(size + 1)
+    data = b"" if size > limit else file.read(size + 1) or b""  # None of a file of /proc that would wait
     if len(data) > size:  # it grows, or it is in /proc and has no size. Python makes room for all that may be read.
-        data += file.read(limit + 1 - len(data))
+        data += file.read(limit + 1 - len(data)) or b""
     if max(size, len(data)) > limit:
         what, why = f"{path} is too large", f"aifx reads {limit // 2**20} MiB of such a file"
         raise UnsafeFile(what, why, f"ls -l {path}")

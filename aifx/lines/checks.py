@@ -105,7 +105,7 @@ def _of_station(station: Station, project: Project, known: Knowledge) -> Iterato
             yield found(UsageError(e.what, e.why, hint))
     for name in station.environment:
         try:
-            environment_of([name], project.root, known.environ)
+            environment_of([name], project.root, known.environ, is_program=station.shell)
         except AifxError as e:
             yield found(e)
     given = {"cooldown": station.cooldown_s, "budget_per_day": station.runs_per_day}

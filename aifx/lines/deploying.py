@@ -119,9 +119,10 @@ def units(
 
 
 def _literal(text: str) -> str:
-    """A text in which systemd expands nothing. Raises UsageError for a line break."""
-    if re.search(r"[\x00-\x1f\x7f]", text):
-        raise UsageError(f"{text!r} cannot be in a unit", "it has a control character", "rename the folder")
+    """A text in which systemd expands nothing. Raises UsageError for what would end or continue a line."""
+    if re.search(r"[\x00-\x1f\x7f]|\\$", text):
+        why = "it has a control character, or a backslash at its end"
+        raise UsageError(f"{text!r} cannot be in a unit", why, "rename the folder")
     return text.replace("%", "%%")
 
 

@@ -85,7 +85,7 @@ class _StationTable(_Table):
     retries: int = Field(0, ge=0, le=100)
     time_limit: Duration | None = None
     on: Place = "local"
-    environment: list[str] = []
+    environment: list[Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]{0,99}|file:[^\x00-\x1f\x7f]+)$")]] = []
     shell: bool = False
     cooldown: Duration | None = None
     budget_per_day: int | None = Field(None, ge=1, le=10_000)

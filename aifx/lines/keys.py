@@ -89,7 +89,8 @@ def _named_files(commands: list[list[str]], root: Path) -> Iterator[tuple[str, s
     for text in dict.fromkeys(word.rpartition("=")[2] for words in commands for word in words):
         path = root / text
         try:
-            if text and not Path(text).is_absolute() and path.is_file() and path.stat().st_size <= MAX_FILE_BYTES:
+            # A file without a size may be one of /proc, whose reader waits.
+            if text and not Path(text).is_absolute() and path.is_file() and 0 < path.stat().st_size <= MAX_FILE_BYTES:
                 yield text, digest_of_file(path) if path.suffix == ".py" else sha256_of_file(path)
         except (OSError, ValueError):  # a word that is no path
             continue

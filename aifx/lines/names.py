@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from aifx.core.files import read_input
+from aifx.core.files import UnsafeFile, read_input
 from aifx.core.parsing import parse_toml
 from aifx.core.project import Project
 from aifx.lines.commands import find_command, value_at
@@ -24,7 +24,7 @@ def tables_of(project: Project, file: str) -> Mapping[str, Any]:
     """The tables of a TOML file of the project; none if it cannot be read, which its command reports."""
     try:
         return parse_toml(read_input(project.root / file).decode("utf-8-sig"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, UnsafeFile):
         return {}
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from aifx.cluster.jobs import POLL_S
-from aifx.core.errors import AifxError, ExitCode
+from aifx.core.errors import AifxError, ExitCode, UsageError
 from aifx.core.files import FolderBusy, holding, make_folders
 from aifx.core.json_files import cannot_write, write_json
 from aifx.core.parsing import parse_json
@@ -35,7 +35,7 @@ from aifx.lines.journal import Journal
 from aifx.lines.meaning import LineMeaning
 from aifx.lines.running import AIFX, GRACE_S, Exit, Try, environment_of
 from aifx.lines.state import LineState, Open
-from aifx.lines.tick import Decision, Meaning, Rules, decide
+from aifx.lines.tick import ALLOW_SHELL, Decision, Meaning, Rules, decide
 
 ATTEMPTS = "attempts"
 COMMANDS = "commands.json"
@@ -288,7 +288,7 @@ class TickRun:
     def _environment(self, station: Station, attempt: str = "") -> dict[str, str]:
         """The environment of a station's commands. Raises ConfigError if a variable is missing."""
         environ, hidden = environment_of(
-            station.environment, self.project.root, self.settings.environ,
+            station.environment, self.project.root, self.settings.environ, is_program=station.shell,
             AIFX_REQUEST=attempt, AIFX_LINE_STATION=station.name, AIFX_LINE_TICK=self._bindings.get(TICK, ""),
         )  # fmt: skip
         self._secrets[station.name] = hidden
@@ -297,9 +297,11 @@ class TickRun:
     def _begin_try(self, station: Station, one: Try, on: Place, job: int) -> None:
         """Begin a try, which submits a job if a cluster runs the station.
 
-        One whose environment is missing is reported, and begins in a tick in which it is there.
+        One whose environment or permission is missing is reported, and begins in a tick in which it is there.
         """
         try:
+            if station.shell and not self.settings.allows_shell:  # another call started it, or the journal says so
+                raise UsageError(f"{station.name} has begun", "it runs a program that is not aifx", ALLOW_SHELL)
             environ = self._environment(station, one.attempt)
         except AifxError as e:
             self._unstartable[station.name] = e

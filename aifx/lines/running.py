@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aifx.core.errors import AifxError, ConfigError
+from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.core.files import make_folders, open_file, read_file
 from aifx.core.json_files import write_text
 from aifx.core.processes import KILLED, Apart, aifx_command, end_group, start_apart
@@ -43,6 +44,14 @@ _NAMES = frozenset(
     | {"https_proxy", "http_proxy", "no_proxy"}
 )
 _BEGINNINGS = ("LC_", "XDG_", "AIFX_", "CUDA_", "NVIDIA_", "XLA_", "JAX_", "NCCL_")
+
+_ATTEMPT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+_STEERING = re.compile(
+    r"(LD|DYLD|BASH|GIT|GCONV|GLIBC|MALLOC|OPENSSL|PJRT|TF|XLA|JAX|CUDA|NVIDIA|NCCL|SLURM|XDG)_.*|PYTHON.*|KUBECONFIG"
+    r"|HOME|SHELL|ENV|IFS|PATH|TMPDIR|.*_(FILE|PATH|DIR|HOME|CONFIG|FLAGS|OPTIONS|PROXY|ALLOW_EXECUTABLES)",
+    re.IGNORECASE,
+)
+"""Variables by which programs find or load other code, as far as they are known."""
 
 # A shell writes down its process and the exit code, because nobody may be there to wait for it. SIGTERM goes to the
 # whole group: the shell ignores it by a trap, which the commands do not inherit, so that it sees how they end.
@@ -83,6 +92,12 @@ class Try:
     folder: Path
     attempt: str
     number: int
+
+    def __post_init__(self) -> None:
+        if not _ATTEMPT.fullmatch(self.attempt) or not isinstance(self.number, int):
+            why = "no line gives such a name; the journal may come from somebody else"
+            what = f"{self.attempt!r}, try {self.number!r}, is no attempt"
+            raise DataError(what, why, f"move {self.folder.parent} away, and run the line again")
 
     @property
     def path(self) -> Path:
@@ -173,7 +188,7 @@ class Try:
 
 
 def environment_of(
-    names: Sequence[str], folder: Path, given: Mapping[str, str], **added: str
+    names: Sequence[str], folder: Path, given: Mapping[str, str], *, is_program: bool = False, **added: str
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """The environment of a station's commands, and the values in it that are secret.
 
@@ -181,6 +196,8 @@ def environment_of(
         names: variables that the station asks for, and "file:PATH" for a file of NAME=VALUE lines.
         folder: that paths are relative to.
         given: the environment of the line.
+        is_program: of a station that may run any program. Otherwise a file can set no variable by which commands find
+            or load other code: the file may come with the line, from strangers.
 
     Raises ConfigError naming a variable that is unset, or a file that cannot be read.
     """
@@ -192,13 +209,21 @@ def environment_of(
     asked = dict[str, str]()
     for name in names:
         if name.startswith("file:"):
-            asked |= _read_variables(folder / name.removeprefix("file:"))
+            found = _read_variables(path := folder / name.removeprefix("file:"))
+            if not is_program and (steering := next(filter(_is_steering, found), "")):
+                why = "commands may load other code by it, and the file may come from whoever wrote the line"
+                raise ConfigError(f"{path} sets {steering}", why, f"export {steering}=...  where the line runs")
+            asked |= found
         elif name in given:
             asked[name] = given[name]
         else:
             hint = f"export {name}=...  where the line runs, or take it out of the station's environment"
             raise ConfigError(f"the environment variable {name} is not set", "the station asks for it", hint)
     return {**environ, **asked, **added}, tuple(value for value in asked.values() if len(value) >= 4)
+
+
+def _is_steering(name: str) -> bool:
+    return _STEERING.fullmatch(name) is not None and not is_secret_variable(name)
 
 
 def _read_variables(path: Path) -> dict[str, str]:

@@ -27,6 +27,7 @@ State = Literal[
 ]
 
 DAY_S = 86400.0
+ALLOW_SHELL = "aifx line run --allow-shell"
 
 
 class Meaning(Protocol):
@@ -167,7 +168,7 @@ def _decide(
     try:
         commands = meaning.commands(station, key, {parent: end.outputs for parent, end in ends.items()})
         if station.shell and not rules.allows_shell:
-            why, hint = "it runs a program that is not aifx", "aifx line run --allow-shell"
+            why, hint = "it runs a program that is not aifx", ALLOW_SHELL
             return Decision(name, "blocked", why, key, hint=hint, usable=last)
         if station.ask == "approval" and key not in own.approved:
             return Decision(

@@ -64,7 +64,8 @@ def test_a_try_that_runs_is_found_and_not_started_twice(tmp_path: Path) -> None:
     words = ["sh", "-c", "echo effect >>effects; while [ ! -e go ]; do sleep 0.02; done"]
     starter = "import sys; from pathlib import Path; from test_attempts import *; "
     starter += "assert try_in(Path(sys.argv[1])).start([sys.argv[2:]], ENVIRON, Path(sys.argv[1]))"
-    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    here = Path(__file__).parent
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
     subprocess.run([sys.executable, "-c", starter, str(tmp_path), *words], env=environ, check=True)
     assert one.look() is True  # though the process that started it is gone
     assert one.start([words], ENVIRON, tmp_path) is None
