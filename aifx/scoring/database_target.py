@@ -40,7 +40,11 @@ class DatabaseTable:
     @classmethod
     def of(cls, url: str) -> DatabaseTable:
         """The table that a URL names. Raises UsageError."""
-        return cls(parse_target(url, DIALECTS))
+        table = parse_target(url, DIALECTS)
+        if table.table in (POSITIONS, REQUESTS):
+            why = "aifx keeps positions and requests there"
+            raise UsageError(f"{table.name} takes no predictions", why, "name another table")
+        return cls(table)
 
     @property
     def name(self) -> str:
@@ -128,18 +132,21 @@ class OpenTable(Target):
         """Make the tables that are not there, within a transaction. Raises UsageError for one with other columns."""
         if self._is_there:
             return
-        database, table = self._database, self._table
-        if database.alone:
-            database.rows(database.alone)
-        positions = "target text PRIMARY KEY, entry text NOT NULL"
-        database.rows(f"CREATE TABLE IF NOT EXISTS {table.quoted(POSITIONS)} ({positions})")
-        requests = "request text PRIMARY KEY, act text NOT NULL, entry text NOT NULL"
-        database.rows(f"CREATE TABLE IF NOT EXISTS {table.quoted(REQUESTS)} ({requests})")
-        if schema is None:
-            return
-        own = ", ".join(f"{identifier(one.name)} {database.types[one.type]}" for one in schema)
-        database.rows(f"CREATE TABLE IF NOT EXISTS {table.quoted()} ({own}, PRIMARY KEY ({ID}))")
-        self.check_columns(schema)
+        wanted = {
+            POSITIONS: "target text PRIMARY KEY, entry text NOT NULL",
+            REQUESTS: "request text PRIMARY KEY, act text NOT NULL, entry text NOT NULL",
+        }
+        if schema is not None:
+            own = ", ".join(f"{identifier(one.name)} {self._database.types[one.type]}" for one in schema)
+            wanted[self._table.table] = f"{own}, PRIMARY KEY ({ID})"
+        for name, columns in wanted.items():
+            if not self._database.columns(self._table, name):
+                if self._database.alone:
+                    self._database.rows(self._database.alone)
+                self._database.rows(f"CREATE TABLE IF NOT EXISTS {self._table.quoted(name)} ({columns})")
+        if schema is not None:
+            self.check_columns(schema)
+            self._is_there = True
 
     def _outcome(self, request: Request) -> dict[str, Any] | None:
         table = self._table.quoted(REQUESTS)

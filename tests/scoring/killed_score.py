@@ -29,6 +29,9 @@ from faulty_files import forked, killed
 from postgresql_server import PASSWORD, Server, postgresql_server
 from pyarrow import parquet
 
+import aifx.scoring.database_source
+import aifx.scoring.database_target
+import aifx.scoring.file_target
 import aifx.scoring.scoring as scoring
 import aifx.verbs.scoring  # noqa: F401  # once, instead of in each process
 from aifx.scoring.connections import Connection, PostgresConnection, SqliteConnection

@@ -83,6 +83,7 @@ def test_a_transaction_that_commits_late_is_not_lost(project: Path, server: Serv
     assert server.rows("SELECT count(DISTINCT prediction_id) FROM scores") == [(ROWS + 7,)]
 
 
+@pytest.mark.slow
 def test_positions_that_cannot_be_used_read_all(
     project: Path, server: Server, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +125,7 @@ def test_scorers_at_the_same_time(project: Path, server: Server, url: str) -> No
     assert scored_keys(server) == list(range(1, ROWS + 1))
 
 
+@pytest.mark.slow
 def test_a_request_goes_on_with_its_count(project: Path, server: Server, url: str) -> None:
     calls: list[int] = []
     look = scoring.prediction_batch
@@ -150,16 +152,27 @@ def test_a_request_goes_on_with_its_count(project: Path, server: Server, url: st
     assert score(project, url, "--query", "SELECT * FROM orders", "--request", "a.1", code=2)["what"]
 
 
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("statement", "args", "named"),
     [
         ("CREATE TABLE scores (prediction_id text, key bigint)", [], ["'key' is bigint", "text", "'model' is missing"]),
-        ("ALTER TABLE orders DROP COLUMN y", [], ["'y'"]),
-        ("ALTER TABLE orders DROP CONSTRAINT orders_pkey", ["--key", "x"], ["--key x", "row 1", "row 8"]),
+        slow("ALTER TABLE orders DROP COLUMN y", [], ["'y'"]),
+        pytest.param(
+            "ALTER TABLE orders DROP CONSTRAINT orders_pkey",
+            ["--key", "x"],
+            ["--key x", "row 1", "row 8"],
+            marks=pytest.mark.slow,
+        ),
         ("ALTER TABLE orders RENAME TO other", [], ["orders"]),
         ("UPDATE orders SET y = 'NaN' WHERE id = 40", [], ["'y'", "NaN"]),
         ("UPDATE orders SET at = NULL WHERE id = 3", ["--since-last", "--growing", "at"], ["'at'"]),
-        ("ALTER TABLE orders ALTER x TYPE text USING 'a' || x", [], ["'x'", "row 1"]),
+        pytest.param(
+            "ALTER TABLE orders ALTER x TYPE text USING 'a' || x", [], ["'x'", "row 1"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_bad_input_writes_nothing(
@@ -177,6 +190,7 @@ def test_bad_input_writes_nothing(
     server.run("DROP TABLE IF EXISTS other")
 
 
+@pytest.mark.slow
 def test_a_view_needs_a_column_that_grows(project: Path, server: Server, url: str) -> None:
     server.run("DROP VIEW IF EXISTS seen", "CREATE VIEW seen AS SELECT * FROM orders")
     command = ["score", "main", f"{url}/seen", "scores", "--key", "id", "--since-last", "--json"]
