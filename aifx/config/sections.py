@@ -566,6 +566,7 @@ class MonitorSection(Section):
         "0.05 of the rows of values and of missing values.",
         RESUME_SAFE,
     )
+    shown: tuple[str, ...] = setting((), "Columns of numbers whose medians reports show.", RESUME_SAFE)
     time: str | None = setting(
         None, "Column with the time of a row. Rows are compared with those of the same part of the week.", RESUME_SAFE
     )

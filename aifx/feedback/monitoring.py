@@ -8,7 +8,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -50,7 +50,7 @@ MOST_LEVELS = 20
 
 @dataclass(frozen=True)
 class Monitored(Result):
-    """The document of `aifx monitor --json`. It has no value of a row but medians of the columns of numbers.
+    """The document of `aifx monitor --json`. It has no value of a row but the medians of `monitor.shown`.
 
     Attributes:
         digest: of the model version, or of a run's checkpoint.
@@ -103,6 +103,7 @@ def monitor(
     reference: MonitoredRows,
     *,
     limits: Sequence[str] = (),
+    shown: Sequence[str] = (),
     time: str | None = None,
     window: timedelta | None = None,
     until: datetime | None = None,
@@ -111,6 +112,7 @@ def monitor(
 
     Args:
         limits: the effect that a column may have, as "amount <= 0.2".
+        shown: columns whose medians the report has: each is a value of a row.
         time: the column with the time of a row: rows are compared with those of the same part of the week.
         window: how long before `until`, by default now, a row of now may be.
 
@@ -137,7 +139,10 @@ def monitor(
         what = f"there is no column {unknown[0]!r} to limit"
         raise UsageError(what, did_you_mean(unknown[0], columns[0]), f"there are {', '.join(columns[0])}")
     lengths = [name for name in columns[0] if name.endswith(LENGTH)]
-    found = compare_columns(*columns, parts, lengths=lengths, least=least)
+    found = tuple(
+        one if one.column in shown else replace(one, medians=None)
+        for one in compare_columns(*columns, parts, lengths=lengths, least=least)
+    )
     return Monitored(
         model=model.run,
         step=model.step,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aifx.core.errors import UsageError
+from aifx.core.files import write_output
 from aifx.core.project import Project, RunDirectory
 from aifx.verbs.arguments import Settings, Step, StrPath
 from aifx.verbs.catalogs import row_files
@@ -31,6 +33,8 @@ def monitor(
     time: str | None = None,
     window: str | None = None,
     limits: Sequence[str] = (),
+    html: StrPath | None = None,
+    prometheus: StrPath | None = None,
     step: Step = None,
     settings: Settings = None,
     trust_code: str | None = None,
@@ -49,6 +53,8 @@ def monitor(
             part of the week.
         window: how old a row may be, such as "7d".
         limits: the effect that a column may have, as "amount <= 0.2", over those of `monitor.limits`.
+        html: a web page to write.
+        prometheus: a file of metrics to write, for the textfile collector of node_exporter.
         step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint`.
         settings: values over those of the run's configuration, by key.
         trust_code: digest of a model version whose own code may run.
@@ -82,10 +88,19 @@ def monitor(
         loaded,
         now,
         reference,
+        shown=section.shown,
         limits=(*section.limits, *limits),
         time=time if time is not None else section.time,
         window=age,
     )
+    if html is not None:
+        from aifx.feedback.monitor_output import monitor_page
+
+        write_output(Path(html), monitor_page(report).encode())
+    if prometheus is not None:
+        from aifx.feedback.monitor_output import monitor_metrics
+
+        write_output(Path(prometheus), monitor_metrics(report).encode())
     leave_drift(report.document(), loaded.trained.project.root)
     return report
 

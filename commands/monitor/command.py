@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,6 +45,14 @@ LimitOption = Annotated[
     ),
 ]
 
+HtmlOption = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a web page to FILE.")]
+PrometheusOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--prometheus", metavar="FILE", help="Also write metrics to FILE, for node_exporter's textfile collector."
+    ),
+]
+
 
 def monitor(
     model: ModelArgument,
@@ -52,6 +61,8 @@ def monitor(
     time: TimeOption = None,
     window: WindowOption = None,
     limit: LimitOption = None,
+    html: HtmlOption = None,
+    prometheus: PrometheusOption = None,
     step: StepOption = None,
     trust_code: TrustCodeOption = None,
     set_: SetOption = None,
@@ -64,6 +75,7 @@ def monitor(
         aifx monitor fraud@production orders
         aifx monitor fraud@production orders --time created_at --window 7d
         aifx monitor main today.csv --against orders@3f2a --limit "amount <= 0.2"
+        aifx monitor fraud@production orders --html drift.html --prometheus /var/lib/node_exporter/fraud.prom
 
     Exits 1 if a column drifted: its effect counts, and is larger than chance makes the effect of any column.
     """
@@ -81,6 +93,8 @@ def monitor(
             time=time,
             window=window,
             limits=limit or (),
+            html=html,
+            prometheus=prometheus,
             step=step or at,
             settings=set_,
             trust_code=trust_code,

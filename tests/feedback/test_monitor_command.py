@@ -73,6 +73,23 @@ def test_other_rows_drift_with_their_predictions_and_an_event_says_so_once(proje
     assert (event.type, event.subject, event.data["drifted"]) == ("drift", "main", found["drifted"])
 
 
+def test_the_page_and_the_metrics_say_what_the_report_says(project: Path) -> None:
+    rows = [{**row, "x": 3 + row["x"], "<b>": 1} for row in rows_of(200)]
+    name = write(project / "<i>.jsonl", rows)
+    written = ["--html", "drift.html", "--prometheus", "aifx.prom"]
+    found = monitor(project, name, "--set", 'monitor.shown=["y"]', *written, code=1)
+    effect = next(one["effect"] for one in found["columns"] if one["column"] == "x")
+    assert (
+        f'aifx_monitor_effect{{column="x",model="main",of="numbers"}} {effect}' in (project / "aifx.prom").read_text()
+    )
+    page = (project / "drift.html").read_text()
+    assert f"{effect:.3f}" in page
+    medians = {one["column"]: one["medians"] for one in found["columns"]}
+    assert medians["x"] is None
+    assert f"{medians['y'][1]:.5g}" in page
+    assert "<i>.jsonl" not in page
+
+
 def test_a_window_leaves_out_what_is_older_and_a_weekend_is_compared_with_weekends(project: Path) -> None:
     now = datetime.now(UTC)
     times = [now - timedelta(minutes=20 * n) for n in range(6000)]
