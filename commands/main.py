@@ -61,7 +61,9 @@ def run(args: list[str]) -> int:
         args = [arg for arg in ours if arg != "--debug"] + theirs
     try:
         from aifx.commands.app import run as run_command
+        from aifx.commands.console.failures import take_error_file
 
+        take_error_file()
         code = run_command(args)
         lifecycle.end_body()
     except SystemExit as error:

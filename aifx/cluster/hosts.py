@@ -127,6 +127,19 @@ def ask_kubernetes(*arguments: str) -> Ended:
     return _ask(path, (f"--request-timeout={LIMIT_S / 2:g}s", *arguments), LIMIT_S)
 
 
+_PASSING = re.compile(
+    "unable to contact|unable to connect|was refused|connection (refused|reset|timed out)|time ?out|timed out"
+    "|deadline exceeded|no such host|no route to host|network is unreachable|temporarily un|standby mode"
+    "|zero bytes were transmitted|currently unable|ServiceUnavailable|TooManyRequests|etcdserver",
+    re.IGNORECASE,
+)
+
+
+def may_pass(ended: Ended) -> bool:
+    """Whether a question that failed may succeed later: by what Slurm and kubectl write, nobody answered."""
+    return ended.cut == "limit" or any(map(_PASSING.search, ended.last_lines))
+
+
 _until: ContextVar[float] = ContextVar("until", default=math.inf)
 
 

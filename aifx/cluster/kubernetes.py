@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from aifx.cluster.hosts import ask_kubernetes
+from aifx.cluster.hosts import ask_kubernetes, may_pass
 from aifx.cluster.jobs import POLL_S, JobStatus, LaunchRecord
 from aifx.config import Config
 from aifx.config.launch_section import KubernetesSection, LaunchSection
@@ -81,7 +81,7 @@ def _apply(manifest: Path, *options: str) -> None:
     ended = ask_kubernetes("apply", f"--filename={manifest}", *options)
     if not ended.succeeded:
         hint = "kubectl get crd jobsets.jobset.x-k8s.io shows whether JobSet is installed"
-        raise EnvironmentFault("Kubernetes did not take the JobSet", _why(ended), hint)
+        raise EnvironmentFault("Kubernetes did not take the JobSet", _why(ended), hint, transient=may_pass(ended))
 
 
 class Kubernetes:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from aifx.cluster.hosts import ask_slurm
+from aifx.cluster.hosts import ask_slurm, may_pass
 from aifx.cluster.jobs import ANSWER, JobStatus, LaunchRecord, State, read_events
 from aifx.config.launch_section import LaunchSection, SlurmSection
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode, UsageError
@@ -56,7 +56,8 @@ def submit(script: Path, root: Path) -> tuple[str, str]:
     number, _, place = ended.output.decode("utf-8", "replace").strip().partition(";")
     if not ended.succeeded or not re.fullmatch("[0-9]+", number):
         why = ended.last_line.removeprefix("sbatch: error: ") or ended.how
-        raise EnvironmentFault("Slurm did not take the job", why, f"sbatch {script} shows all of its messages")
+        hint = f"sbatch {script} shows all of its messages"
+        raise EnvironmentFault("Slurm did not take the job", why, hint, transient=may_pass(ended))
     return number, place
 
 

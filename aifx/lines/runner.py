@@ -382,6 +382,9 @@ class TickRun:
     def _settle(self, name: str, station: Station | None, opened: Open, one: Try, found: Exit) -> None:
         """Write down what a try came to: the end of the attempt, or that it is tried again."""
         document = _document(one.output(found.command))
+        if found.code == ExitCode.UNABLE and "error" not in document:
+            failure = _document(one.failure(found.command))
+            document |= failure if _code(failure) == found.code else {}
         error = _error(name, found, document, one) if found.code else {}
         self._write_end(name, station, opened, one, found, document, error)
 
@@ -440,7 +443,7 @@ class TickRun:
             return opened.failures < MAX_BUSY
         error = document.get("error")
         is_transient = isinstance(error, Mapping) and error.get("transient") is True
-        # A job without a document was not submitted, or did not begin.
+        # A job without a document did not begin.
         may_pass = is_transient or (opened.on != "local" and not document)
         return may_pass and found.code == ExitCode.UNABLE and opened.failures < station.retries
 

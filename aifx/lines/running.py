@@ -4,6 +4,7 @@
                                   process     /proc/PID/stat of the first of them, when it began
                                   stdout-1    of the first command
                                   stderr-1
+                                  error-1     the document of its failure, if aifx failed
                                   exit        "2 75": command 2 was the last one, and exited 75; "2 75 full" if the
                                               disk was full
                                   stopped     why the line ended it
@@ -110,6 +111,10 @@ class Try:
     def errors(self, command: int) -> bytes:
         return _read_some(self.path / f"stderr-{command}", ERROR_BYTES)
 
+    def failure(self, command: int) -> bytes:
+        """The document of a failure of aifx, also of a command that prints none; empty if there is none."""
+        return _read_some(self.path / f"error-{command}", ERROR_BYTES)
+
     def start(self, commands: Sequence[Sequence[str]], environ: Mapping[str, str], cwd: Path) -> Apart | None:
         """Begin the commands, one after the other until one fails. None if the try runs already.
 
@@ -124,9 +129,10 @@ class Try:
                 return None
             lines = [_BEGIN, f"cd {shlex.quote(str(cwd))} || exit 2\n"]
             for number, words in enumerate(commands, 1):
+                failure = f'AIFX_ERROR_FILE="$try"/error-{number}'
                 files = f'</dev/null >"$try"/stdout-{number} 2>"$try"/stderr-{number}'
                 end = f'cd "$try"; end {number}'
-                lines.append(f"{shlex.join(words)} {files} || {{ code=$?; {end} $code; }}\n")
+                lines.append(f"{failure} {shlex.join(words)} {files} || {{ code=$?; {end} $code; }}\n")
             lines.append(f'cd "$try"; end {len(commands)} 0\n')
             for name, size in RESERVED_BYTES.items():
                 _reserve(self.path / name, size)

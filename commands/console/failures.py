@@ -10,13 +10,33 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode, Terminated, could_not
+from aifx.core.json_files import write_json
 from aifx.core.os_errors import FULL, causes, errno_of, first_line
 from aifx.core.redaction import REMOVED, redact, redact_arguments
 from aifx.core.sanitize import escape_controls
 from aifx.core.version import __version__
+
+ERROR_FILE = "AIFX_ERROR_FILE"
+"""The variable with the file for the document of the failure, which a line reads of a command without --json."""
+
+_error_file = ""
+
+
+def take_error_file() -> None:
+    """Take the variable out of the environment: the file is of this process, and of none that it starts."""
+    global _error_file
+    _error_file = os.environ.pop(ERROR_FILE, "")
+
+
+def write_error_file(failure: AifxError) -> None:
+    """Write the document of a failure where `AIFX_ERROR_FILE` says."""
+    if _error_file:
+        with suppress(OSError, AifxError):
+            write_json(Path(_error_file), {"error": failure.document()})
 
 
 def print_traceback(error: BaseException) -> None:

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 
-from aifx.commands.console.failures import as_error, is_of_typer, print_traceback
+from aifx.commands.console.failures import as_error, is_of_typer, print_traceback, write_error_file
 from aifx.commands.console.output import Output
 from aifx.commands.console.progress import ProgressDisplay
 from aifx.commands.console.writing import failure_text, is_colored, to_json, write_all
@@ -68,6 +68,7 @@ def report(error: BaseException, *, json: bool) -> int:
         return int(code)
     print_traceback(error)
     failure = as_error(error)
+    write_error_file(failure)
     if json and write_all(sys.stdout, to_json({"schema_version": SCHEMA_VERSION, "error": failure.document()}) + "\n"):
         return int(failure.exit_code)
     write_all(sys.stderr, failure_text(failure, colored=is_colored(sys.stderr)))
