@@ -80,6 +80,8 @@ ELSEWHERE = "elsewhere"
 """The note that has the places of files in folders of other artefacts: "<its digest>/<name there>", by file."""
 
 _DIGEST = re.compile("[0-9a-f]{64}")
+_MOST_BYTES = 2**63 - 1
+"""Of a file, as file systems have it."""
 
 T = TypeVar("T")
 
@@ -87,8 +89,8 @@ T = TypeVar("T")
 class DamagedArtifact(AifxError):
     """A file of an artefact is missing or differs from its digest. `why` names the file and the difference."""
 
-    def __init__(self, place: object, why: str) -> None:
-        super().__init__(f"{place} is damaged", why)
+    def __init__(self, place: object, why: str, hint: str = "") -> None:
+        super().__init__(f"{place} is damaged", why, hint)
         self.why: str = why
 
 
@@ -665,9 +667,11 @@ def parse_files(entries: Mapping[str, Any]) -> dict[str, SealedFile]:
     files = {}
     for name, entry in entries.items():
         _check_name(name)
-        size, sha256 = entry["bytes"], entry["sha256"]
-        if type(size) is not int or size < 0 or not _DIGEST.fullmatch(sha256):
-            raise ValueError(f"the size or SHA-256 of {name!r} is not valid")
+        size, sha256 = (entry.get(key) for key in ("bytes", "sha256")) if isinstance(entry, dict) else (None, None)
+        if type(size) is not int or not 0 <= size <= _MOST_BYTES:
+            raise ValueError(f"the size of {name!r} is no number of bytes from 0 to {_MOST_BYTES}")
+        if not isinstance(sha256, str) or not _DIGEST.fullmatch(sha256):
+            raise ValueError(f"the SHA-256 of {name!r} is not 64 hexadecimal digits")
         files[name] = SealedFile(size, sha256)
     return files
 

@@ -32,7 +32,7 @@ from aifx.programs.build import Programs
 from aifx.programs.state import head_names, make_frozen
 from aifx.registry.versions import BASE as VERSION_BASE
 from aifx.registry.versions import WEIGHTS, ModelDirectory, find_first_weights, level_of, open_base, prefix_of
-from aifx.registry.weight_file import Array, WeightFile
+from aifx.registry.weight_file import PUSH_AGAIN, Array, WeightFile
 from aifx.runs.binding import BaseRun, base_manifest, read_digests, weights_digest, weights_of
 from aifx.runs.provenance import read_provenance
 from aifx.specs import ArraySpec, Params, Specs, array_names, is_spec
@@ -154,19 +154,25 @@ def read_stored(version: ModelDirectory, level: int, wanted: Mapping[str, Any]) 
     found: dict[str, jax.Array] = {}
     for name, struct in wanted.items():
         entry = entries.get(name)
-        if entry is None or (entry.shape, np.dtype(entry.dtype)) != (tuple(struct.shape), np.dtype(struct.dtype)):
+        dtype = np.dtype(struct.dtype)
+        if entry is None or (entry.shape, entry.dtype) != (tuple(struct.shape), dtype.name):
             there = "there is none" if entry is None else f"there it is {entry.dtype}{list(entry.shape)}"
-            why = f"{name} is {np.dtype(struct.dtype).name}{list(struct.shape)}, and {there}"
+            why = f"{name} is {dtype.name}{list(struct.shape)}, and {there}"
             raise CheckpointError(
                 f"the arrays of {version.name} do not fit its model", why, "use the aifx that made it"
             )
         stored = file.read(f"{prefix_of(level)}/{name}")
+        if (stored.shape, stored.dtype) != (entry.shape, dtype):
+            why = f"{WEIGHTS}: array {name} is {stored.dtype.name}{list(stored.shape)}"
+            raise DamagedArtifact(version.path, why, PUSH_AGAIN)
         # Copied: JAX may use memory that it is given, and that of the file changes with the file.
         part = functools.partial(_copy_of, stored)
         found[name] = jax.make_array_from_callback(entry.shape, struct.sharding, part)
         digests.add(name, found[name])
     if damaged := digests.damaged(entries, peers_of(f"the model {version.artifact.digest}")):
-        raise DamagedArtifact(version.path, f"{WEIGHTS}: bytes differ from what was saved: {', '.join(damaged[:3])}")
+        raise DamagedArtifact(
+            version.path, f"{WEIGHTS}: bytes differ from what was saved: {', '.join(damaged[:3])}", PUSH_AGAIN
+        )
     return found
 
 

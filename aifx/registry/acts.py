@@ -25,7 +25,15 @@ from aifx.core.stores import Store, open_store
 from aifx.registry.evidence import Kind, attest, attestations_of, read_attestation
 from aifx.registry.judge import Case, Finding, judge
 from aifx.registry.ledger import Entry, LostRace, find_request, new_request
-from aifx.registry.policy import FIRST, change_policy, check_change, check_policies, read_policy, read_policy_file
+from aifx.registry.policy import (
+    FIRST,
+    change_policy,
+    check_change,
+    check_policies,
+    policy_text,
+    read_policy,
+    read_policy_file,
+)
 from aifx.registry.roots import (
     Outcome,
     Root,
@@ -144,7 +152,10 @@ class Act(Result):
 def _act(outcome: Outcome) -> Act:
     """The document of an entry. What was judged is in the entry, so that asking again reports the same."""
     entry, state = outcome.entry, outcome.state
-    findings = tuple(Finding(**{**one, "evidence": tuple(one["evidence"])}) for one in entry.facts.get("findings", ()))
+    findings = tuple(
+        Finding(**{"found": "", **one, "evidence": tuple(one.get("evidence", ()))})
+        for one in entry.facts.get("findings", ())
+    )
     return Act(
         entry.action,
         state.name,
@@ -584,7 +595,7 @@ def set_policy(root: Root, file: Path | None, key: Path | None, caller: Caller) 
     if made is not None:
         if file is not None:
             check_change(made, read_policy_file(file))
-        return replace(policy_page(root, root.get(str(made.facts.get("policy"))).decode(), made), is_repeated=True)
+        return replace(policy_page(root, policy_text(root, str(made.facts.get("policy"))), made), is_repeated=True)
     text, place = (FIRST, "the first policy") if file is None else (read_policy_file(file), str(file))
     entry = change_policy(
         root, text, place, caller.name, key, caller.request, reason=caller.reason, dry_run=caller.dry_run

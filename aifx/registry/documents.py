@@ -68,7 +68,7 @@ def report_of_run(root: Root, reference: str, kind: str, project: Project | None
     artifact = root.artifact(state, version.digest)
     arrays = weights_of(read_manifest(run.checkpoints / str(step)))
     own = {key: (one.dtype, one.shape, one.digest) for key, one in arrays.items()}
-    there = artifact.content["levels"][0]["arrays"] if artifact else {}
+    there = (artifact.content.get("levels") or [{"arrays": {}}])[0]["arrays"] if artifact else {}
     if own != {key: (one["dtype"], tuple(one["shape"]), one["digest"]) for key, one in there.items()}:
         why = f"the checkpoint of step {step} has other weights: the run was trained again"
         raise DataError(

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from aifx.core.errors import DataError
 from aifx.core.json_values import plain
+from aifx.core.parsing import fault_in
 from aifx.core.project import Project
 from aifx.registry.ledger import first_fault
 from aifx.registry.roots import OBJECTS, Root
@@ -148,7 +149,7 @@ def read_attestation(root: Root, digest: str) -> Attestation:
         check_content(made.kind, made.content)
         return made
     except (ValueError, TypeError) as e:
-        raise DataError(f"{place} is no attestation", str(e).splitlines()[0], "aifx registry verify") from e
+        raise DataError(f"{place} is no attestation", fault_in(e), "aifx registry verify") from e
 
 
 def attestation_about(root: Root, digest: str, subject: str) -> Attestation:

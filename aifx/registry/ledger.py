@@ -88,10 +88,24 @@ class Entry:
         return encode(encode_json({**self.document, "digest": self.digest}, ensure_ascii=False) + "\n")
 
 
+_DIGEST = re.compile("[0-9a-f]{64}")
+
+
 class _Finding(BaseModel):
+    model_config = ConfigDict(defer_build=True, extra="forbid")
+
+    rule: str
+    passed: bool
+    found: str = ""
+    hint: str = ""
+    evidence: list[str] = []
+
+
+class _Pushed(BaseModel):
     model_config = ConfigDict(defer_build=True)
 
-    passed: bool
+    actor: str
+    copied_from: _Pushed | None = None
 
 
 class _Facts(BaseModel):
@@ -100,6 +114,9 @@ class _Facts(BaseModel):
     model_config = ConfigDict(defer_build=True)
 
     run: str | None = None
+    step: int | None = None
+    copied_from: _Pushed | None = None
+    previous: str | None = None
     checkpoint: str | None = None
     config_digest: str | None = None
     data: list[str] = []
@@ -108,6 +125,8 @@ class _Facts(BaseModel):
     removed: list[str] = []
     findings: list[_Finding] = []
     kind: str | None = None
+    head: str | None = None
+    head_number: int | None = None
 
 
 _ENTRY = TypeAdapter(Entry)
@@ -195,6 +214,8 @@ def _parse(data: bytes | None, number: int) -> Entry:
         _Facts.model_validate(entry.facts, strict=True)
         if datetime.fromisoformat(entry.time).tzinfo is None:
             raise ValueError(f"its time {entry.time} has no zone")
+        if wrong := next((one for one in (entry.version, *entry.evidence) if one and not _DIGEST.fullmatch(one)), None):
+            raise ValueError(f"{wrong[:64]!r} is no SHA-256")
     except ValidationError as e:
         raise ValueError(f"is no entry: {first_fault(e)}") from e
     except (ValueError, AttributeError, KeyError, TypeError) as e:

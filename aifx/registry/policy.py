@@ -20,7 +20,7 @@ from aifx.core.json_values import flat
 from aifx.core.parsing import fault_in, parse_toml
 from aifx.core.requests import check_act
 from aifx.registry.ledger import Entry, find_request, new_request
-from aifx.registry.roots import Root, check_alias
+from aifx.registry.roots import OBJECTS, Root, check_alias
 from aifx.registry.signing import parse_envelope, read_given, read_public_key, sign
 from aifx.registry.state import ModelState
 
@@ -313,10 +313,19 @@ def read_policy(root: Root) -> CurrentPolicy:
             what = f"the policy of {root.store.url} was changed without a signature"
             why = f"entry {entry.number}, by {entry.actor}, is not signed by the role {ADMIN!r}"
             raise DataError(what, why, f"ask {entry.actor}, or: aifx registry verify")
-        text = root.get(digest).decode()
+        text = policy_text(root, digest)
         policy = parse_policy(text, f"the policy of entry {entry.number}")
         current = CurrentPolicy(policy, digest, text, (*current.entries, entry))
     return current
+
+
+def policy_text(root: Root, digest: str) -> str:
+    """The text of a policy that an entry names. Raises DataError if it is missing, damaged or no text."""
+    try:
+        return root.get(digest).decode()
+    except UnicodeDecodeError as e:
+        what, why = f"{root.store.url}/{OBJECTS}/{digest} is no policy", f"it is no text in UTF-8: {e}"
+        raise DataError(what, why, "aifx registry verify") from e
 
 
 def read_policy_file(file: Path) -> str:

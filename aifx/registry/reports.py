@@ -18,12 +18,11 @@ from aifx.core.errors import AifxError, ExitCode, UsageError, did_you_mean
 from aifx.core.files import is_temporary
 from aifx.core.json_files import encode
 from aifx.core.json_values import flat
-from aifx.core.parsing import parse_toml
 from aifx.core.results import Result
 from aifx.core.stores import open_store
 from aifx.registry.evidence import attestation_about, attestations_of
 from aifx.registry.ledger import Entry, Ledger
-from aifx.registry.policy import CurrentPolicy, check_policies, parse_policy, read_policy
+from aifx.registry.policy import CurrentPolicy, check_policies, parse_policy, policy_text, read_policy
 from aifx.registry.roots import Root, check_alias, repairable
 from aifx.registry.state import MOVES, ModelState, NumberedVersion
 
@@ -383,8 +382,8 @@ def compare_versions(root: Root, first: str, second: str) -> ComparedVersions:
         newest = attested[-1] if attested else {}
         metrics.append(scalars(newest.get("metrics", {})))  # no tables, such as that of the calibration
         settings.append(newest.get("settings", {}))
-        artifact, store = root.artifact(state, version.digest), root.version_store(state, version.digest)
-        configs.append(dict(flat(parse_toml((store.read("config.toml") or b"").decode()))))
+        artifact = root.artifact(state, version.digest)
+        configs.append(root.settings(state, artifact) if artifact else {})
         content = artifact.content if artifact else {}
         levels = content.get("levels", ())
         sizes = [math.prod(array["shape"]) for level in levels for array in level["arrays"].values()]
@@ -610,7 +609,7 @@ def _unjudged(root: Root, entry: Entry, policies: CurrentPolicy | None) -> list[
     digest = entry.facts.get("policy")
     if policies is None or not any(one.facts.get("policy") == digest for one in policies.entries):
         return []  # which is a problem of its own
-    rules = parse_policy(root.get(str(digest)).decode(), "the policy").rules_of(entry.alias)
+    rules = parse_policy(policy_text(root, str(digest)), "the policy").rules_of(entry.alias)
     judged = {finding.get("rule") for finding in entry.facts.get("findings", ())}
     return [name for name, rule in rules if rule is not None and name not in judged]
 

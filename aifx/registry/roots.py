@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pwd
 import random
@@ -21,11 +22,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from aifx.core.artifact import MANIFEST, Artifact, DamagedArtifact, short
 from aifx.core.artifact_copies import fetch_artifact, stored_artifact
 from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError, UsageError, did_you_mean
+from aifx.core.files import UnsafeFile
+from aifx.core.json_values import flat
+from aifx.core.parsing import fault_in, parse_toml
 from aifx.core.project import RUN_NAME, Project, cache_path
 from aifx.core.stores import Store, open_store
 from aifx.registry.ledger import Entry, Ledger, LostRace, find_request, new_request
@@ -36,6 +43,9 @@ KIND, VERSION = "model", 1
 
 CODE = "code"
 """The folder of a version that has the project's own modules."""
+
+SETTINGS = "config.toml"
+"""The file of a version with the settings that change its answers."""
 
 MODELS, OBJECTS, POLICY = "models", "objects", "policy"
 
@@ -103,18 +113,35 @@ class Root:
         EnvironmentFault if the store fails.
         """
         store = self.version_store(state, digest)
-        artifact = stored_artifact(store, KIND, VERSION)
-        if artifact is not None and artifact.digest != digest:
-            raise DamagedArtifact(store.url, f"it holds the version {short(artifact.digest)}")
-        if artifact is not None:
-            check_files(artifact, store.url)
-        return artifact
+        with repairable(state.name):
+            artifact = stored_artifact(store, KIND, VERSION)
+            if artifact is not None and artifact.digest != digest:
+                raise DamagedArtifact(store.url, f"it holds the version {short(artifact.digest)}")
+            if artifact is not None:
+                check_manifest(artifact, store.url)
+            return artifact
+
+    def settings(self, state: ModelState, artifact: Artifact) -> dict[str, Any]:
+        """The settings of a version by their keys, "model.embed_dim"; empty if it has none. Raises as `artifact`."""
+        if (file := artifact.files.get(SETTINGS)) is None:
+            return {}
+        store = self.version_store(state, artifact.digest)
+        with repairable(state.name):
+            try:
+                data = store.read(SETTINGS)
+                if data is None or sha256_of(data) != file.sha256:
+                    why = "is missing" if data is None else "has other bytes than were written"
+                    raise DamagedArtifact(store.url, f"{SETTINGS} {why}")
+                return dict(flat(parse_toml(data.decode())))
+            except UnsafeFile as e:
+                raise DamagedArtifact(store.url, f"{SETTINGS} is not a regular file") from e
+            except ValueError as e:
+                raise DamagedArtifact(store.url, f"{SETTINGS}: {fault_in(e)}") from e
 
     def available(self, state: ModelState, version: NumberedVersion) -> Artifact:
         """The artefact of a version. Raises UsageError if it was withdrawn or is missing, and as `artifact`."""
         check_in_service(state, version.digest)
-        with repairable(state.name):
-            artifact = self.artifact(state, version.digest)
+        artifact = self.artifact(state, version.digest)
         if artifact is None:
             what = f"{state.name}@{version.label} is not in {self.store.url}"
             raise UsageError(what, "its manifest is missing", f"aifx registry verify {state.name}")
@@ -201,12 +228,12 @@ class Root:
 
 
 @contextmanager
-def repairable(name: str) -> Iterator[None]:
+def repairable(name: str = "NAME") -> Iterator[None]:
     """Add the way out to the error about a damaged version of a model."""
     try:
         yield
     except DamagedArtifact as e:
-        e.hint = f"aifx registry push RUN {name}, of the run that it was pushed from, writes its files again"
+        e.hint = e.hint or f"aifx registry push RUN {name}, of the run that it was pushed from, writes its files again"
         raise
 
 
@@ -225,12 +252,50 @@ def open_root(root: str | None, project: Project | None = None) -> Root:
     return Root(open_store(root if "://" in root else str(Path(root).expanduser().absolute())))
 
 
-def check_files(artifact: Artifact, place: object) -> None:
-    """Raise DamagedArtifact for files that a version's digest does not cover, that are not in its folder, or that are
-    code without its source.
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, defer_build=True)
+
+
+def _some_elements(shape: list[int]) -> list[int]:
+    if math.prod(shape) >= 2**63:
+        raise ValueError("it has too many elements")
+    return shape
+
+
+class _Array(_Part):
+    dtype: Annotated[str, Field(max_length=64)]
+    shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=64), AfterValidator(_some_elements)]
+    digest: str
+
+
+class _Level(_Part):
+    arrays: dict[str, _Array]
+
+
+class _Notes(_Part):
+    layout: dict[str, str | int | float | bool | list[str | int | float | bool]] = {}
+    files: list[str] = []
+    source: str | None = None
+    imported_from: str | None = None
+
+
+class _Manifest(_Part):
+    """What commands read of a manifest that do not open the model: `versions` compares the content with all of it."""
+
+    levels: Annotated[list[_Level], Field(max_length=64)] = []
+    notes: _Notes
+
+
+def check_manifest(artifact: Artifact, place: object) -> None:
+    """Raise DamagedArtifact for values that no version has, and for files that a version's digest does not cover, that
+    are not in its folder, or that are code without its source.
 
     No version is written with any. Code among them would run under a digest that was trusted, or that was read.
     """
+    try:
+        _Manifest.model_validate({**artifact.content, "notes": artifact.notes})
+    except ValidationError as e:
+        raise DamagedArtifact(place, f"{MANIFEST}: {fault_in(e)}") from e
     for name in artifact.descriptions:
         raise DamagedArtifact(place, f"{MANIFEST}: its digest does not cover {name!r}")
     for name in artifact.elsewhere:

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aifx.core.artifact import Artifact
-from aifx.core.parsing import parse_toml
-from aifx.core.stores import Store
 from aifx.registry.roots import Root
 from aifx.registry.state import ModelState
 
@@ -24,8 +22,8 @@ def swap_obstacles(root: Root, state: ModelState, serving: str, other: str) -> l
     first, second = root.artifact(state, serving), root.artifact(state, other)
     if first is None or second is None:
         return ["the files of one of them are gone"]
-    stores = (root.version_store(state, serving), root.version_store(state, other))
-    return [*_differences(first, second), *_changed_settings(*stores)]
+    settings = (root.settings(state, one) for one in (first, second))
+    return [*_differences(first, second), *_changed_settings(*settings)]
 
 
 def _differences(first: Artifact, second: Artifact) -> Iterator[str]:
@@ -50,10 +48,7 @@ def _arrays(content: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]
     }
 
 
-def _changed_settings(first: Store, second: Store) -> Iterator[str]:
-    one, two = (parse_toml((store.read("config.toml") or b"").decode()) for store in (first, second))
-    for section in SECTIONS:
-        before, after = one.get(section, {}), two.get(section, {})
-        for key in {**before, **after}:
-            if before.get(key) != after.get(key):
-                yield f"{section}.{key} is {before.get(key)!r} in one and {after.get(key)!r} in the other"
+def _changed_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:
+    for key in {**first, **second}:
+        if key.partition(".")[0] in SECTIONS and first.get(key) != second.get(key):
+            yield f"{key} is {first.get(key)!r} in one and {second.get(key)!r} in the other"

@@ -45,6 +45,7 @@ from aifx.core.errors import AifxError, CheckpointError, UsageError
 from aifx.core.files import check_tree, make_folders, open_file
 from aifx.core.json_files import encode, write_text
 from aifx.core.json_values import plain
+from aifx.core.parsing import fault_in
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory, cache_path
 from aifx.data.sections import OWN_TOKENIZERS
@@ -52,7 +53,7 @@ from aifx.data.spec import Column, DataSpec, need_spec
 from aifx.kernels.choices_file import read_kernel_choices, write_kernel_choices
 from aifx.kinds import read_config
 from aifx.registry.evidence import trusted_signer
-from aifx.registry.roots import CODE, KIND, VERSION, Root, check_files, open_root
+from aifx.registry.roots import CODE, KIND, VERSION, Root, check_manifest, open_root, repairable
 from aifx.registry.state import ModelState, NumberedVersion
 from aifx.runs.binding import BaseRun, base_manifest, binding_errors, read_digests, weights_digest, weights_of
 from aifx.runs.provenance import read_provenance
@@ -267,10 +268,11 @@ def read_version(folder: Path, label: str) -> ModelDirectory:
 
     All its bytes are compared with their digests (`check_once`). Raises DamagedArtifact, OSError.
     """
-    artifact = read_artifact(folder, KIND, VERSION)
-    check_files(artifact, folder)
-    content = content_of(artifact, folder)
-    check_once(folder, artifact, artifact.files)
+    with repairable():
+        artifact = read_artifact(folder, KIND, VERSION)
+        check_manifest(artifact, folder)
+        content = content_of(artifact, folder)
+        check_once(folder, artifact, artifact.files)
     return ModelDirectory(folder, label, artifact, content)
 
 
@@ -359,7 +361,7 @@ def content_of(artifact: Artifact, place: object) -> ModelContent:
     try:
         found: ModelContent = _CONTENT.validate_python(artifact.content)
     except ValueError as e:
-        raise DamagedArtifact(place, f"its content is not that of a model: {str(e).splitlines()[0]}") from e
+        raise DamagedArtifact(place, f"{MANIFEST}: its content is not that of a model: {fault_in(e)}") from e
     return found
 
 

@@ -52,6 +52,8 @@ _NAMES = {dtype.name: name for name, dtype in TYPES.items()}
 BLOCK_BYTES = 64 << 20
 """Of an array that is read at a time."""
 
+PUSH_AGAIN = "aifx registry push RUN NAME, of the run that it was pushed from"
+
 HELD_BLOCKS = 3
 """Blocks of arrays in memory: one is read while the others are digested and written."""
 
@@ -185,7 +187,7 @@ class WeightFile:
                     raise ValueError("its header is longer than the file")
                 return 8 + length, parse_json(file.read(length))
         except (ValueError, FileNotFoundError) as error:
-            raise DamagedArtifact(self.path.parent, f"{self.path.name}: {error}") from error
+            raise DamagedArtifact(self.path.parent, f"{self.path.name}: {error}", PUSH_AGAIN) from error
 
     @cached_property
     def _data(self) -> Array:
@@ -199,6 +201,6 @@ class WeightFile:
             entry = self._head[1][name]
             start, end = entry["data_offsets"]
             found: Array = self._data[start:end].view(TYPES[entry["dtype"]]).reshape(entry["shape"])
-        except (KeyError, ValueError, TypeError) as error:
-            raise DamagedArtifact(self.path.parent, f"{self.path.name}: array {name}: {error}") from error
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
+            raise DamagedArtifact(self.path.parent, f"{self.path.name}: array {name}: {error}", PUSH_AGAIN) from error
         return found
