@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,17 +12,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from aifx.commands.registry.group import app as registry_app
+from aifx.config.sections import RegistrySection
 from aifx.core.errors import ConfigError, DataError, UsageError
 from aifx.core.project import Project
 from aifx.core.stores import open_store
 from aifx.registry.acts import Caller, approve
 from aifx.registry.evidence import Attestation, Kind, attest, attestations_of, read_attestation, trusted_signer
 from aifx.registry.judge import Case, Finding, judge
-from aifx.registry.ledger import Entry
+from aifx.registry.ledger import Entry, new_request
 from aifx.registry.policy import FIRST, change_policy, parse_policy, read_policy
 from aifx.registry.roots import Root
-from aifx.registry.signing import CURVES, Envelope, Signature, parse_envelope, sign, write_key
+from aifx.registry.signing import (
+    CURVES,
+    TYPE,
+    Envelope,
+    Signature,
+    parse_envelope,
+    payload_of,
+    read_private_key,
+    sign,
+    write_key,
+)
 
 V1, V2, CONFIG = "1" * 64, "2" * 64, "f" * 64
 DATA, TEST = f"reviews@{'a' * 64}", f"held-out@{'b' * 64}"
@@ -321,6 +337,44 @@ def test_an_envelope_shows_who_signed_its_bytes(keys: dict[str, Path]) -> None:
     assert keys["ann"].stat().st_mode & 0o077 == 0
 
 
+def test_a_signature_is_of_these_bytes_as_this_type(keys: dict[str, Path]) -> None:
+    public = {"ann": keys["ann"].with_name("ann.pem.pub").read_text()}
+    payload = payload_of({"a": 1})
+
+    def signers(signed: bytes) -> list[str]:
+        sig = read_private_key(keys["ann"]).sign(signed, ec.ECDSA(hashes.SHA256()))  # of P-256
+        return Envelope({"a": 1}, (Signature("", base64.b64encode(sig).decode()),)).signers(public)
+
+    assert signers(b"DSSEv1 %d %s %d %s" % (len(TYPE), TYPE.encode(), len(payload), payload)) == ["ann"]
+    assert signers(payload) == []
+    assert signers(b"DSSEv1 6 text/x %d %s" % (len(payload), payload)) == []
+    doc = json.loads(sign({"a": 1}, keys["ann"]).encode())
+    for changed, why in (({"payloadType": "text/x"}, "type is 'text/x'"), ({"payload": doc["payload"] + "\n"}, "")):
+        with pytest.raises(DataError) as refused:
+            parse_envelope(json.dumps(doc | changed).encode(), "it")
+        assert why in refused.value.why
+    with pytest.raises(DataError, match="no evidence"):  # the same values in other bytes would have another digest
+        parse_envelope(json.dumps(doc, indent=1).encode(), "it")
+
+
+@pytest.mark.parametrize("kind", ["rsa", "secp256k1", "password", "text"])
+def test_a_key_of_another_kind_is_refused(kind: str, tmp_path: Path) -> None:
+    private = rsa.generate_private_key(65537, 1024) if kind == "rsa" else ec.generate_private_key(ec.SECP256K1())
+    hidden = serialization.BestAvailableEncryption(b"a") if kind == "password" else serialization.NoEncryption()
+    form = serialization.PrivateFormat.PKCS8
+    (tmp_path / "key.pem").write_bytes(
+        b"a" if kind == "text" else private.private_bytes(serialization.Encoding.PEM, form, hidden)
+    )
+    with pytest.raises(UsageError) as refused:
+        sign({}, tmp_path / "key.pem")
+    assert "aifx registry keygen" in refused.value.hint
+    public = private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    with pytest.raises(ConfigError, match="is no policy"):
+        parse_policy(f'[keys]\nann = """{public.decode() if kind != "text" else "a"}"""', "policy.toml")
+
+
 def test_a_key_that_the_project_trusts_vouches_for_a_version(
     model: Model, keys: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -357,6 +411,31 @@ def test_only_an_admin_changes_the_policy(model: Model, keys: dict[str, Path]) -
     root.policy.append(entries, forged)
     with pytest.raises(DataError, match="without a signature"):
         read_policy(root)
+
+
+@pytest.mark.parametrize("damage", ["unsigned", "by a reviewer", "of another text", "of another entry"])
+def test_a_change_that_no_admin_signed_is_no_policy(damage: str, model: Model, keys: dict[str, Path]) -> None:
+    """A writer who leaves out the checks of `change_policy` writes straight into the ledger of policies."""
+    root = model.root
+    change_policy(root, policy_with(keys), "policy.toml", "ann", None, None)
+    entries, wanted = root.policy.entries(), root.put(FIRST.encode())
+    statement = {"policy": wanted, "previous": entries[-1].digest}
+    statement |= {"of another text": {"policy": "0" * 64}, "of another entry": {"previous": ""}}.get(damage, {})
+    signed = root.put(sign(statement, keys["bob" if damage == "by a reviewer" else "ann"]).encode())
+    evidence = (wanted,) if damage == "unsigned" else (wanted, signed)
+    root.policy.append(entries, Entry("policy", "bob", new_request(), evidence=evidence, facts={"policy": wanted}))
+    with pytest.raises(DataError, match=r"without a signature|is no evidence"):
+        read_policy(root)
+    with pytest.raises(DataError):
+        approve(root, "fraud@v2", "production", None, Caller("bob"))
+
+
+def test_settings_cannot_touch_the_policy() -> None:
+    """It is in the root, and no option or section of a project has a part of it."""
+    assert set(RegistrySection.model_fields) == {"root", "trusted_keys"}
+    for command in registry_app.registered_commands:
+        assert command.callback is not None
+        assert not {"settings", "set"} & set(inspect.signature(command.callback).parameters)
 
 
 @pytest.mark.parametrize(
