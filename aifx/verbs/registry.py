@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from aifx.config.places import with_registry
-from aifx.core.errors import ConfigError, UsageError
+from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.files import read_file
 from aifx.core.json_values import flat
 from aifx.core.os_errors import in_brief
@@ -24,8 +27,6 @@ from aifx.verbs.catalogs import project_around
 from aifx.verbs.models import ROOT_VARIABLE
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from aifx.registry.acts import Act, Caller
     from aifx.registry.evidence import Kind
     from aifx.registry.judge import Finding
@@ -49,6 +50,37 @@ if TYPE_CHECKING:
     from aifx.registry.state import ModelState, NumberedVersion
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def hints_name_root(verb: Callable[P, R]) -> Callable[P, R]:
+    """A function whose hints are commands for the `root` that it was given: others have other versions of that name."""
+
+    @functools.wraps(verb)
+    def named(*args: P.args, **kwargs: P.kwargs) -> R:
+        if (root := kwargs.get("root")) is None:
+            return verb(*args, **kwargs)
+        try:
+            done: Any = verb(*args, **kwargs)
+        except AifxError as error:
+            error.hint = _with_root(error.hint, str(root))
+            raise
+        if findings := getattr(done, "findings", ()):
+            shown = (replace(one, hint=_with_root(one.hint, str(root))) for one in findings)
+            done = replace(done, findings=tuple(shown))
+        found: R = done
+        return found
+
+    return named
+
+
+def _with_root(hint: str, root: str) -> str:
+    """A hint whose commands use the registry at `root`."""
+    hint = re.sub(r"\baifx registry (?!keygen)([a-z]+)", lambda m: f"{m[0]} --root {shlex.quote(root)}", hint)
+    place = shlex.quote(root if "://" in root else os.path.abspath(root))
+    return re.sub(r"\baifx (?=[a-z]+ (?:--\S+ )?--(?:model|against) )", f"{ROOT_VARIABLE}={place} aifx ", hint)
 
 
 def find_root(root: str | None, project: StrPath = ".") -> tuple[Root, Project | None]:
@@ -95,6 +127,7 @@ def registry_ls(*, root: str | None = None, project: StrPath = ".") -> ModelList
     return list_models(find_root(root, project)[0])
 
 
+@hints_name_root
 def registry_show(name: str, *, root: str | None = None, project: StrPath = ".") -> ModelPage:
     """Describe a model: its versions, and what its aliases mean.
 
@@ -112,6 +145,7 @@ def registry_show(name: str, *, root: str | None = None, project: StrPath = ".")
     return show_model(find_root(root, project)[0], name)
 
 
+@hints_name_root
 def registry_show_version(reference: str, *, root: str | None = None, project: StrPath = ".") -> VersionPage:
     """Describe a version of a model, with its evidence.
 
@@ -129,6 +163,7 @@ def registry_show_version(reference: str, *, root: str | None = None, project: S
     return show_version_page(find_root(root, project)[0], reference)
 
 
+@hints_name_root
 def registry_search(*words: str, root: str | None = None, project: StrPath = ".") -> FoundVersions:
     """List the versions that have each word in their name, tags, aliases, people, reasons or data.
 
@@ -146,6 +181,7 @@ def registry_search(*words: str, root: str | None = None, project: StrPath = "."
     return search_versions(find_root(root, project)[0], words)
 
 
+@hints_name_root
 def registry_history(
     name: str, alias: str | None = None, *, root: str | None = None, project: StrPath = "."
 ) -> ModelHistory:
@@ -166,6 +202,7 @@ def registry_history(
     return history_of(find_root(root, project)[0], name, alias)
 
 
+@hints_name_root
 def registry_at(
     name: str, alias: str, time: str | datetime | None = None, *, root: str | None = None, project: StrPath = "."
 ) -> AliasMeaning:
@@ -187,6 +224,7 @@ def registry_at(
     return meaning_at(find_root(root, project)[0], name, alias, time_of("--time", time))
 
 
+@hints_name_root
 def registry_head(*names: str, root: str | None = None, project: StrPath = ".") -> Heads:
     """Return the last entry of each ledger. Keep the digests elsewhere: `registry_verify` compares them.
 
@@ -204,6 +242,7 @@ def registry_head(*names: str, root: str | None = None, project: StrPath = ".") 
     return heads_of(find_root(root, project)[0], names)
 
 
+@hints_name_root
 def registry_verify(
     *names: str, heads: Sequence[str] = (), root: str | None = None, project: StrPath = "."
 ) -> VerifiedRegistry:
@@ -228,6 +267,7 @@ def registry_verify(
     return verified
 
 
+@hints_name_root
 def registry_diff(first: str, second: str, *, root: str | None = None, project: StrPath = ".") -> ComparedVersions:
     """Compare two versions: metrics, data, configuration and size.
 
@@ -246,6 +286,7 @@ def registry_diff(first: str, second: str, *, root: str | None = None, project: 
     return compare_versions(find_root(root, project)[0], first, second)
 
 
+@hints_name_root
 def registry_pull(reference: str, folder: StrPath, *, root: str | None = None, project: StrPath = ".") -> PulledVersion:
     """Copy a version to a folder, and compare what arrives with its digests.
 
@@ -264,6 +305,7 @@ def registry_pull(reference: str, folder: StrPath, *, root: str | None = None, p
     return pull_version(find_root(root, project)[0], reference, Path(folder))
 
 
+@hints_name_root
 def registry_copy(
     reference: str,
     target: str,
@@ -295,6 +337,7 @@ def registry_copy(
     return copy_version(find_root(root, project)[0], reference, open_root(target), _caller(request, reason, dry_run))
 
 
+@hints_name_root
 def registry_push(
     run: str,
     name: str,
@@ -366,6 +409,7 @@ def _data_facts(run: RunDirectory, project: Project) -> dict[str, list[str]]:
     return {"data": list(references), "licenses": sorted(licenses)}
 
 
+@hints_name_root
 def registry_tag(
     reference: str,
     tags: Mapping[str, str] | None = None,
@@ -400,6 +444,7 @@ def registry_tag(
     return tag(find_root(root, project)[0], reference, tags or {}, tuple(remove), _caller(request, reason, dry_run))
 
 
+@hints_name_root
 def registry_attest(
     reference: str,
     file: StrPath | None = None,
@@ -458,6 +503,7 @@ def registry_attest(
     return attest_version(found, reference, *parse_evidence(data, kind, str(file)), signer, caller)
 
 
+@hints_name_root
 def registry_approve(
     reference: str,
     alias: str,
@@ -493,6 +539,7 @@ def registry_approve(
     return approve(find_root(root, project)[0], reference, alias, signer, _caller(request, reason, dry_run))
 
 
+@hints_name_root
 def registry_promote(
     reference: str,
     alias: str,
@@ -526,6 +573,7 @@ def registry_promote(
     return promote(found, reference, alias, _caller(request, reason, dry_run), serve_check=serve_check)
 
 
+@hints_name_root
 def registry_rollback(
     name: str,
     alias: str,
@@ -560,6 +608,7 @@ def registry_rollback(
     return rollback(find_root(root, project)[0], name, alias, to, _caller(request, reason, dry_run))
 
 
+@hints_name_root
 def registry_rm(
     reference: str,
     *,
@@ -623,6 +672,7 @@ def _names(file: Path, state: ModelState, version: NumberedVersion) -> bool:
     return False
 
 
+@hints_name_root
 def registry_init(
     policy: StrPath | None = None,
     *,
@@ -655,6 +705,7 @@ def registry_init(
     return set_policy(found, file, signer, _caller(request, reason, dry_run))
 
 
+@hints_name_root
 def registry_policy(*, root: str | None = None, project: StrPath = ".") -> PolicyPage:
     """Return the policy that holds, and who made it.
 

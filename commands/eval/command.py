@@ -277,7 +277,7 @@ def _show_shadow(out: Output, found: ShadowReport) -> None:
     if (compared := found.comparison) is not None:
         level = f"{1 - compared.alpha:.2%} interval {compared.low:+.4g} to {compared.high:+.4g}"
         requests = f"{counted(compared.groups, 'request')}, look {compared.look}"
-        out.print(f"better by {compared.difference:+.4g} by {compared.metric}, {level}, {requests}")
+        out.print(f"improvement of {compared.metric}: {compared.difference:+.4g}, {level}, {requests}")
         out.print(f"\nverdict: {found.explanation}")
     elif found.labelled:
         out.print(found.explanation)

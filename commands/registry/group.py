@@ -254,7 +254,8 @@ def copy(
         from aifx.verbs.registry import registry_copy
 
         done = registry_copy(version, target, **vars(options))
-        print_act(out, done, f"{done.reference} is in {target}: {done.digest}")
+        numbered = f" as {done.reference}" if done.reference != version else ""
+        print_act(out, done, f"{version} is in {target}{numbered}: {done.digest}")
 
 
 @app.command()

@@ -299,6 +299,37 @@ def test_approvals_and_signatures_are_proved_by_keys(model: Model, keys: dict[st
     assert passed() == {"approval": True, "signature": True}
 
 
+@pytest.mark.parametrize("by", ["name", "key"])
+def test_an_approval_is_of_somebody_with_the_role(by: str, model: Model, keys: dict[str, Path]) -> None:
+    rule = 'approval = { role = "reviewer" }'
+    policy = policy_with(keys, rule, reviewers=["cid"])
+    if by == "name":
+        policy = f'[roles]\nreviewer = ["cid"]\n[aliases.production]\n{rule}'
+    for who, passed in (("bob", False), ("cid", True)):
+        model.attest("approval", model.case(policy).approval(), who, keys[who] if by == "key" else None)
+        assert [finding.passed for finding in judge(model.case(policy))] == [passed]
+
+
+def test_who_releases_a_version_is_not_its_author(model: Model, keys: dict[str, Path]) -> None:
+    policy = policy_with(keys, 'approval = { role = "reviewer" }')
+    model.attest("signature", {}, "x", keys["bob"])
+    model.attest("approval", model.case(policy).approval(), "x", keys["bob"])
+    assert [finding.passed for finding in judge(model.case(policy))] == [True]
+
+
+def test_a_person_of_a_role_has_a_key_of_their_own(keys: dict[str, Path]) -> None:
+    ann = keys["ann"].with_name("ann.pem.pub")
+    twice = {"ann": keys["ann"], "bob": keys["ann"]}
+    for text, why in (
+        (policy_with(twice, reviewers=["bob"]), "two people have the same key"),
+        (policy_with({"ann": keys["ann"]}, reviewers=["bob"]), "no key of 'bob'"),
+    ):
+        assert ann.read_text() in text
+        with pytest.raises(ConfigError) as refused:
+            parse_policy(text, "policy.toml")
+        assert why in refused.value.why
+
+
 def test_an_author_is_a_key_if_the_policy_says_so(model: Model, keys: dict[str, Path]) -> None:
     rules = 'approval = { author = "key" }'
     change_policy(model.root, policy_with(keys, rules), "policy.toml", "ann", None, None)
@@ -338,14 +369,19 @@ def test_an_envelope_shows_who_signed_its_bytes(keys: dict[str, Path]) -> None:
 
 
 def test_a_signature_is_of_these_bytes_as_this_type(keys: dict[str, Path]) -> None:
-    public = {"ann": keys["ann"].with_name("ann.pem.pub").read_text()}
+    public = {name: path.with_name(f"{name}.pem.pub").read_text() for name, path in keys.items()}
     payload = payload_of({"a": 1})
 
-    def signers(signed: bytes) -> list[str]:
-        sig = read_private_key(keys["ann"]).sign(signed, ec.ECDSA(hashes.SHA256()))  # of P-256
-        return Envelope({"a": 1}, (Signature("", base64.b64encode(sig).decode()),)).signers(public)
+    def signers(signed: bytes, who: str = "ann", digest: Any = hashes.SHA256, after: str = "") -> list[str]:
+        sig = read_private_key(keys[who]).sign(signed, ec.ECDSA(digest()))
+        return Envelope({"a": 1}, (Signature("", base64.b64encode(sig).decode() + after),)).signers(public)
 
-    assert signers(b"DSSEv1 %d %s %d %s" % (len(TYPE), TYPE.encode(), len(payload), payload)) == ["ann"]
+    encoded = b"DSSEv1 %d %s %d %s" % (len(TYPE), TYPE.encode(), len(payload), payload)
+    kinds = (("ann", hashes.SHA256), ("bob", hashes.SHA384), ("cid", hashes.SHA512))  # as strong as P-256, -384, -521
+    for who, digest in kinds:
+        assert signers(encoded, who, digest) == [who]
+    assert signers(encoded, "bob", hashes.SHA256) == []
+    assert signers(encoded, after="!") == []
     assert signers(payload) == []
     assert signers(b"DSSEv1 6 text/x %d %s" % (len(payload), payload)) == []
     doc = json.loads(sign({"a": 1}, keys["ann"]).encode())

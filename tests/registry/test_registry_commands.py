@@ -95,12 +95,22 @@ def test_what_the_settings_or_the_line_of_a_project_name_stays(folder: Path) -> 
     settings.write_text(f'# once fraud@v1\n{before}\n[finetune]\nbase = "fraud@v10"\n')
     line.write_text('[[station]]\nname = "judge"\nrun = "aifx eval --run main --against fraud@v1"\n')
     assert "line.toml refers to it" in run(folder, "rm", "fraud@v1", "--yes").stderr
-    answer(folder, "copy", "fraud@v1", "other")
+    assert run(folder, "copy", "fraud@v2", "other").stdout.startswith("fraud@v2 is in other as fraud@v1: ")
     answer(folder, "rm", "fraud@v1", "--yes", "--root", "other")  # the names are of the project's registry
     line.write_text("[[station")
     assert "could not read" in run(folder, "rm", "fraud@v1", "--yes").stderr
     line.unlink()
     answer(folder, "rm", "fraud@v1", "--yes")
+
+
+def test_hints_name_the_root_that_was_given(folder: Path) -> None:
+    answer(folder, "copy", "fraud@v2", "other")
+    answer(folder, "init", "--policy", "policy.toml", "--root", "other")
+    (finding,) = answer(folder, "promote", "fraud@v1", "production", "--root", "other", code=1)["findings"]
+    first, second = finding["hint"].split(", and: ")
+    assert first == f"AIFX_REGISTRY__ROOT={folder / 'other'} aifx eval --model fraud@v1 --json > report.json"
+    assert second == "aifx registry attest --root other fraud@v1 report.json --eval"
+    assert "hint: aifx registry show --root other fraud\n" in run(folder, "show", "fraud@v9", "--root", "other").stderr
 
 
 def test_a_version_that_is_promoted_already_is_judged_again(folder: Path) -> None:
