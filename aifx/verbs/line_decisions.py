@@ -162,8 +162,9 @@ def line_logs(station: str, *, file: StrPath | None = None, project: StrPath = "
         commands = commands_of(one)
     except (OSError, ValueError) as e:
         raise UsageError(f"{one.path.parent} is gone", str(e).splitlines()[0], f"aifx line history {station}") from None
+    program = () if station in line.stations and line.stations[station].shell else ("aifx",)
     logs = tuple(
-        CommandLog(tuple(redact_arguments(words)), _text(one.output(number)), _text(one.errors(number)))
+        CommandLog((*program, *redact_arguments(words)), _text(one.output(number)), _text(one.errors(number)))
         for number, words in enumerate(commands, 1)
     )
     code = found.code if isinstance(found, Exit) else None

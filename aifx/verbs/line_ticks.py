@@ -62,6 +62,7 @@ class LineTick(Result):
         stations: parents first.
         is_planned: whether this is what --dry-run found.
         stopped_by: number of the signal that stopped it; what it left open is adopted by the next tick.
+        next: Unix time of the next tick that `every` asks for; null without `every`.
     """
 
     file: str
@@ -69,6 +70,7 @@ class LineTick(Result):
     stations: tuple[StationTick, ...]
     is_planned: bool = False
     stopped_by: int | None = None
+    next: float | None = None
 
     @property
     def exit_code(self) -> ExitCode:
@@ -161,7 +163,8 @@ def line_run(
     with nullcontext() if dry_run else held(line):
         run = TickRun(line, found, settings)
         made = run.plan() if dry_run else run.run()
-    return LineTick(str(line.path), run.tick, _ticked(made, file), dry_run, stop[0] if stop else None)
+    stations, following = _ticked(line, made, file), _following(line, time.time())
+    return LineTick(str(line.path), run.tick, stations, dry_run, stop[0] if stop else None, following)
 
 
 def line_status(*, file: StrPath | None = None, project: StrPath = ".") -> LineStatus:
@@ -180,11 +183,9 @@ def line_status(*, file: StrPath | None = None, project: StrPath = ".") -> LineS
 
 def status_of(line: Line, found: Project, file: StrPath | None) -> LineStatus:
     """The state of a line of a project. Its hints name the file, if there is one."""
-    from aifx.lines.schedule import next_start
-
     run, made, problem = look(line, found)
     now = time.time()
-    following = None if line.every_s is None else next_start(now, line.every_s, line.timezone)
+    following = _following(line, now)
     jobs = _job_states(found, {name: run.state.of(name).open for name in line.stations})
     states = (
         _status(line, jobs.get(name, ""), station, run.state.of(name), made.get(name), now)
@@ -223,14 +224,22 @@ def with_file(text: str, file: StrPath | None) -> str:
     return re.sub(r"\baifx (?:line|notify) [a-z0-9]+", lambda command: command[0] + option, text)
 
 
-def _ticked(made: Mapping[str, Decision], file: StrPath | None) -> tuple[StationTick, ...]:
+def _following(line: Line, now: float) -> float | None:
+    """When the next period begins; None without periods."""
+    from aifx.lines.schedule import next_start
+
+    return None if line.every_s is None else next_start(now, line.every_s, line.timezone)
+
+
+def _ticked(line: Line, made: Mapping[str, Decision], file: StrPath | None) -> tuple[StationTick, ...]:
+    def commands(name: str, one: Decision) -> tuple[tuple[str, ...], ...]:
+        program = () if line.stations[name].shell else ("aifx",)
+        return tuple((*program, *redact_arguments(words)) for words in one.commands)
+
     return tuple(
-        StationTick(
-            name, one.state, one.why, one.key, tuple(tuple(redact_arguments(words)) for words in one.commands),
-            one.what, with_file(one.hint, file),
-        )
+        StationTick(name, one.state, one.why, one.key, commands(name, one), one.what, with_file(one.hint, file))
         for name, one in made.items()
-    )  # fmt: skip
+    )
 
 
 def _status(
@@ -352,7 +361,9 @@ def line_backfill(
             is_first, made = False, run.run()
             on_line(f"tick {run.tick} is over")
             if not is_another:
-                ticks.append(LineTick(str(line.path), run.tick, _ticked(made, file), False, stop[0] if stop else None))
+                ticks.append(
+                    LineTick(str(line.path), run.tick, _ticked(line, made, file), False, stop[0] if stop else None)
+                )
                 left.pop(0)
     return Backfill(tuple(ticks), times)
 

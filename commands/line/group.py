@@ -118,6 +118,8 @@ def _print_tick(out: Output, found: LineTick, file: Path | None) -> None:
         for words in one.commands:
             out.print(f"{one.station}: would start: {shlex.join(words)}")
     _print_hints(out, [(one.station, one.hint) for one in found.stations])
+    if found.next is not None:
+        out.print(f"next tick: {date(found.next)}; until then, what comes from outside is not read again")
     if found.stopped_by is not None:
         out.log(with_file("the tick was stopped; aifx line run goes on with it", file))
 

@@ -75,6 +75,13 @@ def test_a_dry_run_says_what_would_start_and_writes_nothing(line: Terminal) -> N
     assert "would start: echo" in line.aifx("run", "--dry-run", "--allow-shell").stdout
 
 
+def test_a_tick_says_when_the_next_one_reads_again_and_a_command_can_be_pasted(line: Terminal) -> None:
+    line.write('[line]\nevery = "1h"\n[[station]]\nname = "a"\nrun = "aifx doctor --list"\n')
+    assert "next tick: " in (text := line.aifx("run", "--dry-run").stdout)
+    assert "a: would start: aifx doctor --list" in text
+    assert line.document("run", "--dry-run")["next"] % 3600 == 0
+
+
 def test_select_runs_a_station_and_what_follows_it(line: Terminal) -> None:
     line.write(station("a") + station("b", after=["a"]) + station("c"))
     line.aifx("run", "--allow-shell")
