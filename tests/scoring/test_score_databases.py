@@ -97,6 +97,7 @@ OLD = "prediction_id TEXT, key TEXT, model TEXT, request TEXT, scored_at TIMESTA
         ("orders", ["--key", "id", "--since-last"], "scores", None, ["--growing"]),
         ("orders", ["--key", "id", "--growing", "nr"], "scores", None, ["'nr'"]),
         ("other", ["--key", "id"], "scores", None, ["other"]),
+        ("orders", ["--key", "id"], "aifx_requests", None, ["aifx_requests"]),
         ("orders", ["--key", "id"], "taken", "CREATE TABLE taken (key INTEGER)", ["'prediction_id'", "'key'", "taken"]),
         (
             "orders",

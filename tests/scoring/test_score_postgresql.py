@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ import inprocess
 import pytest
 from postgresql_server import PASSWORD, Server, postgresql_server
 
+from aifx.data.readers.rows import Row
 from aifx.scoring import database_source, scoring
+from aifx.scoring.database_target import DatabaseTable
+from aifx.scoring.predictions import keyed, prediction_batch
 
 ROWS = 40
 
@@ -123,6 +128,29 @@ def test_scorers_at_the_same_time(project: Path, server: Server, url: str) -> No
     assert others[1]["scored"] == ROWS
     assert (outer["scored"], outer["known"]) == (0, ROWS)
     assert scored_keys(server) == list(range(1, ROWS + 1))
+
+
+@pytest.mark.usefixtures("url")
+def test_commits_at_the_same_time_take_turns(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit begins while another one, of the same rows, has looked what is there and has not inserted yet."""
+    rows = [keyed(Row("", n, "", {"id": n}), "id", "m") for n in range(9)]
+    batch = prediction_batch([(row, {"value": 0.5}) for row in rows], "m", None, datetime.now(UTC))
+    table = DatabaseTable.of(f"{server.url}/scores")
+    with table.open() as first, table.open() as second, ThreadPoolExecutor(1) as pool:
+        assert first.add(batch.slice(0, 2), "orders", None, None, "m") == 2
+        look, waiting = first._known, list[Future[int]]()
+
+        def looked(ids: Collection[str]) -> set[str]:
+            found = look(ids)
+            waiting.append(pool.submit(second.add, batch, "orders", None, None, "m"))
+            while not server.rows("SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
+                assert not waiting[0].done()
+            return found
+
+        monkeypatch.setattr(first, "_known", looked)
+        assert first.add(batch, "orders", None, None, "m") == 7
+        assert waiting[0].result() == 0
+    assert scored_keys(server) == list(range(9))
 
 
 @pytest.mark.slow
