@@ -108,23 +108,25 @@ def ask_slurm(
     without: Collection[str] = (),
     folders: Sequence[str] = (),
     limit_s: float = LIMIT_S,
+    holds: int | None = None,
 ) -> Ended:
     """Run a program of Slurm to its end, in English. Raises EnvironmentFault if there is none.
 
     Args:
         without: variables that it does not get.
         folders: searched after those of PATH.
+        holds: a descriptor that it keeps open, as in `Child`.
     """
     why = "this machine is not one of a Slurm cluster, or its programs are not in PATH"
     path = need_program(program, " or ".join([why, *folders]), folders)
     environ = {name: value for name, value in os.environ.items() if name not in without}
-    return _ask(path, arguments, limit_s, cwd=cwd, env={**environ, "LC_ALL": "C"})
+    return _ask(path, arguments, limit_s, cwd=cwd, env={**environ, "LC_ALL": "C"}, holds=holds)
 
 
-def ask_kubernetes(*arguments: str) -> Ended:
+def ask_kubernetes(*arguments: str, holds: int | None = None) -> Ended:
     """Run kubectl to its end. Raises EnvironmentFault if there is none."""
     path = need_program("kubectl", "aifx asks Kubernetes by it")
-    return _ask(path, (f"--request-timeout={LIMIT_S / 2:g}s", *arguments), LIMIT_S)
+    return _ask(path, (f"--request-timeout={LIMIT_S / 2:g}s", *arguments), LIMIT_S, holds=holds)
 
 
 _PASSING = re.compile(

@@ -43,13 +43,13 @@ def check(text: str) -> None:
         _apply(manifest, "--dry-run=server")
 
 
-def apply(manifest: Path) -> str:
+def apply(manifest: Path, holds: int | None = None) -> str:
     """Hand a manifest to the API server. Returns the place that kubectl's context means: `CONTEXT/NAMESPACE`, of which
-    both may be empty.
+    both may be empty. kubectl keeps the descriptor `holds` open, as sbatch does.
 
     Raises EnvironmentFault if the server refuses it.
     """
-    _apply(manifest)
+    _apply(manifest, holds=holds)
     return current_place()
 
 
@@ -77,8 +77,8 @@ def with_request(jobset: Mapping[str, Any], launch: str, request: str) -> dict[s
     return {**jobset, "metadata": {**metadata, "labels": labels}}
 
 
-def _apply(manifest: Path, *options: str) -> None:
-    ended = ask_kubernetes("apply", f"--filename={manifest}", *options)
+def _apply(manifest: Path, *options: str, holds: int | None = None) -> None:
+    ended = ask_kubernetes("apply", f"--filename={manifest}", *options, holds=holds)
     if not ended.succeeded:
         hint = "kubectl get crd jobsets.jobset.x-k8s.io shows whether JobSet is installed"
         raise EnvironmentFault("Kubernetes did not take the JobSet", _why(ended), hint, transient=may_pass(ended))

@@ -47,12 +47,14 @@ STATES: dict[str, State] = {
 """Job states of slurm.schedmd.com/squeue.html. A job with another one has failed."""
 
 
-def submit(script: Path, root: Path) -> tuple[str, str]:
+def submit(script: Path, root: Path, holds: int | None = None) -> tuple[str, str]:
     """Hand the script of a job to Slurm, to run in `root`. Returns the job's number and its cluster, which may be "".
 
+    sbatch keeps the descriptor `holds` open: if aifx is killed, the lock of the launch is held until sbatch has ended.
     Raises EnvironmentFault if Slurm refuses it.
     """
-    ended = ask_slurm("sbatch", "--parsable", str(script), cwd=root, without=_variables_over(script.read_text()))
+    without = _variables_over(script.read_text())
+    ended = ask_slurm("sbatch", "--parsable", str(script), cwd=root, without=without, holds=holds)
     number, _, place = ended.output.decode("utf-8", "replace").strip().partition(";")
     if not ended.succeeded or not re.fullmatch("[0-9]+", number):
         why = ended.last_line.removeprefix("sbatch: error: ") or ended.how

@@ -434,12 +434,12 @@ def holding(folder: Path, what: str, purpose: str, *, shared: bool = False, make
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Wait until nobody else holds the lock file `path`, then hold it alone. The file stays."""
+def exclusive(path: Path) -> Iterator[int]:
+    """Wait until nobody else holds the lock file `path`, then hold it alone, by a descriptor. The file stays."""
     handle = open_file(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        yield handle
     finally:
         os.close(handle)
 

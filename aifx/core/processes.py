@@ -106,6 +106,7 @@ class Child:
         limit_s: float = math.inf,
         grace_s: float = 0.0,
         follows: bool = False,
+        holds: int | None = None,
     ) -> None:
         """Start it. Raises OSError if it cannot be started.
 
@@ -115,6 +116,7 @@ class Child:
             limit_s: it is ended after so long.
             grace_s: between SIGTERM and SIGKILL when it is ended; with 0 it is killed at once.
             follows: its stdin is a pipe that closes when this process ends; otherwise /dev/null.
+            holds: a descriptor that it inherits, such as one with a lock, also if this process is killed.
         """
         self.name, self.silence_s = name, silence_s
         self.ended: Ended | None = None
@@ -126,7 +128,7 @@ class Child:
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
         self._process = subprocess.Popen(
             argv, env=env, cwd=cwd, stdin=pipe if follows else null, stdout=pipe, stderr=pipe,
-            start_new_session=self._owns_group,
+            start_new_session=self._owns_group, pass_fds=() if holds is None else (holds,),
         )  # fmt: skip
         self._out, self._error = bytearray(), bytearray()
         self._fresh = 0  # bytes of stderr that nobody has taken

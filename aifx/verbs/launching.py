@@ -314,16 +314,21 @@ def launch_slurm(
     if asked is None:
         return _submit_slurm(found, command, settings, options)
     launch = requested_id(found, asked)
-    with exclusive(make_folder(found, launch) / "lock"):
+    with exclusive(make_folder(found, launch) / "lock") as lock:
         if (record := find_asked(found, asked, "slurm")) is not None:
             return record
-        return _submit_slurm(found, command, settings, options, asked)
+        return _submit_slurm(found, command, settings, options, asked, lock)
 
 
 def _submit_slurm(
-    project: Project, command: Sequence[str], settings: Settings, options: Sequence[str], asked: Request | None = None
+    project: Project,
+    command: Sequence[str],
+    settings: Settings,
+    options: Sequence[str],
+    asked: Request | None = None,
+    lock: int | None = None,
 ) -> LaunchRecord:
-    """Submit a job, between a record for the request, if there is one, and that of the launch."""
+    """Submit a job, between a record for the request, if there is one, and that of the launch, which is locked then."""
     from aifx.cluster.jobs import LaunchRecord
     from aifx.cluster.launched import make_folder, write_asked, write_record
     from aifx.cluster.slurm import submit
@@ -336,7 +341,7 @@ def _submit_slurm(
     record = LaunchRecord(job.id, "slurm", "", clusters, run, job.arguments, *sizes, time.time())
     if asked is not None:
         write_asked(project, record)
-    number, place = submit(path, project.root)
+    number, place = submit(path, project.root, lock)
     record = replace(record, job=number, place=place)
     write_record(project, record)
     return record
@@ -415,16 +420,22 @@ def launch_k8s(
     found, asked = find_project(Path(project)), find_request(request, "launch k8s")
     if asked is None:
         return _apply_jobset(found, command, name, settings)
-    with exclusive(make_folder(found, requested_id(found, asked)) / "lock"):
+    with exclusive(make_folder(found, requested_id(found, asked)) / "lock") as lock:
         if (record := find_asked(found, asked, "kubernetes")) is not None:
             return record
-        return _apply_jobset(found, command, name, settings, asked)
+        return _apply_jobset(found, command, name, settings, asked, lock)
 
 
 def _apply_jobset(
-    project: Project, command: Sequence[str], name: str | None, settings: Settings, request: Request | None = None
+    project: Project,
+    command: Sequence[str],
+    name: str | None,
+    settings: Settings,
+    request: Request | None = None,
+    lock: int | None = None,
 ) -> LaunchRecord:
-    """Create a JobSet, between a record for the request, if there is one, and that of the launch."""
+    """Create a JobSet, between a record for the request, if there is one, and that of the launch, which is locked then.
+    """  # fmt: skip
     from aifx.cluster.jobs import LaunchRecord
     from aifx.cluster.kubernetes import apply, current_place, with_request
     from aifx.cluster.launched import make_folder, new_id, requested_id, write_asked, write_record
@@ -450,7 +461,7 @@ def _apply_jobset(
     )
     if request is not None:
         write_asked(project, replace(record, place=place_in(current_place())))
-    record = replace(record, place=place_in(apply(manifest)))
+    record = replace(record, place=place_in(apply(manifest, lock)))
     write_record(project, record)
     return record
 
