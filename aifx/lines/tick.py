@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from aifx.core.digests import sha256_of_json
 from aifx.core.errors import AifxError, UsageError, did_you_mean
+from aifx.core.sanitize import one_line, shorten
 from aifx.lines.bindings import TICK
 from aifx.lines.file import Station
 from aifx.lines.state import Ended, LineState, StationState
@@ -203,9 +204,25 @@ def _ended(name: str, end: Ended) -> Decision:
         error = end.error
         hint = error.get("hint", "")
         return Decision(name, "failed", error.get("why", ""), end.key, what=error.get("what", ""), hint=hint)
-    why = "by a person" if end.outcome == "skipped" else ""
+    why = "by a person" if end.outcome == "skipped" else _missed(end.outputs) if end.outcome == "verdict" else ""
     hint = f"aifx line logs {name}" if end.outcome == "verdict" else ""
     return Decision(name, end.outcome, why, end.key, hint=hint, usable=end)
+
+
+def _missed(outputs: Mapping[str, Any]) -> str:
+    """The gates of an evaluation or the rules of a policy that a bad verdict rests on, if the document has them."""
+    found = []
+    for key, name, value in (("gates", "expr", "value"), ("findings", "rule", "found")):
+        listed = outputs.get(key)
+        for one in listed if isinstance(listed, list) else ():
+            if isinstance(one, Mapping) and one.get("passed") is False and one.get(name):
+                seen = one.get(value)
+                found.append(f"{one[name]}: {f'{seen:.4g}' if isinstance(seen, float) else seen}")
+    return shorten(one_line("; ".join(found)), MOST_REASON)
+
+
+MOST_REASON = 200
+"""Letters of the reason of a verdict: the whole document is in `aifx line logs`."""
 
 
 def _rests(station: Station, own: StationState, now: float) -> str:

@@ -59,6 +59,19 @@ def test_a_bad_verdict_exits_1(line: Terminal) -> None:
     assert line.states("run", "--allow-shell", code=1) == {"gate": "verdict"}
 
 
+def test_the_reason_of_a_bad_verdict_is_beside_it(line: Terminal) -> None:
+    gates = [
+        {"expr": "loss <= 2", "value": 3.14159, "passed": False},
+        {"expr": "bytes > 1", "value": 9, "passed": True},
+    ]
+    document = json.dumps({"gates": gates, "findings": [{"rule": "eval", "found": "none", "passed": False}, 5]})
+    (line.root / "document.json").write_text(document)
+    line.write(station("gate", f"sh -c 'cat {line.root}/document.json; exit 1'"))
+    (ticked,) = line.document("run", "--allow-shell", code=1)["stations"]
+    (status,) = line.document("status")["stations"]
+    assert ticked["why"] == status["why"] == "loss <= 2: 3.142; eval: none"
+
+
 def test_a_program_needs_the_permission_of_the_person(line: Terminal) -> None:
     line.write(station("a"))
     (found,) = line.document("run")["stations"]
