@@ -289,6 +289,7 @@ def test_a_signed_push_names_its_authors_by_their_keys(root: Root, tmp_path: Pat
     with pytest.raises(UsageError):
         push_text(root, "a", key=tmp_path / "none.pem")
     assert root.names() == []
+    assert not list(tmp_path.rglob("weights"))  # what cannot be signed is not stored
     push_text(root, "a", key=keys[0])
     push_text(root, "a", BOB, keys[0])  # nothing is new
     assert (authors(root), len(root.state("fraud").entries)) == (["ann.pem"], 1)

@@ -310,6 +310,26 @@ def test_an_approval_is_of_somebody_with_the_role(by: str, model: Model, keys: d
         assert [finding.passed for finding in judge(model.case(policy))] == [passed]
 
 
+def test_an_approval_that_no_rule_would_count_is_refused(model: Model, keys: dict[str, Path]) -> None:
+    rule = 'approval = { role = "reviewer" }'
+    change_policy(model.root, policy_with(keys, rule, reviewers=["cid"]), "policy.toml", "ann", None, None)
+    before = model.root.state("fraud").entries
+    for key, why in ((None, "must be signed"), (keys["bob"], "of nobody who may approve")):
+        with pytest.raises(UsageError, match=why):
+            approve(model.root, "fraud@v2", "production", key, Caller("bob"))
+    assert model.root.state("fraud").entries == before
+    model.attest("approval", {**model.case(FIRST).approval(), "alias": "canary"}, "cid")
+    assert model.judge("approval = {}").found == "0 of 1 approval"  # and none of this alias that had been one
+
+
+def test_a_policy_with_keys_that_everyone_may_change_is_warned_of(
+    model: Model, keys: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    ann = keys["ann"].with_name("ann.pem.pub").read_text()
+    change_policy(model.root, f'[keys]\nann = """{ann}"""', "policy.toml", "ann", None, None)
+    assert "everyone may change the policy" in caplog.text
+
+
 def test_who_releases_a_version_is_not_its_author(model: Model, keys: dict[str, Path]) -> None:
     policy = policy_with(keys, 'approval = { role = "reviewer" }')
     model.attest("signature", {}, "x", keys["bob"])
