@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 from slurm_cluster import Cluster, cluster, missing
 from ticking import Ticking, station
+
+from aifx.verbs.line_ticks import line_watch
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing() or "-")]
 
@@ -134,3 +137,22 @@ def test_a_job_beyond_its_time_limit_is_stopped_by_slurm(ticking: Ticking, slurm
     assert states == {"train": "failed"}
     assert "time_limit of 20 s" in ended.facts["error"]["why"]
     slurm.wait("the end of the job", lambda: not slurm.ask("squeue", "-h"))
+
+
+def test_a_watch_takes_the_end_of_a_job_long_before_its_next_period(ticking: Ticking, slurm: Cluster) -> None:
+    train = LINE.replace("GATE", "99").partition('[[station]]\nname = "judge"')[0]
+    next_one = station("next", "sh -c 'echo $0 >>next.count' {stations.train.run}")
+    ticking.write(f'[line]\nevery = "7d"\n{train}{next_one}')
+    stop, lines = list[int](), list[str]()
+    give_up = threading.Timer(WAIT_S, stop.append, [signal.SIGTERM])
+    give_up.start()
+
+    def heard(text: str) -> None:
+        lines.append(text)
+        if text.startswith(("next: done", "train: failed")):
+            stop.append(signal.SIGTERM)
+
+    line_watch(allow_shell=True, stop=stop, on_line=heard, project=ticking.root)
+    give_up.cancel()
+    assert lines[-1] == "next: done", f"{lines}{slurm.logs()}"
+    assert len(jobs(ticking)) == ticking.count("next") == 1
