@@ -15,7 +15,7 @@ import socketserver
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 KILLED_AT = "KILLED_AT"
@@ -43,7 +43,8 @@ def serve(path: str) -> None:
             kept = {k: v for k, v in environ.items() if k == warm.COMPILED or not k.startswith(warm.READ_AT_IMPORT)}
             at = kept.pop(KILLED_AT, None)
             done = warm.run(args, Path(cwd), kept, killed_at=None if at is None else int(at))
-            self.wfile.write(json.dumps([done.returncode, done.stdout, done.stderr]).encode())
+            with suppress(BrokenPipeError):  # the small process was killed
+                self.wfile.write(json.dumps([done.returncode, done.stdout, done.stderr]).encode())
 
     with socketserver.ThreadingUnixStreamServer(path, Handler) as server:
         print(flush=True)  # noqa: T201

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import warm_aifx
+from effort import IS_LONG, seed_of_commit
 from factory import BATCHES, PROMOTED, REFUSED, SETTINGS, STATIONS, Factory, events
 from postgresql_server import PASSWORD, postgresql_server
 from webhook_receiver import Answer, receiver
@@ -129,3 +134,19 @@ def test_worse_rows_are_refused_and_the_better_ones_after_them_are_promoted(tmp_
         assert later[:3] == first
         assert [action for action, _ in later[3:]] == ["push", "attest", "promote"]
         assert {version for _, version in first}.isdisjoint(version for _, version in later[3:])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize(("kind", "least"), [("line", 100), ("effects", 20), ("random", 5)])
+def test_a_killed_factory_ends_as_an_undisturbed_one(
+    tmp_path: Path, kind: str, least: int, record_property: Callable[[str, object], None]
+) -> None:
+    here = Path(__file__).parent
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    seed, every = seed_of_commit(), 3 if IS_LONG else 12
+    program = [sys.executable, str(here / "killed_factory.py"), kind, str(tmp_path), str(seed), str(every)]
+    done = subprocess.run(program, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"seed {seed}:\n{done.stderr[-4000:]}"
+    record_property(f"kills of a factory: {kind}", kills := int(done.stdout))
+    assert kills >= least
