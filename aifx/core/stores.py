@@ -132,6 +132,10 @@ class Store:
         """The names of the files in a folder; none if it does not exist."""
         return self._entries(name, "file")
 
+    def kinds(self, name: str = "") -> dict[str, str]:
+        """What each entry of a folder is: "file", "directory", or "other" for a link, a FIFO or a device on a disk."""
+        return {one: kind for one, kind, _ in self._listed(name)}
+
     def sizes(self, name: str = "") -> list[tuple[str, int]]:
         """The names and bytes of the files in a folder; none if it does not exist."""
         return [(one, size) for one, kind, size in self._listed(name) if kind == "file"]

@@ -161,11 +161,12 @@ class Ledger:
         Args:
             known: as of `entries`.
         """
-        names = {name for name in self.store.files() if _NAME.fullmatch(name)}
+        kinds = {name: kind for name, kind in self.store.kinds().items() if _NAME.fullmatch(name)}
+        names = {name for name, kind in kinds.items() if kind == "file"}
         if not names.issuperset(file_name(entry.number) for entry in known):
             known = ()
-        numbers = {int(name.removesuffix(".json")) for name in names} - {entry.number for entry in known}
-        files = dict(self.store.read_many([file_name(number) for number in numbers]))
+        numbers = {int(name.removesuffix(".json")) for name in kinds} - {entry.number for entry in known}
+        files = dict(self.store.read_many([name for number in numbers if (name := file_name(number)) in names]))
         entries, problems = list(known), list[str]()
         previous, last = known[-1].digest if known else "", len(known)
         for number in sorted(numbers):
@@ -175,6 +176,8 @@ class Ledger:
                 previous = "unknown"
             last = number
             try:
+                if kinds.get(file_name(number)) in ("directory", "other"):
+                    raise ValueError("is not a regular file")
                 entry = _parse(files.get(file_name(number)), number)
             except ValueError as e:
                 problems.append(f"{self._url(number)} {e}")

@@ -23,6 +23,7 @@ from aifx.commands.registry.options import (
 from aifx.core.errors import UsageError
 from aifx.core.json_files import readable_bytes
 from aifx.core.plurals import counted
+from aifx.core.sanitize import one_line
 
 if TYPE_CHECKING:
     from aifx.verbs.registry import Act, ModelPage, ShownEntry, ShownVersion, VersionPage
@@ -134,13 +135,14 @@ def _print_version(out: Output, page: VersionPage) -> None:
     version = page.version
     state = "its files were deleted" if version.is_withdrawn else readable_bytes(page.size_bytes)
     out.print(f"{version.reference}: {version.digest}, {state}")
+    by = one_line(version.pushed_by)
     out.print(
-        f"pushed {_time(version.pushed_at)} UTC by {version.pushed_by}, from run {version.run}, step {version.step}"
+        f"pushed {_time(version.pushed_at)} UTC by {by}, from run {one_line(str(version.run))}, step {version.step}"
     )
     if version.aliases:
         out.print(f"aliases: {', '.join(version.aliases)}")
     for key, value in version.tags.items():
-        out.print(f"tag {key}={value}")
+        out.print(one_line(f"tag {key}={value}"))
     if page.evidence:
         out.print("")
         rows = [(one.kind, one.digest[:12], one.made_by, one.signed, _time(one.time)) for one in page.evidence]
@@ -316,7 +318,9 @@ def at(
         else:
             why = f": {entry.reason}" if entry.reason else ""
             out.print(f"{name}@{alias} meant {found.version} ({found.digest}) at {found.time}")
-            out.print(f"since entry {entry.number}, {_time(entry.time)} UTC: {entry.action} by {entry.actor}{why}")
+            out.print(
+                one_line(f"since entry {entry.number}, {_time(entry.time)} UTC: {entry.action} by {entry.actor}{why}")
+            )
         for one in found.servers:
             until = "" if one.until is None else f"; it ended {_time(one.until)} UTC"
             out.print(f"server {one.server}: {one.version} since {_time(one.since)} UTC{until}")
@@ -372,7 +376,7 @@ def verify(
             f"{counted(found.evidence, 'piece')} of evidence",
         )
         for problem in found.problems:
-            out.print(f"{problem.place}: {problem.why}")
+            out.print(one_line(f"{problem.place}: {problem.why}"))
         out.print(f"{', '.join(counts)}: {'damaged' if found.problems else 'whole'}")
 
 

@@ -10,6 +10,7 @@ import typer
 
 from aifx.commands.console.options import DryRunOption, RequestOption
 from aifx.commands.console.output import Output
+from aifx.core.sanitize import one_line
 
 if TYPE_CHECKING:
     from aifx.verbs.registry import Act, PolicyPage
@@ -41,7 +42,7 @@ def print_act(out: Output, done: Act, sentence: str) -> None:
     """Print what was done, and what each rule of the policy found."""
     out.result(done)
     for finding in done.findings:
-        out.print(f"{'passed' if finding.passed else 'FAILED'}  {finding.rule}: {finding.found}")
+        out.print(one_line(f"{'passed' if finding.passed else 'FAILED'}  {finding.rule}: {finding.found}"))
         if finding.hint:
             first, *others = finding.hint.split(", and: ")
             out.print("\n         and: ".join([f"        hint: {first}", *others]))

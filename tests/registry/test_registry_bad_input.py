@@ -270,3 +270,28 @@ def test_the_hints_of_a_refusal_are_commands(folder: Path) -> None:
     assert hints == dict.fromkeys(once, 1) | dict.fromkeys(twice, 2) | {"bench": 3}
     (bench,) = (one["hint"] for one in findings if one["rule"] == "bench")
     assert commands_in(bench)[0] == ["serve", "--model", "fraud@v1"]  # a run may have other checkpoints, or be gone
+
+
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_a_last_entry_that_is_no_file_is_damage(folder: Path, kind: str) -> None:
+    """It is not passed over, as if the entry before were the last."""
+    last = max((folder / "registry/models/fraud/ledger").iterdir())
+    last.rename(folder / "away.json")
+    if kind == "link":
+        last.symlink_to(folder / "away.json")
+    else:
+        last.mkdir()
+    (problem,) = answer(folder, "verify", code=1)["problems"]
+    assert f"{last} is not a regular file" in problem["why"]
+    assert f"{last} is not a regular file" in refused(folder, "show", "fraud")
+
+
+def test_a_line_break_in_the_ledger_forges_no_line(folder: Path) -> None:
+    forged = "eve\nfraud@production means v9"
+    answer(folder, "tag", "fraud@v2", f"team={forged}")
+    answer(folder, "rollback", "fraud", "production", "--reason", forged, AIFX_ACTOR=forged)
+    answer(folder, "push", "main", "spare", AIFX_ACTOR=forged)
+    for args in ("show fraud", "show fraud@v2", "show spare@v1", "history fraud", "at fraud production", "search team"):
+        shown = run(folder, *args.split()).stdout
+        assert "eve fraud@production means v9" in shown or args == "show fraud", args
+        assert not any(line.startswith("fraud@production means v9") for line in shown.splitlines()), args
