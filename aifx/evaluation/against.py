@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 
@@ -19,11 +19,11 @@ from aifx.core.plurals import counted
 from aifx.core.project import Project, RunDirectory
 from aifx.core.results import Result
 from aifx.core.steps import StepChoice
-from aifx.data.base import Dataset, undefined
+from aifx.data.base import Dataset, Labels, undefined
 from aifx.data.splits import Split
 from aifx.evaluation.dataset import digest_of, display_name
 from aifx.evaluation.held_out import data_reference, opener, reports_of_step
-from aifx.evaluation.resampling import Interval, difference_interval
+from aifx.evaluation.resampling import LEAST_GROUPS, Interval, difference_interval
 from aifx.evaluation.scores import Groups, Sums, check_groups, groups_of, score_rows
 from aifx.evaluation.settings import (
     DATASET_READING,
@@ -32,8 +32,10 @@ from aifx.evaluation.settings import (
     check_overrides,
     measuring_settings,
 )
+from aifx.evaluation.slices import MISSING, labels_of_slices
 from aifx.loading.references import with_references
 from aifx.loading.restore import RestoredRun, restore_run
+from aifx.objectives.base import Ratio
 from aifx.programs.build import Programs
 from aifx.registry.versions import ModelDirectory
 from aifx.tasks.base import dataset_of
@@ -74,6 +76,17 @@ class Side:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+class SliceDifference(TypedDict):
+    """How much better the first is on the rows with one value of a column. `low` and `high` end its 95 % interval."""
+
+    groups: int
+    value: float
+    against_value: float
+    difference: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
 class Comparison(Result):
     """Two models on the same rows, as `aifx eval --against --json` prints it.
@@ -93,6 +106,7 @@ class Comparison(Result):
         alpha: what this look may spend.
         settings_digest: SHA-256 of the settings of the first.
         different_settings: those that the two were measured with differently: both values.
+        slices: by column of `eval.slices` and value, with 30 groups at least. They decide nothing.
     """
 
     subject: Side
@@ -120,6 +134,7 @@ class Comparison(Result):
     alpha: float
     settings_digest: str
     different_settings: Mapping[str, tuple[Any, Any]]
+    slices: Mapping[str, Mapping[str, SliceDifference]] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -211,6 +226,7 @@ def compare_runs(
         margin=config.margin if margin is None else margin,
         look=max(look, earlier_looks(first.digest, first.split) + 1),
     )
+    comparison = replace(comparison, slices=_slices(first, second, best_by))
     with reports_of_step(run, first.side.step) as reports:
         reports["comparisons"].append(comparison.document())
     return comparison
@@ -283,7 +299,8 @@ class Answers:
     digest: str
     split: Split | Literal[""]
     groups: Groups
-    of_metric: dict[str, Sums]
+    ratios: Mapping[str, Ratio]
+    slices: Mapping[str, Labels]
 
     @classmethod
     def of(
@@ -314,19 +331,20 @@ class Answers:
                 digest = dataset.digest if form is None else form.split_digest(dataset, chosen)
             programs = with_references(programs, frozen, run)
             groups = groups_of(programs, chosen, trained.config.eval.group)
+            slices = labels_of_slices(programs, chosen)
             ratios = score_rows(programs, params, frozen, chosen)
         settings = measuring_settings(trained)
         side = Side(run.name, trained.step, run.model_digest or trained.manifest.state_digest, settings)
-        sums = {key: groups.sums(ratio) for key, ratio in ratios.items()}
-        return cls(trained, side, name, digest, "" if data is not None else chosen, groups, sums)
+        return cls(trained, side, name, digest, "" if data is not None else chosen, groups, ratios, slices)
 
-    def sums(self, metric: str) -> Sums:
-        if metric in self.of_metric:
-            return self.of_metric[metric]
-        near = did_you_mean(metric, self.of_metric)
+    def sums(self, metric: str, which: np.ndarray | None = None) -> Sums:
+        """The sums of the groups, of the rows `which`. Raises UsageError for a metric that is no ratio of sums."""
+        if metric in self.ratios:
+            return self.groups.sums(self.ratios[metric], which)
+        near = did_you_mean(metric, self.ratios)
         what = f"run {self.side.run}: {metric!r} cannot decide between two models"
         why = f"it is no ratio of sums over rows, or there is none such; {near}"
-        raise UsageError(what, why, f'aifx eval --against RUN --metric "min {next(iter(self.of_metric))}"')
+        raise UsageError(what, why, f'aifx eval --against RUN --metric "min {next(iter(self.ratios))}"')
 
 
 def _rows_of(first: RestoredRun, other: RunDirectory) -> list[str]:
@@ -347,12 +365,36 @@ def _check_same_rows(first: Answers, second: Answers) -> None:
     if first.digest != second.digest:
         why = f"the {first.name} of one has other examples than that of the other: their data or its division differ"
         raise DataError(f"{names} did not answer the same rows", why, hint)
-    shapes = [{len(sums) for sums in side.of_metric.values()} for side in (first, second)]
+    shapes = [{len(side.groups.sums(ratio)) for ratio in side.ratios.values()} for side in (first, second)]
     if first.groups.keys != second.groups.keys or (first.groups.codes is None and shapes[0] != shapes[1]):
         why = (
             f"one reads {len(first.groups.keys):,} groups of {first.groups.what}, the other {len(second.groups.keys):,}"
         )
         raise DataError(f"{names} did not answer the same rows", why, hint)
+
+
+def _slices(first: Answers, second: Answers, metric: BestBy) -> dict[str, dict[str, SliceDifference]]:
+    """The difference on each slice of the first run's columns, with 95 % intervals, where they have enough groups."""
+    found: dict[str, dict[str, SliceDifference]] = {}
+    for column, labels in first.slices.items():
+        found[column] = {}
+        for number, value in enumerate(labels.names):
+            both = [side.sums(metric.metric, labels.codes == number) for side in (first, second)]
+            kept = (both[0][:, 1] > 0) & (both[1][:, 1] > 0)
+            if int(kept.sum()) < LEAST_GROUPS:
+                continue
+            one, other = (sums[kept] for sums in both)
+            moved = benefit(one, other, metric.direction, ALPHA)
+            values = [float(np.divide(*sums.sum(axis=0))) for sums in (one, other)]
+            found[column][value or MISSING] = {
+                "groups": len(one),
+                "value": values[0],
+                "against_value": values[1],
+                "difference": moved.value,
+                "low": moved.low,
+                "high": moved.high,
+            }
+    return found
 
 
 def benefit(first: Sums, second: Sums, direction: Direction, alpha: float) -> Interval:

@@ -9,7 +9,7 @@ The interval is the value plus and minus the bootstrap's standard error times a 
 Tibshirani, An introduction to the bootstrap, 1993, chapters 6 and 12). The standard error of few groups is uncertain,
 which the normal distribution leaves out: it finds "better" falsely too often. Quantiles of the resamples (percentile,
 BCa, studentized) follow the skew of the groups, but the skew of 50 groups is hardly known: they find a true difference
-in 2 to 5 % fewer cases. `benchmarks/paired_bootstrap.py` measures each kind on rows of real runs.
+in up to 8 % fewer cases. `benchmarks/paired_bootstrap.py` measures each kind on rows of real runs.
 """
 
 from __future__ import annotations

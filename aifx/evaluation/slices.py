@@ -9,6 +9,7 @@ import numpy as np
 
 from aifx.config.gates import Gate
 from aifx.core.errors import DataError, UsageError, did_you_mean
+from aifx.data.base import Labels
 from aifx.data.splits import Split
 from aifx.evaluation.resampling import LEAST_GROUPS, ratio_interval
 from aifx.evaluation.scores import Groups, groups_of, score_rows
@@ -66,20 +67,26 @@ def measure_slices(programs: Programs, params: Params, frozen: Params, split: Sp
 
     Raises DataError for a column that is not there, and for one that has too many values.
     """
-    section, form = programs.config.eval, programs.task.format
+    section = programs.config.eval
     if not section.slices:
         return {}
-    dataset = dataset_of(programs.task)
-    labels = {name: None if form is None else form.labels(dataset, split, name) for name in section.slices}
-    groups = groups_of(programs, split, section.group)
-    for name, found in labels.items():
-        if found is not None and len(found.names) > MOST_SLICES:
-            what = f"eval.slices: column {name!r} has {len(found.names):,} values"
-            raise DataError(what, f"at most {MOST_SLICES} are slices", "add a column of categories to the data")
+    labels, groups = labels_of_slices(programs, split), groups_of(programs, split, section.group)
     ratios = score_rows(programs, params, frozen, split)
-    return {
-        name: _column(found.names, found.codes, groups, ratios) for name, found in labels.items() if found is not None
-    }
+    return {name: _column(found.names, found.codes, groups, ratios) for name, found in labels.items()}
+
+
+def labels_of_slices(programs: Programs, split: Split) -> dict[str, Labels]:
+    """The values of the columns of `eval.slices`, of those that the data has. Raises as `measure_slices`."""
+    form, dataset = programs.task.format, dataset_of(programs.task)
+    found = {}
+    for name in programs.config.eval.slices:
+        labels = None if form is None else form.labels(dataset, split, name)
+        if labels is not None and len(labels.names) > MOST_SLICES:
+            what = f"eval.slices: column {name!r} has {len(labels.names):,} values"
+            raise DataError(what, f"at most {MOST_SLICES} are slices", "add a column of categories to the data")
+        if labels is not None:
+            found[name] = labels
+    return found
 
 
 def _column(names: Sequence[str], codes: np.ndarray, groups: Groups, ratios: Mapping[str, Ratio]) -> ColumnSlices:

@@ -305,6 +305,14 @@ def _show_comparison(out: Output, found: Comparison | FirstModel) -> None:
     )
     for key, (own, other) in found.different_settings.items():
         out.print(f"measured differently: {key} is {own!r} for {names[0]}, {other!r} for {names[1]}")
+    for column, slices in found.slices.items():
+        shown = [
+            (value, f"{of['groups']:,}", f"{of['difference']:+.4g}", f"{of['low']:+.4g} to {of['high']:+.4g}")
+            for value, of in slices.items()
+        ]
+        out.print("")
+        headings = ["groups", "better by", "95 % interval"]
+        out.table([column, *headings], shown, right=headings)
     out.print(f"\nverdict: {found.explanation}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,28 @@ def test_a_slice_that_is_worse_fails_its_gate(sliced: Path) -> None:
     assert report["metrics"]["ece"] < 0.2
     kept = json.loads((sliced / "runs/main/eval/60.json").read_text())
     assert kept["splits"]["test"]["slices"] == report["slices"]
+
+
+@pytest.mark.slow
+def test_a_comparison_has_the_difference_of_each_slice(sliced: Path, tmp_path: Path) -> None:
+    sliced = shutil.copytree(sliced, tmp_path / "project")  # whose newest run others take
+    document(aifx(sliced, "train", "--run", "short", "--set", "train.num_steps=2", "--json"))
+    asked = ["eval", "--run", "main", "--against", "short", "--metric", "max accuracy"]
+    found = document(aifx(sliced, *asked, "--json"))
+    region = found["slices"]["region"]
+    assert set(region) == {"north", "south"}
+    of = document(aifx(sliced, "eval", "--run", "main", "--json"), code=1)["slices"]["region"]["values"]
+    for name, one in region.items():
+        assert one["value"] == pytest.approx(of[name]["metrics"]["accuracy"]["value"])
+        assert one["groups"] == of[name]["groups"]
+        assert one["difference"] == pytest.approx(one["value"] - one["against_value"])
+        assert one["low"] <= one["difference"] <= one["high"]
+    assert region["north"]["low"] > region["south"]["difference"]
+    few = found["groups"] - sum(one["groups"] for one in region.values())
+    gained = sum(one["groups"] * one["difference"] for one in region.values())
+    assert abs(found["groups"] * found["difference"] - gained) <= few + 1e-6
+    lines = aifx(sliced, *asked).stdout.splitlines()
+    assert sum(line.startswith(("north", "south")) for line in lines) == 2
 
 
 @pytest.mark.slow
