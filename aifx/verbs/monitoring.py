@@ -62,8 +62,10 @@ def monitor(
         project: a folder in the project whose data sets are meant.
 
     Example:
-        >>> aifx.monitor("runs/main", "texts/moby.txt", against="texts/moby.txt").drifted
-        ()
+        >>> aifx.monitor("runs/main", "texts/moby.txt", against="texts/moby.txt")  # one row
+        Traceback (most recent call last):
+        ...
+        aifx.core.errors.DataError: ...
     """
     from aifx.feedback.monitoring import MonitoredRows
     from aifx.feedback.monitoring import monitor as compare
