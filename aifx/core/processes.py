@@ -11,6 +11,7 @@ background: the caller that waits also reads.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -403,6 +404,8 @@ def begin_child(read: Callable[[], object], *, at_once: bool = False) -> BinaryI
     global _is_child
     channel = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a killed child would lose what it has printed
     if stat.S_ISFIFO(os.fstat(0).st_mode):  # a person may have started it, too
         _is_child = True
         leave_on_sigterm()

@@ -75,7 +75,7 @@ def monitor(
         aifx monitor fraud@production orders
         aifx monitor fraud@production orders --time created_at --window 7d
         aifx monitor main today.csv --against orders@3f2a --limit "amount <= 0.2"
-        aifx monitor fraud@production orders --html drift.html --prometheus /var/lib/node_exporter/fraud.prom
+        aifx monitor fraud@production orders --html drift.html
 
     Exits 1 if a column drifted: its effect counts, and is larger than chance makes the effect of any column.
     """
