@@ -1,7 +1,7 @@
 """A table of a database as a target: predictions, position and request of a commit are one transaction.
 
 the table           a row per prediction, by `prediction_id`
-aifx_positions      a row per target, which a commit locks: the position of each source, and the requests that began
+aifx_positions      a row per target, which a commit locks: the positions by `scoring_of`, and the requests that began
 aifx_requests       a row per request that was done, as `aifx data push` keeps them
 """
 
@@ -77,15 +77,15 @@ class OpenTable(Target):
             check_act(request.id, begun["act"] == request.act, f"it is of {begun['act']}")
         return begun
 
-    def position(self, source: str) -> Any:
+    def position(self, scoring: str) -> Any:
         with self._database.transaction():
-            return self._entry()["sources"].get(source)
+            return self._entry()["positions"].get(scoring)
 
     def known(self, ids: Collection[str]) -> set[str]:
         with self._database.transaction():
             return self._known(ids)
 
-    def add(self, batch: RecordBatch, source: str, position: Any, request: Request | None, model: str) -> int:
+    def add(self, batch: RecordBatch, scoring: str, position: Any, request: Request | None, model: str) -> int:
         with self._database.transaction():
             self._make(batch.schema)
             entry = self._turn()
@@ -94,14 +94,14 @@ class OpenTable(Target):
             if len(fresh):
                 self._database.insert(self._table, fresh)
             if position is not None:
-                entry["sources"][source] = position
+                entry["positions"][scoring] = position
             if request is not None:
                 before = entry["begun"].get(request.id, {"act": request.act, "model": model, "scored": 0})
                 entry["begun"][request.id] = before | {"scored": before["scored"] + len(fresh)}
             self._keep(entry)
         return len(fresh)
 
-    def finish(self, source: str, position: Any, request: Request | None, outcome: Mapping[str, Any]) -> None:
+    def finish(self, scoring: str, position: Any, request: Request | None, outcome: Mapping[str, Any]) -> None:
         with self._database.transaction():
             self._make(None)
             entry = self._turn()
@@ -113,7 +113,7 @@ class OpenTable(Target):
                 self._database.rows(f"INSERT INTO {self._table.quoted(REQUESTS)} VALUES ($1, $2, $3)", *values)
                 entry["begun"].pop(request.id, None)
             if position is not None:
-                entry["sources"][source] = position
+                entry["positions"][scoring] = position
             self._keep(entry)
 
     def check_columns(self, schema: pa.Schema) -> None:
@@ -163,16 +163,16 @@ class OpenTable(Target):
     def _entry(self, lock: str = "") -> dict[str, Any]:
         """What the position row says."""
         if not self._database.columns(self._table, POSITIONS):
-            return {"sources": {}, "begun": {}}
+            return {"positions": {}, "begun": {}}
         table = self._table.quoted(POSITIONS)
         found = self._database.rows(f"SELECT entry FROM {table} WHERE target = $1 {lock}", self._table.table)
-        entry: dict[str, Any] = json.loads(found[0][0]) if found else {"sources": {}, "begun": {}}
+        entry: dict[str, Any] = json.loads(found[0][0]) if found else {"positions": {}, "begun": {}}
         return entry
 
     def _turn(self) -> dict[str, Any]:
         """Wait for other commits into the table, and let others wait until this one has ended."""
         table = self._table.quoted(POSITIONS)
-        empty = encode_json({"sources": {}, "begun": {}})
+        empty = encode_json({"positions": {}, "begun": {}})
         self._database.rows(f"INSERT INTO {table} VALUES ($1, $2) ON CONFLICT DO NOTHING", self._table.table, empty)
         return self._entry(self._database.lock)
 

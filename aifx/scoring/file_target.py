@@ -1,6 +1,7 @@
 """A folder of Parquet files as a target: each call that scores rows adds one, with its position and request in it.
 
-    scores/00001.parquet    predictions; the file's metadata has the `Entry`
+    scores/00001.parquet    predictions; the file's metadata has `ENTRY`
+    scores/.positions       JSON: positions that a call moved which scored no rows
     scores/.lock            held by the call that writes
 
 A file is written beside its place and renamed, so it is there with all that the call did, or not at all.
@@ -19,7 +20,7 @@ import pyarrow as pa
 from pyarrow import RecordBatch, parquet
 
 from aifx.core.errors import DataError, UsageError
-from aifx.core.files import LOCK, exclusive, remove_temporary, replacing
+from aifx.core.files import LOCK, FolderBusy, exclusive, remove_temporary, replace_file, replacing
 from aifx.core.json_values import encode_json
 from aifx.core.os_errors import first_line
 from aifx.core.requests import Request, check_act
@@ -27,7 +28,10 @@ from aifx.scoring.predictions import ID, OWN
 from aifx.scoring.targets import Target
 
 ENTRY = b"aifx.score"
-"""Key of a file's metadata: JSON with the source, its position, the request, the act and the outcome."""
+"""Key of a file's metadata: JSON with `scoring_of`, the position, the request, its act and the outcome."""
+
+POSITIONS = ".positions"
+"""The file with positions by `scoring_of`, each with the number that the next file had. Later files have newer ones."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +59,26 @@ class Folder:
 def _read(folder: Path, file: ExitStack) -> OpenFolder:
     """The folder with what its files say. Raises DataError for one that is no file of predictions."""
     found = OpenFolder(folder, file)
-    for part in sorted(folder.glob("*.parquet")):
+    try:
+        found.moved = json.loads((folder / POSITIONS).read_text("utf-8"))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as e:
+        what = f"{folder / POSITIONS} cannot be read"
+        raise DataError(what, first_line(e), f"rm {folder / POSITIONS}  # rows are read again") from None
+    for part in folder.glob("*.parquet"):
         try:
+            number = int(part.stem)
             with parquet.ParquetFile(part) as opened:
                 schema = opened.schema_arrow
-                found.entries.append(json.loads((opened.metadata.metadata or {})[ENTRY]))
+                found.entries[number] = json.loads((opened.metadata.metadata or {})[ENTRY])
                 found.ids.update(opened.read([ID]).column(ID).to_pylist())
-                found.number = int(part.stem) + 1
                 if len(schema) > len(OWN):
                     found.schema = schema.remove_metadata()
         except (pa.ArrowException, OSError, KeyError, ValueError) as e:
             what = f"{part} is no file of predictions"
             raise DataError(what, first_line(e), "name another folder, or move the file out of it") from None
+    found.number = max(found.entries, default=0) + 1
     return found
 
 
@@ -76,33 +88,39 @@ class OpenFolder(Target):
 
     Attributes:
         file: the new file, if there is one. It is renamed when this is closed without an error.
+        entries: by the number of the file.
+        moved: the content of POSITIONS.
         schema: of the predictions that are there; None without any.
         number: of the next file.
     """
 
     path: Path
     file: ExitStack
-    entries: list[dict[str, Any]] = field(default_factory=list)
+    entries: dict[int, dict[str, Any]] = field(default_factory=dict)
+    moved: dict[str, tuple[int, Any]] = field(default_factory=dict)
     ids: set[str] = field(default_factory=set)
     schema: pa.Schema | None = None
     number: int = 1
     writer: Any = None
 
     def outcome(self, request: Request) -> Mapping[str, Any] | None:
-        for entry in self.entries:
+        for entry in self.entries.values():
             if entry["request"] == request.id:
                 check_act(request.id, entry["act"] == request.act, f"it is of {entry['act']}")
                 found: dict[str, Any] = entry["outcome"]
                 return found
         return None
 
-    def position(self, source: str) -> Any:
-        return next((one["position"] for one in reversed(self.entries) if one["source"] == source), None)
+    def position(self, scoring: str) -> Any:
+        number, position = self.moved.get(scoring, (0, None))
+        kept = [number for number, one in self.entries.items() if one["scoring"] == scoring]
+        last = max(kept, default=0)
+        return self.entries[last]["position"] if kept and last >= number else position
 
     def known(self, ids: Collection[str]) -> set[str]:
         return self.ids.intersection(ids)
 
-    def add(self, batch: RecordBatch, source: str, position: Any, request: Request | None, model: str) -> int:
+    def add(self, batch: RecordBatch, scoring: str, position: Any, request: Request | None, model: str) -> int:
         if self.schema is not None and batch.schema != self.schema:
             own, there = (", ".join(f"{one.name} {one.type}" for one in each) for each in (batch.schema, self.schema))
             what = f"the predictions in {self.path} have other columns than those of this model"
@@ -110,12 +128,17 @@ class OpenFolder(Target):
         self._open(batch.schema).write_batch(batch)
         return len(batch)
 
-    def finish(self, source: str, position: Any, request: Request | None, outcome: Mapping[str, Any]) -> None:
-        if self.writer is None and request is None and position == self.position(source):
+    def finish(self, scoring: str, position: Any, request: Request | None, outcome: Mapping[str, Any]) -> None:
+        if self.writer is None and request is None:
+            if position != self.position(scoring):
+                moved = self.moved | {scoring: (self.number, position)}
+                replace_file(self.path / POSITIONS, encode_json(moved, ensure_ascii=False).encode())
             return
         id, act = (None, None) if request is None else (request.id, request.act)
-        entry = {"source": source, "position": position, "request": id, "act": act, "outcome": outcome}
+        entry = {"scoring": scoring, "position": position, "request": id, "act": act, "outcome": outcome}
         writer = self._open(self.schema or OWN)
+        if (path := self.path / f"{self.number:05}.parquet").exists():
+            raise FolderBusy(f"{path} is there meanwhile", "not aifx wrote it", "run the same command again")
         writer.add_key_value_metadata({ENTRY: encode_json(entry, ensure_ascii=False).encode()})
         self.file.close()
 

@@ -18,7 +18,7 @@ from aifx.data.readers.rows import Row
 from aifx.loading.prediction import LoadedModel, predict_rows
 from aifx.scoring.predictions import KeyedRow, keyed, prediction_batch
 from aifx.scoring.sources import Source
-from aifx.scoring.targets import Target
+from aifx.scoring.targets import Target, scoring_of
 
 COMMIT_ROWS = 1 << 14
 """Predictions of a commit: what a kill can make aifx compute again."""
@@ -73,7 +73,7 @@ def score(
         why = "a forecast is of many rows, and has no row of its own"
         raise UsageError("series cannot be scored", why, f"aifx predict {source.name} --output forecast.parquet")
     total = source.check(model.format)
-    id = None if request is None else request.id
+    id, scoring = None if request is None else request.id, scoring_of(digest, source.name, source.key)
     begun = target.begun(request) if request is not None else None
     scored, known, waiting = (begun or {}).get("scored", 0), 0, deque[KeyedRow]()
     with report_progress(f"scoring {source.name}", total, "rows") as progress:
@@ -94,9 +94,9 @@ def score(
         while commit := list(islice(predictions, COMMIT_ROWS)):
             batch = prediction_batch(commit, digest, id, datetime.now(UTC), schema)
             schema, position = batch.schema, source.position_of(commit[-1][0].row)
-            added = target.add(batch, source.name, position, request, digest)
+            added = target.add(batch, scoring, position, request, digest)
             scored, known = scored + added, known + len(batch) - added
             progress.advance(len(batch))
     done = Scored(model.run, model.step, digest, source.name, name, total, scored, known, source.end, id)
-    target.finish(source.name, source.end, request, plain(done))
+    target.finish(scoring, source.end, request, plain(done))
     return done

@@ -8,7 +8,18 @@ from typing import Any
 
 from pyarrow import RecordBatch
 
+from aifx.core.json_values import encode_json
 from aifx.core.requests import Request
+
+
+def scoring_of(model: str, source: str, key: str) -> str:
+    """What a position is of: another model, or another key, has scored none of the rows before it.
+
+    Args:
+        model: the version's digest.
+        key: the column.
+    """
+    return encode_json([model, source, key], ensure_ascii=False)
 
 
 class Target(ABC):
@@ -23,15 +34,15 @@ class Target(ABC):
         return None
 
     @abstractmethod
-    def position(self, source: str) -> Any:
-        """The position up to which a source was scored; None if it never was."""
+    def position(self, scoring: str) -> Any:
+        """The position up to which a source was scored, by `scoring_of`; None if it never was."""
 
     @abstractmethod
     def known(self, ids: Collection[str]) -> set[str]:
         """Those of the ids whose predictions the target has."""
 
     @abstractmethod
-    def add(self, batch: RecordBatch, source: str, position: Any, request: Request | None, model: str) -> int:
+    def add(self, batch: RecordBatch, scoring: str, position: Any, request: Request | None, model: str) -> int:
         """Add the predictions that the target lacks, and a position. Returns their number.
 
         Args:
@@ -41,5 +52,5 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def finish(self, source: str, position: Any, request: Request | None, outcome: Mapping[str, Any]) -> None:
+    def finish(self, scoring: str, position: Any, request: Request | None, outcome: Mapping[str, Any]) -> None:
         """Keep the last position, and that a request was done."""

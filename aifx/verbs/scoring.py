@@ -65,6 +65,7 @@ def score(
     """
     from aifx.scoring.scoring import Scored
     from aifx.scoring.scoring import score as score_rows
+    from aifx.scoring.targets import scoring_of
 
     found = _source(source, key, query, growing, since_last, root, project)
     into = _target(target)
@@ -76,13 +77,13 @@ def score(
                 return RequestDone(outcome).repeated(Scored)
             if (begun := opened.begun(asked)) is not None and is_reference(model):
                 model = f"{os.fspath(model).partition('@')[0]}@{begun['model']}"  # the alias may have moved
-        with found.open(opened.position(found.name)) as rows:
-            loaded = load(model, step=step, settings=settings, trust_code=trust_code)
-            digest = loaded.trained.run.model_digest or loaded.trained.manifest.state_digest
-            if begun is not None and digest != begun["model"]:
-                why = f"it began with {begun['model'][:12]}, and this is {digest[:12]}"
-                what = f"--request {request} belongs to another model"
-                raise UsageError(what, why, "give it the step that it began with, or use another id")
+        loaded = load(model, step=step, settings=settings, trust_code=trust_code)
+        digest = loaded.trained.run.model_digest or loaded.trained.manifest.state_digest
+        if begun is not None and digest != begun["model"]:
+            why = f"it began with {begun['model'][:12]}, and this is {digest[:12]}"
+            what = f"--request {request} belongs to another model"
+            raise UsageError(what, why, "give it the step that it began with, or use another id")
+        with found.open(opened.position(scoring_of(digest, found.name, found.key))) as rows:
             return score_rows(loaded, digest, rows, opened, into.name, asked)
 
 

@@ -12,6 +12,7 @@ import duckdb
 import inprocess
 import pytest
 
+from aifx.checkpoint.manifest import Manifest
 from aifx.scoring import scoring
 
 DIALECTS = ("sqlite", "duckdb")
@@ -83,6 +84,23 @@ def test_since_last_reads_what_has_grown(project: Path, dialect: str) -> None:
     assert score(project, url, "scores", *query, *args)["known"] == 5  # the same rows have the same ids
     run(project, dialect, "INSERT INTO orders VALUES (NULL, 1, 1, '')")
     assert "'id'" in score(project, orders, "scores", *args, code=2)["what"]
+
+
+@pytest.mark.parametrize("target", ["scores", "sqlite:///shop.sqlite/scores"])
+def test_models_that_take_turns_have_positions_of_their_own(
+    project: Path, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So has a model for each key column."""
+    orders, args = "sqlite:///shop.sqlite/orders", ("--since-last", "--growing", "id")
+    add_rows(project, "sqlite", range(4))
+    for turn, (first, second) in enumerate([(4, 4), (3, 3)]):
+        assert score(project, orders, target, "--key", "id", *args)["scored"] == first, turn
+        with monkeypatch.context() as patched:
+            patched.setattr(Manifest, "state_digest", property(lambda _: "f" * 64))
+            assert score(project, orders, target, "--key", "id", *args)["scored"] == second, turn
+        add_rows(project, "sqlite", range(4 + 3 * turn, 7 + 3 * turn))
+    run(project, "sqlite", "ALTER TABLE orders ADD COLUMN nr VARCHAR(9)", "UPDATE orders SET nr = 'n' || id")
+    assert score(project, orders, target, "--key", "nr", *args)["scored"] == 10
 
 
 OLD = "prediction_id TEXT, key TEXT, model TEXT, request TEXT, scored_at TIMESTAMP"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ import inprocess
 import pytest
 from pyarrow import parquet
 from score_rows import write_rows
+
+from aifx.core.files import FolderBusy
+from aifx.data.readers.rows import Row
+from aifx.scoring.file_target import Folder
+from aifx.scoring.predictions import keyed, prediction_batch
 
 
 def score(project: Path, *args: str, code: int = 0) -> Any:
@@ -43,6 +49,52 @@ def test_rows_are_scored_once_and_agree_with_predict(project: Path) -> None:
         assert row["label"] == other["prediction"]
         assert row["probability"] == pytest.approx(other["prediction.probability"], abs=1e-6)
         assert json.loads(row["probabilities"]).keys() == {"up", "down"}
+
+
+def test_files_are_in_the_order_of_their_numbers(project: Path) -> None:
+    """Also where names are not: the next file replaces none, and the position is that of the last one."""
+    write_rows(project, range(5))
+    score(project, "new.jsonl", "scores", "--key", "order")
+    (project / "scores" / "00001.parquet").rename(project / "scores" / "99999.parquet")
+    for rows in (8, 9):
+        write_rows(project, range(rows))
+        score(project, "new.jsonl", "scores", "--key", "order")
+    assert {path.name for path in (project / "scores").glob("*.parquet")} == {
+        "99999.parquet",
+        "100000.parquet",
+        "100001.parquet",
+    }
+    assert len(predictions(project)) == 9
+
+
+def test_positions_without_rows_add_no_file(tmp_path: Path) -> None:
+    rows = [keyed(Row("", n, "", {"id": n}), "id", "m") for n in range(2)]
+    for number, row in enumerate(rows):
+        batch = prediction_batch([(row, {"value": 0.5})], "m", None, datetime.now(UTC))
+        for position, batches in ((2 * number, [batch]), (2 * number + 1, [])):
+            with Folder(tmp_path).open() as folder:
+                for one in batches:
+                    folder.add(one, "orders", None, None, "m")
+                folder.finish("orders", position, None, {})
+            with Folder(tmp_path).open() as folder:
+                assert (folder.position("orders"), folder.position("other")) == (position, None)
+        assert len(list(tmp_path.glob("*.parquet"))) == number + 1
+
+
+def test_a_file_that_another_program_writes_meanwhile_stays(tmp_path: Path) -> None:
+    batch = prediction_batch(
+        [(keyed(Row("", 1, "", {"id": 1}), "id", "m"), {"value": 0.5})], "m", None, datetime.now(UTC)
+    )
+
+    def add() -> None:
+        with Folder(tmp_path).open() as folder:
+            folder.add(batch, "orders", None, None, "m")
+            (tmp_path / "00001.parquet").write_text("other")
+            folder.finish("orders", None, None, {})
+
+    with pytest.raises(FolderBusy):
+        add()
+    assert (tmp_path / "00001.parquet").read_text() == "other"
 
 
 def test_a_changed_row_has_a_prediction_of_its_own(project: Path) -> None:
