@@ -60,6 +60,6 @@ def make_table_project(root: Path, num_rows: int = 160) -> Project:
 
 def train_table_project(folder: Path) -> None:
     """Make `folder/project`, with a trained run."""
-    project = make_table_project(folder / "project")
+    project = make_table_project(folder / "project", 480)
     done = inprocess.run(["train", "--set", "train.num_steps=2"], project.root, os.environ)
     assert done.returncode == 0, done.stderr

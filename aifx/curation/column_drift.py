@@ -9,6 +9,7 @@ parts are exchanged with those of the same part, so that a Monday is compared wi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -27,6 +28,9 @@ MOST_ROWS = 20_000
 
 LEAST_EFFECT: Mapping[Compared, float] = {"numbers": 0.1, "lengths": 0.1, "values": 0.05, "missing": 0.05}
 
+MISSING = ".missing"
+"""After the name of a column of numbers: the share of rows without one."""
+
 DIVISIONS = 199
 BINS = 32
 TAILS = (0.005, 0.995)
@@ -36,7 +40,7 @@ LEAST_OF_VALUE = 5
 """Rows of a value. Rarer values are one."""
 
 MOST_VALUES = 200
-"""Distinct values of a column. One of more is a name or a text, and is not compared."""
+"""Distinct values of a column that are told apart; rarer ones are one."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +122,9 @@ def compare_columns(
         if isinstance(sides[0], np.ndarray):
             coded.append(_numbers(*sides))
             medians += [tuple(_median(side) for side in sides), None]  # type: ignore[list-item]
-            named += [(name, "lengths" if name in lengths else "numbers"), (name, "missing")]
-        elif (column := _values(*sides)) is not None:
-            coded.append(column)
+            named += [(name, "lengths" if name in lengths else "numbers"), (name + MISSING, "missing")]
+        else:
+            coded.append(_values(*sides))
             medians.append(None)
             named.append((name, "values"))
     if not coded:
@@ -131,17 +135,18 @@ def compare_columns(
     every = np.vstack([effects, chance])
     middle, spread = every.mean(0), every.std(0)
     spread[spread == 0] = np.inf  # a column of one value, of which chance makes nothing
-    largest = ((chance - middle) / spread).max(1)
+    bounds = np.array([least.get(name, LEAST_EFFECT[of]) for name, of in named])
+    # An effect that does not count is no alarm, and hides none: a single missing value is rare in its own scale.
+    largest = np.where(chance > bounds, (chance - middle) / spread, -np.inf).max(1)
     exceeded = (largest[:, None] >= (effects - middle) / spread).sum(0)
     found = []
-    for (name, of), effect, usual, count, median in zip(
-        named, effects, np.quantile(chance, 0.95, axis=0), exceeded, medians, strict=True
+    for (name, of), effect, usual, count, median, bound in zip(
+        named, effects, np.quantile(chance, 0.95, axis=0), exceeded, medians, bounds.tolist(), strict=True
     ):
         if of == "missing" and effect == 0 == usual:
             continue
-        bound = least.get(name, LEAST_EFFECT[of])
         p = (1 + int(count)) / (1 + DIVISIONS)
-        drifted = bool(effect >= bound and count == 0)
+        drifted = bool(effect > bound and count == 0)
         rows = (sizes[0], sizes[1])
         found.append(ColumnDrift(name, of, float(effect), float(usual), bound, p, drifted, median, rows))
     return tuple(sorted(found, key=lambda one: (not one.drifted, -one.effect / one.least)))
@@ -169,17 +174,12 @@ def _numbers(reference: Any, now: Any) -> _Coded:
     return _Coded(codes, places, len(edges) + 2)
 
 
-def _values(reference: Sequence[Any], now: Sequence[Any]) -> _Coded | None:
-    names, codes, counts = np.unique(
-        np.array(["" if one is None else f"={one}" for one in (*reference, *now)]),
-        return_inverse=True,
-        return_counts=True,
-    )
-    if len(names) > MOST_VALUES:
-        return None
-    kept = counts >= LEAST_OF_VALUE
-    numbers = np.where(kept, np.cumsum(kept) - 1, kept.sum())
-    return _Coded(numbers[codes], None, int(kept.sum()) + 1)
+def _values(reference: Sequence[Any], now: Sequence[Any]) -> _Coded:
+    counts = Counter((*reference, *now))
+    kept = [value for value, count in counts.most_common(MOST_VALUES) if count >= LEAST_OF_VALUE]
+    numbers = {value: number for number, value in enumerate(kept)}
+    codes = np.array([numbers.get(value, len(kept)) for value in (*reference, *now)])
+    return _Coded(codes, None, len(kept) + 1)
 
 
 def _against_chance(coded: Sequence[_Coded], sizes: Sequence[int], parts: tuple[Any, Any] | None) -> tuple[Any, Any]:

@@ -272,7 +272,7 @@ def measure_drift(before: Version, after: Version) -> tuple[ColumnDrift, ...]:
     both = [name for name, kind in before.manifest.columns.items() if after.manifest.columns.get(name) == kind]
     if min(before.manifest.rows, after.manifest.rows) < LEAST_ROWS:
         return ()
-    (old, lengths), (new, _) = (sample_columns(version, both) for version in (before, after))
+    (old, new), lengths = sample_columns((before, after), both)
     return compare_columns(old, new, lengths=lengths)
 
 

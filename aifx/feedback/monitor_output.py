@@ -37,7 +37,7 @@ def _picture(report: Monitored) -> Picture:
             on.bar(row, 0, ratio, right, "C1" if one.drifted else "C0", f"{one.effect:.3f}", tip)
             on.dot(one.usual / one.least, row, f"usual: {one.usual:.3f}", "C2")
         on.axes.axvline(1, color="C3", lw=1.2, ls="--")
-        on.rows([one.column if one.of != "missing" else f"{one.column}, missing" for one in shown])
+        on.rows([one.column for one in shown])
         on.axes.set_xlim(0, right)
         ticks(on.axes.xaxis, MaxNLocator(4), lambda value: f"{value:g}")
         for label, series in (("drifted", 1), ("not drifted", 0), ("95 % of chance stays below", 2)):

@@ -8,6 +8,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -19,7 +20,8 @@ from aifx.core.errors import DataError, ExitCode, UsageError, did_you_mean
 from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
 from aifx.core.results import Result
-from aifx.curation.column_drift import LEAST_ROWS, MOST_ROWS, MOST_VALUES, ColumnDrift, compare_columns
+from aifx.curation.column_drift import LEAST_ROWS, MISSING, MOST_ROWS, ColumnDrift, compare_columns
+from aifx.curation.column_samples import MOST_CHARACTERS, comparable, is_text, lengths_of
 from aifx.data.names import RESERVED, SPLIT
 from aifx.data.readers.rows import Row
 from aifx.loading.prediction import LoadedModel, predict_rows
@@ -30,12 +32,6 @@ PREDICTION = "prediction."
 LENGTH, UNSEEN = ".length", ".unseen"
 """After the name of a column of texts: characters, and the share of pairs of words that the reference does not have."""
 
-LEAST_TEXT = 40
-"""Characters of a column's texts, by the median; shorter ones are names."""
-
-MOST_CHARACTERS = 4000
-"""Characters of a text whose words are compared."""
-
 PARTS: Mapping[str, Callable[[datetime], int]] = {
     "4 hours of a day of the week": lambda time: time.weekday() * 6 + time.hour // 4,
     "day of the week": lambda time: time.weekday(),
@@ -44,8 +40,8 @@ PARTS: Mapping[str, Callable[[datetime], int]] = {
 
 LEAST_ROWS_OF_PART = 10
 
-MOST_LEVELS = 20
-"""Distinct numbers that are compared as values: 0 and 1, or classes, have no distance."""
+MOST_PICTURES = 2000
+"""Rows of each side that are compared if they hold pictures, which fill memory."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +84,45 @@ class MonitoredRows:
 
     Attributes:
         name: of the source.
-        rows: read once.
-        is_training: whether rows of another split than train are none of it.
+        read: yields the rows.
+        splits: of the rows that count, by their column `_split`; empty if all do.
     """
 
     name: str
-    rows: Iterable[Row]
-    is_training: bool = False
+    read: Callable[[], Iterable[Row]]
+    splits: tuple[str, ...] = ()
+
+
+class _Columns:
+    """Columns of both sides as `compare_columns` takes them.
+
+    Attributes:
+        left_out: columns that cannot be compared, with the reason.
+    """
+
+    def __init__(self) -> None:
+        self.sides: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+        self.left_out: dict[str, str] = {}
+
+    def add(self, name: str, old: Any, new: Any) -> None:
+        self.sides[0][name], self.sides[1][name] = old, new
+
+
+def _values_of(row: Row, chosen: Sequence[str] | None, time: str | None) -> dict[str, Any]:
+    """The values that are compared.
+
+    Args:
+        chosen: the columns that count, if they are known: a number of a row always drifts.
+    """
+    names = [name for name in row.values if name not in RESERVED and name != time] if chosen is None else chosen
+    return {name: row.values[name] for name in names if name in row.values}
 
 
 def monitor(
     model: LoadedModel,
     now: MonitoredRows,
     reference: MonitoredRows,
+    unseen: MonitoredRows | None,
     *,
     limits: Sequence[str] = (),
     shown: Sequence[str] = (),
@@ -111,6 +133,8 @@ def monitor(
     """Compare rows and their predictions with those of a reference.
 
     Args:
+        unseen: rows of the reference that the model was not trained on, whose predictions are compared; None if there
+            are none.
         limits: the effect that a column may have, as "amount <= 0.2".
         shown: columns whose medians the report has: each is a value of a row.
         time: the column with the time of a row: rows are compared with those of the same part of the week.
@@ -122,27 +146,41 @@ def monitor(
     if window is not None and time is None:
         raise UsageError("--window requires --time", "a row's time tells whether it is in the window", "--time COLUMN")
     until = until or datetime.now(UTC)
+    read, target = model.format.input_columns, getattr(model.trained.config.data, "target", None)
+    chosen = [name for name in (*read, target) if name is not None and name != time] if read else None
     old = _Sample(reference, time, None, until)
     new = _Sample(now, time, until - window if window is not None else None, until)
-    part, parts = _parts(old.times, new.times)
-    read = model.format.input_columns
-    target = getattr(model.trained.config.data, "target", None)
     for sample in (old, new):
         there = set[str]().union(*(row.values for row in sample.rows))
         if lacking := [name for name in read if name not in there]:
             why = f"the model reads {', '.join(read)}"
             raise DataError(f"{sample.name} lacks {', '.join(map(repr, lacking))}", why, "name rows with these columns")
-    columns, left_out = _columns(old.rows, new.rows, (*read, target) if read else None)
-    for side, sample in zip(columns, (old, new), strict=True):
-        side |= _predictions(model, sample)
-    if unknown := [name for name in least if name not in columns[0]]:
+    part, parts = _parts(old.times, new.times)
+    columns = _columns(*([_values_of(row, chosen, time) for row in sample.rows] for sample in (old, new)))
+    # Beside rows that the model was not trained on: it is surer of those that it knows.
+    fresh = old if unseen is reference else None
+    if unseen is not None and fresh is None:
+        with suppress(DataError):  # too few rows
+            fresh = _Sample(unseen, time, None, until)
+    predictions = _Columns()
+    if fresh is None:
+        why = f"{reference.name} has fewer than {LEAST_ROWS} rows that were held out, and a model is surer of others"
+        columns.left_out["predictions"] = why
+    else:
+        predictions = _columns(_predictions(model, fresh), _predictions(model, new))
+    known = [*columns.sides[0], *predictions.sides[0]]
+    known += [name + MISSING for name in known if isinstance(columns.sides[0].get(name), np.ndarray)]
+    if unknown := [name for name in least if name not in known]:
         what = f"there is no column {unknown[0]!r} to limit"
-        raise UsageError(what, did_you_mean(unknown[0], columns[0]), f"there are {', '.join(columns[0])}")
-    lengths = [name for name in columns[0] if name.endswith(LENGTH)]
-    found = tuple(
-        one if one.column in shown else replace(one, medians=None)
-        for one in compare_columns(*columns, parts, lengths=lengths, least=least)
-    )
+        raise UsageError(what, did_you_mean(unknown[0], known), f"there are {', '.join(known)}")
+    lengths = [name for name in known if name.endswith(LENGTH)]
+    compared = [*compare_columns(*columns.sides, parts, lengths=lengths, least=least)]
+    if fresh is not None:
+        fresh_part, fresh_parts = _parts(fresh.times, new.times)
+        part = part if fresh_part == part else f"{part or 'all'}, predictions by {fresh_part or 'all'}"
+        compared += compare_columns(*predictions.sides, fresh_parts, least=least)
+    found = [one if one.column in shown else replace(one, medians=None) for one in compared]
+    found = sorted(found, key=lambda one: (not one.drifted, -one.effect / max(one.least, 1e-9)))
     return Monitored(
         model=model.run,
         step=model.step,
@@ -154,8 +192,8 @@ def monitor(
         reference=reference.name,
         reference_rows=len(old.rows),
         part=part,
-        columns=found,
-        left_out=left_out,
+        columns=tuple(found),
+        left_out={**columns.left_out, **predictions.left_out},
         drifted=tuple(dict.fromkeys(one.column for one in found if one.drifted)),
     )
 
@@ -181,19 +219,21 @@ class _Sample:
     def __init__(self, side: MonitoredRows, time: str | None, since: datetime | None, until: datetime) -> None:
         self.name, self.read, self.rows = side.name, 0, list[Row]()
         self.times: list[datetime] | None = [] if time is not None else None
-        draw, newest = random.Random(0), None
+        draw, newest, most = random.Random(0), None, MOST_ROWS
         with report_progress(f"reading {side.name}", None, "rows") as progress:
-            for row in side.rows:
+            for row in side.read():
                 progress.advance(1)
-                if side.is_training and row.values.get(SPLIT, "train") != "train":
+                if side.splits and row.values.get(SPLIT, "train") not in side.splits:
                     continue
                 at = _time_of(row, time) if time is not None else None
                 newest = max(newest or at, at) if at is not None else None
                 if since is not None and at is not None and not since <= at <= until:
                     continue
                 self.read += 1
-                place = len(self.rows) if len(self.rows) < MOST_ROWS else draw.randrange(self.read)
-                if place >= MOST_ROWS:
+                if self.read == 1 and any(isinstance(value, np.ndarray) for value in row.values.values()):
+                    most = MOST_PICTURES
+                place = len(self.rows) if len(self.rows) < most else draw.randrange(self.read)
+                if place >= most:
                     continue
                 self.rows[place : place + 1] = [row]
                 if self.times is not None and at is not None:
@@ -223,7 +263,7 @@ def _time_of(row: Row, column: str) -> datetime:
         return time
     except (ValueError, AttributeError, OverflowError, OSError):
         why = "it is none of a date, ISO 8601, or seconds since 1970"
-        raise DataError(f"{row.place}: {column} = {value!r} is no time", why, "--time COLUMN") from None
+        raise DataError(f"{row.place}: {column!r} is no time", why, "--time COLUMN") from None
 
 
 def _parts(old: list[datetime] | None, new: list[datetime] | None) -> tuple[str, tuple[Any, Any] | None]:
@@ -238,94 +278,57 @@ def _parts(old: list[datetime] | None, new: list[datetime] | None) -> tuple[str,
     return "", None
 
 
-def _columns(
-    old: Sequence[Row], new: Sequence[Row], chosen: Sequence[str | None] | None
-) -> tuple[tuple[dict[str, Any], dict[str, Any]], dict[str, str]]:
-    """The columns of both sides as `compare_columns` takes them, and those that cannot be compared with the reason.
-
-    Args:
-        chosen: the columns that count, if they are known: a number of a row always drifts.
-    """
-    found: tuple[dict[str, Any], dict[str, Any]] = {}, {}
-    left_out: dict[str, str] = {}
-    names = [dict.fromkeys(name for row in rows for name in row.values) for rows in (old, new)]
+def _columns(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> _Columns:
+    """The columns of both sides."""
+    found = _Columns()
+    names = [dict.fromkeys(name for row in rows for name in row) for rows in (old, new)]
     for name in dict.fromkeys([*names[0], *names[1]]):
-        if name in RESERVED or (chosen is not None and name not in chosen):
-            continue
         if name not in names[0] or name not in names[1]:
-            left_out[name] = "only now" if name in names[1] else "only in the reference"
+            found.left_out[name] = "only now" if name in names[1] else "only in the reference"
             continue
-        values = [row.values.get(name) for row in (*old, *new)]
-        made = _comparable(values)
-        if isinstance(made, str):
-            left_out[name] = made
-            continue
-        for suffix, column in made.items():
-            found[0][name + suffix], found[1][name + suffix] = column[: len(old)], column[len(old) :]
-        if LENGTH in made:
-            texts = [value or "" for value in values]
-            found[0][name + UNSEEN], found[1][name + UNSEEN] = _unseen(texts[: len(old)], texts[len(old) :])
-    return found, left_out
+        sides = [[row.get(name) for row in rows] for rows in (old, new)]
+        if is_text(sides[0]):
+            found.add(name + LENGTH, *map(lengths_of, sides))
+            found.add(name + UNSEEN, *_unseen(*sides))
+        elif isinstance(made := comparable(sides[0], sides[1]), str):
+            found.left_out[name] = made
+        else:
+            found.add(name, *made)
+    return found
 
 
-def _comparable(values: Sequence[Any]) -> dict[str, Any] | str:
-    """What is compared of a column of both sides, by suffix of its name; otherwise why it cannot be."""
-    there = [value for value in values if value is not None and value != ""]
-    if not there:
-        return "no values"
-    numbers, distinct = _numbers(values), len(set(map(str, there)))
-    if numbers is not None and distinct > MOST_LEVELS:
-        return {"": numbers}
-    if numbers is not None or all(isinstance(value, (str, bool)) for value in there):
-        if distinct <= MOST_VALUES:
-            return {"": [None if value is None else str(value) for value in values]}
-        lengths = np.array([math.nan if value is None else len(value) for value in values])
-        if np.nanmedian(lengths) >= LEAST_TEXT:
-            return {LENGTH: lengths}
-        return f"more than {MOST_VALUES} values"
-    return f"values of type {type(there[0]).__name__}"
-
-
-def _numbers(values: Sequence[Any]) -> Any:
-    """Numbers, also those that a CSV file has as text; NaN is missing. None if there is another value."""
-    if any(isinstance(value, bool) for value in values):
-        return None
-    try:
-        return np.array([math.nan if value is None or value == "" else float(value) for value in values])
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def _unseen(old: Sequence[str], new: Sequence[str]) -> tuple[Any, Any]:
+def _unseen(old: Sequence[Any], new: Sequence[Any]) -> tuple[Any, Any]:
     """The share of each text's pairs of words that no other text of the reference has."""
     pairs = [_pairs(text) for text in old]
-    texts_with = Counter(pair for one in pairs for pair in one)
+    texts_with = Counter(itertools.chain.from_iterable(pairs))
 
-    def share(found: set[tuple[str, str]], own: int) -> float:
+    def share(found: set[int], own: int) -> float:
         return sum(texts_with[pair] <= own for pair in found) / len(found) if found else math.nan
 
     return np.array([share(one, 1) for one in pairs]), np.array([share(_pairs(text), 0) for text in new])
 
 
-def _pairs(text: str) -> set[tuple[str, str]]:
-    words = re.findall(r"\w+", text[:MOST_CHARACTERS].casefold())
-    return set(itertools.pairwise(words))
+def _pairs(text: Any) -> set[int]:
+    """The hashes of a text's pairs of words."""
+    words = re.findall(r"\w+", text[:MOST_CHARACTERS].casefold()) if isinstance(text, str) else []
+    return {hash(pair) for pair in itertools.pairwise(words)}
 
 
-def _predictions(model: LoadedModel, sample: _Sample) -> dict[str, Any]:
-    """Columns of the predictions: numbers, labels, and the largest number of each list or mapping of them."""
-    found: dict[str, list[Any]] = {}
+def _predictions(model: LoadedModel, sample: _Sample) -> list[dict[str, Any]]:
+    """Numbers, labels, label sets as text, and the largest number of each list or mapping of them."""
+    found = []
     with report_progress(f"predicting {sample.name}", len(sample.rows), "rows") as progress:
         for _, prediction in predict_rows(model.trained, sample.rows):
             progress.advance(1)
+            flat = {}
             for name, value in prediction.items():
                 if isinstance(value, Mapping):
                     value = list(value.values())
-                if isinstance(value, list) and "probability" in prediction:
-                    continue  # that of the likeliest class, or of each token
                 if isinstance(value, list):
+                    if "probability" in prediction:
+                        continue  # that of the likeliest class, or of each label
                     numbers = [one for one in value if isinstance(one, (int, float))]
-                    value = max(numbers) if numbers else None
-                found.setdefault(PREDICTION + name, []).append(value)
-    columns = {name: _comparable(values) for name, values in found.items()}
-    return {name: made[""] for name, made in columns.items() if isinstance(made, Mapping) and "" in made}
+                    value = max(numbers) if numbers else " ".join(sorted(map(str, value)))
+                flat[PREDICTION + name] = value
+            found.append(flat)
+    return found

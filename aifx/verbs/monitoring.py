@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +13,8 @@ from typing import TYPE_CHECKING
 from aifx.core.errors import UsageError
 from aifx.core.files import write_output
 from aifx.core.project import Project, RunDirectory
+from aifx.data.names import SPLIT
+from aifx.data.sections import TableSection
 from aifx.verbs.arguments import Settings, Step, StrPath
 from aifx.verbs.catalogs import row_files
 from aifx.verbs.prediction import load
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
     from aifx.data.readers.sources import SourceFile
     from aifx.feedback.monitoring import Monitored, MonitoredRows
     from aifx.loading.prediction import LoadedModel
+
+HELD_OUT = ("validation", "test")
 
 TRAINING = "training"
 """What rows are compared with by default."""
@@ -81,15 +87,16 @@ def monitor(
     loaded = load(model, step=step, settings=settings, trust_code=trust_code)
     form, section = loaded.format, loaded.trained.config.monitor
     files = list(chain.from_iterable(one.files for one in found))
-    now = MonitoredRows(", ".join(one.name for one in found), _rows(form, files))
+    now = MonitoredRows(", ".join(one.name for one in found), partial(_rows, form, files))
     if named is not None:
-        reference = MonitoredRows(named.name, _rows(form, named.files))
+        reference = unseen = MonitoredRows(named.name, partial(_rows, form, named.files))
     else:
-        reference = _training_rows(loaded, root, project)
+        reference, unseen = _training_rows(loaded, root, project)
     report = compare(
         loaded,
         now,
         reference,
+        unseen,
         shown=section.shown,
         limits=(*section.limits, *limits),
         time=time if time is not None else section.time,
@@ -111,21 +118,45 @@ def _rows(form: DataFormat, files: Iterable[SourceFile]) -> Iterator[Row]:
     return chain.from_iterable(form.read_rows(file) for file in files)
 
 
-def _training_rows(model: LoadedModel, root: str | None, project: StrPath) -> MonitoredRows:
-    """The rows that a model was trained on. Raises UsageError if they are not known any more."""
-    from aifx.feedback.monitoring import MonitoredRows
-
-    trained = model.trained
-    reference = _training_version(trained.run)
-    if reference is not None:
+def _training_rows(model: LoadedModel, root: str | None, project: StrPath) -> tuple[MonitoredRows, MonitoredRows]:
+    """The rows that a model was trained on, and those that were held out. Raises UsageError if they are not known."""
+    trained, form = model.trained, model.format
+    if (reference := _training_version(trained.run)) is not None:
         found = row_files(reference, "aifx monitor --against", root, project)
-        return MonitoredRows(found.name, _rows(model.format, found.files), is_training=True)
-    named = trained.config.data.named_files(trained.project) if trained.run.model_digest is None else {}
-    files = named.get("data.train", named.get("data.path", ()))
-    if not files:
+        return _by_split(found.name, partial(_rows, form, found.files))
+    section = trained.config.data
+    named = section.named_files(trained.project) if trained.run.model_digest is None else {}
+    files = named.get("data.path") or [file for key in HELD_OUT for file in named.get(f"data.{key}", ())]
+    train = named.get("data.path") or named.get("data.train")
+    if not train:
         what = f"the rows that {trained.run.title} was trained on are not known"
         raise UsageError(what, "it was not trained on a version of a data set", "--against FILE or NAME@VERSION")
-    return MonitoredRows(", ".join(file.name for file in files), _rows(model.format, files))
+    name = ", ".join(file.name for file in train)
+    if "data.path" in named and isinstance(section, TableSection):
+        return _by_split(name, partial(_rows_with_splits, form, section, trained.project, train))
+    from aifx.feedback.monitoring import MonitoredRows
+
+    held_out = files if "data.path" not in named else []
+    return MonitoredRows(name, partial(_rows, form, train)), MonitoredRows(name, partial(_rows, form, held_out))
+
+
+def _by_split(name: str, read: Callable[[], Iterator[Row]]) -> tuple[MonitoredRows, MonitoredRows]:
+    from aifx.feedback.monitoring import MonitoredRows
+
+    return MonitoredRows(name, read, ("train",)), MonitoredRows(name, read, HELD_OUT)
+
+
+def _rows_with_splits(
+    form: DataFormat, section: TableSection, project: Project, files: Iterable[SourceFile]
+) -> Iterator[Row]:
+    """The rows of a table, each with its split."""
+    from aifx.data.table import read_splits
+
+    table, splits = read_splits(section, project)
+    split_of = {int(number): split for split, rows in splits.items() for number in table.numbers[rows]}
+    for number, row in enumerate(_rows(form, files)):
+        if number in split_of:
+            yield replace(row, values={**row.values, SPLIT: split_of[number]})
 
 
 def _training_version(run: RunDirectory) -> str | None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from aifx.curation.column_drift import ColumnDrift, compare_columns
+from aifx.curation.column_samples import comparable
 from aifx.curation.drift import ks, psi
 
 PART_DAYS = 1 / 6
@@ -105,10 +106,55 @@ def test_what_people_look_for_is_found(old: Any, new: Any, of: str) -> None:
     assert (first.of, first.drifted) == (of, True)
 
 
-def test_names_are_not_compared_and_a_constant_is_the_same() -> None:
+def test_names_and_a_constant_are_the_same() -> None:
     names = [f"name {n}" for n in range(300)]
     found = compare_columns({"name": names, "one": np.ones(300)}, {"name": names, "one": np.ones(300)})
-    assert [(one.column, one.effect, one.drifted) for one in found] == [("one", 0, False)]
+    assert {one.column: (round(one.effect, 9), one.drifted) for one in found} == {"name": (0, False), "one": (0, False)}
+
+
+def test_single_missing_values_hide_no_drift() -> None:
+    """In its own scale, one missing value is as rare as a drift can be large."""
+    draw = np.random.default_rng(0)
+    old, new = ({f"n{n}": draw.normal(size=rows) for n in range(11)} for rows in (5000, 100))
+    for name in list(old)[1:]:
+        old[name][0] = np.nan
+    new["n0"] += 3
+    assert drifted(compare_columns(old, new)) == {"n0"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "effect"),
+    [
+        (["0", "1", ""] * 100, [0.0, 1.0, None] * 100, 0),
+        (["True", "False"] * 100, [True, False] * 100, 0),
+        ([*map(str, range(300))], [*map(float, range(299)), "n/a"], 0),
+        ([0, 1] * 100, [0.5] * 200, 1),
+        ([0.1 * n for n in range(300)], [7.0] * 300, None),
+        (["a", "b"] * 100, [f"id {n}" for n in range(200)], 1),
+        (["a"] * 300, [True, 3] * 150, 1),
+    ],
+    ids=["zeros and ones", "truths", "numbers", "other numbers", "one number", "names", "other types"],
+)
+def test_a_column_is_what_the_reference_says(old: Any, new: Any, effect: float | None) -> None:
+    sides = comparable(old, new)
+    assert not isinstance(sides, str)
+    found = compare_columns({"x": sides[0]}, {"x": sides[1]})
+    largest = max(one.effect for one in found)
+    assert largest == pytest.approx(effect, abs=0.02) if effect is not None else largest > 0.3
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        (["2026-01-02", "2026-01-03"] * 60, "dates"),
+        ([[1], [2]] * 60, "type list"),
+        ([np.ones(3)] * 120, "type ndarray"),
+    ],
+)
+def test_what_has_no_comparison_is_named(values: Any, why: str) -> None:
+    made = comparable(values, values)
+    assert isinstance(made, str)
+    assert why in made
 
 
 def test_the_effect_is_in_standard_deviations() -> None:

@@ -51,7 +51,7 @@ def monitor(project: Path, *args: str, code: int = 0) -> Any:
 
 def test_rows_like_those_of_the_training_do_not_drift(project: Path) -> None:
     found = monitor(project, write(project / "now.jsonl", rows_of(200)), "--limit", "label <= 1")
-    assert (found["rows"], found["reference_rows"], found["drifted"]) == (200, 160, [])
+    assert (found["rows"], found["reference_rows"], found["drifted"]) == (200, 229, [])
     assert found["left_out"] == {}
     assert {"x", "y", "label", "prediction.label", "prediction.probability"} == {
         one["column"] for one in found["columns"]
@@ -124,6 +124,23 @@ def test_bad_input_names_its_place(project: Path, args: list[str], what: str) ->
     error = monitor(project, write(project / "now.jsonl", rows_of(120)), *args, code=2)
     assert what in error["what"]
     assert error["hint"]
+
+
+@pytest.mark.slow
+def test_predictions_are_compared_with_those_for_rows_that_were_held_out(project: Path) -> None:
+    """A model that knows its training rows is surer of them than of new ones, which is no drift."""
+    settings = ["train.num_steps=400", "model.width=256", "model.dropout=0", "optimizer.learning_rate=0.02"]
+    train = ["train", "--run", "sure", *(word for one in settings for word in ("--set", one))]
+    done = inprocess.run(train, project, os.environ)
+    assert done.returncode == 0, done.stderr
+    name = write(project / "now.jsonl", rows_of(400))
+
+    def effects(*args: str) -> dict[str, float]:
+        done = inprocess.run(["monitor", "sure:last", name, "--json", *args], project, os.environ)
+        return {one["column"]: one["effect"] for one in json.loads(done.stdout)["columns"]}
+
+    held_out, all_rows = effects(), effects("--against", "rows.csv")  # which are taken as held out
+    assert held_out["prediction.probability"] < all_rows["prediction.probability"]
 
 
 def test_too_few_rows_are_not_compared(project: Path) -> None:
