@@ -485,7 +485,7 @@ def _serve_check(root: Root, case: Case) -> Finding:
         return Finding(
             "serve-check", False, f"compared with {name}@{incumbent.label}: {'; '.join(obstacles[:3])}", hint
         )
-    return Finding("serve-check", True, f"the same programs as {name}@{incumbent.label}")
+    return Finding("serve-check", True, f"servers of {name}@{incumbent.label} can swap to it")
 
 
 def rollback(root: Root, name: str, alias: str, to: str | None, caller: Caller) -> Act:

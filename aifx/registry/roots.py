@@ -283,6 +283,8 @@ class _Manifest(_Part):
     """What commands read of a manifest that do not open the model: `versions` compares the content with all of it."""
 
     levels: Annotated[list[_Level], Field(max_length=64)] = []
+    inputs: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
     notes: _Notes
 
 

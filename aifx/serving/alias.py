@@ -8,6 +8,8 @@ import socket
 from collections.abc import Sequence
 from functools import partial
 
+import jax
+
 from aifx.core.errors import AifxError, UsageError
 from aifx.core.project import Project
 from aifx.loading.restore import RestoredRun, restore_run
@@ -16,7 +18,7 @@ from aifx.registry.roots import Root
 from aifx.registry.state import ModelState, NumberedVersion
 from aifx.registry.swappable import swap_obstacles
 from aifx.registry.versions import open_stored
-from aifx.serving.swap import Candidate
+from aifx.serving.swap import Candidate, check_memory
 
 logger = logging.getLogger(__name__)
 
@@ -91,13 +93,15 @@ class VersionOfAlias:
         return ModelState(self._name, entries)
 
     def _restore(self, state: ModelState, version: NumberedVersion) -> RestoredRun:
-        """Open a version. Raises UsageError for one that needs other programs than those that serve."""
+        """Open a version. Raises UsageError for one that needs another server, or more memory than there is."""
         if obstacles := swap_obstacles(self._root, state, self.first, version.digest):
             what = f"{self._name}@{version.label} needs another server: {obstacles[0]}"
-            why = "a swap keeps the programs that are compiled"
+            why = "a swap keeps the programs of text, and the columns and classes of predictions"
             raise UsageError(what, why, f"aifx serve --model {self.reference}, and aifx registry promote --serve-check")
         label = f"{self._name}@{version.label}"
         directory, project = open_stored(self._root, state, version, label, self._project, self._trust)
+        num_bytes = sum(entry.num_bytes for level in directory.content.levels for entry in level.arrays.values())
+        check_memory(num_bytes, jax.default_backend())
         return restore_run(directory, project, overrides=self._overrides)
 
     def adopted(self, candidate: Candidate) -> None:

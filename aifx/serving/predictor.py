@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import numpy as np
 
 from aifx.data.arrays import FOLD, WEIGHTS
-from aifx.data.base import Batch
+from aifx.data.base import Batch, DataFormat
 from aifx.data.spec import DataSpec
 from aifx.loading.prediction import checked_predictions
 from aifx.objectives.base import Objective
@@ -35,12 +35,40 @@ Fields = tuple[tuple[str, tuple[int, ...], str], ...]
 
 @dataclass(frozen=True, eq=False)
 class PredictorWeights:
-    """Arrays as `Programs.predict_step` takes them, and the objective that reads what it gives."""
+    """A model with its own programs, so that another one can be of another architecture or of other columns' means.
+
+    Attributes:
+        params, frozen: as `Programs.predict_step` takes them.
+        compiled: the program by the fields of a batch; models with the same program share it.
+    """
 
     params: Params
     frozen: Params
-    objective: Objective
+    programs: Programs
+    program_digest: str
     fingerprint: str
+    compiled: dict[Fields, Any] = field(default_factory=dict)
+
+    @property
+    def form(self) -> DataFormat:
+        """The way to read rows for this model."""
+        assert self.programs.task.format is not None
+        return self.programs.task.format
+
+    @property
+    def data(self) -> DataSpec:
+        return self.programs.task.data
+
+    @property
+    def objective(self) -> Objective:
+        """The objective that reads the program's outputs."""
+        return self.programs.task.objective
+
+    def program(self, fields: Fields) -> Any:
+        """The compiled program for batches of these fields."""
+        if fields not in self.compiled:
+            self.compiled[fields] = lower_prediction(self.programs, fields).compile()
+        return self.compiled[fields]
 
 
 @dataclass(frozen=True)
@@ -100,17 +128,14 @@ class Predictor(Worker[PredictorWeights, Prediction]):
 
     def __init__(
         self,
-        programs: Programs,
         weights: PredictorWeights,
-        program_digest: str,
         *,
         queue: int,
         on_batch: Callable[[int], None] = lambda rows: None,
         shares: Shares | None = None,
         recorder: Recorder | None = None,
     ) -> None:
-        """Compiles the program.
-
+        """
         Args:
             queue: requests that may wait.
             shares: of energy and price; by default, neither is known.
@@ -118,18 +143,15 @@ class Predictor(Worker[PredictorWeights, Prediction]):
             on_batch: called with the number of examples of each call of the program.
         """
         super().__init__(weights, queue=queue, shares=shares, recorder=recorder)
-        self.programs, self.program_digest = programs, program_digest
-        self.rows_per_batch, self.on_batch = programs.eval_rows, on_batch
+        self.on_batch = on_batch
         self._waiting: deque[Prediction] = deque()  # some of whose examples were not given to the device
         self._rows = self._batches = 0
         self._batch_s = 0.0  # of the last call
-        self._compiled: dict[Fields, Any] = {}
-        self._program(self.spec_fields)
 
     @property
-    def spec_fields(self) -> Fields:
-        """The fields of an example, by the data's spec."""
-        return fields_of_spec(self.programs.task.data)
+    def rows_per_batch(self) -> int:
+        """Rows in one call of the program of new requests."""
+        return self.weights.programs.eval_rows
 
     def submit(
         self,
@@ -145,7 +167,7 @@ class Predictor(Worker[PredictorWeights, Prediction]):
             batch: at least one example, as `RowEncoder` makes them.
             deliver: called once, from the predictor's thread, with `Predicted`; with None if the request was cancelled
                 or the server stops; with PredictionFailed. It must not wait.
-            weights: those that answer, if not those of now.
+            weights: those that answer, if not those of now. An encoder belongs to weights.
             on_started: called with how long the request waited for the device.
         """
         return self._take(Prediction(batch, deliver, weights or self.weights, on_started))
@@ -167,38 +189,27 @@ class Predictor(Worker[PredictorWeights, Prediction]):
         return PredictorStats(running, waiting, self._rows, self._batches, self._compilations.count)
 
     def predict(self, batch: Batch, weights: PredictorWeights) -> Outputs:
-        """Predict up to `rows_per_batch` examples in one call: `[rows_per_batch, ...]`, the last of them from zeros."""
-        rows = self.rows_per_batch
+        """Predict up to `eval_rows` examples in one call: `[eval_rows, ...]`, the last of them from zeros."""
+        rows = weights.programs.eval_rows
         whole = {name: np.zeros((rows, *shape), dtype) for name, shape, dtype in fields_of(batch)}
         for name, values in batch.items():
             whole[name][: len(values)] = values
-        program = self._program(fields_of(batch))
-        predicted = program(weights.params, weights.frozen, self.programs.place(whole))
+        program = weights.program(fields_of(batch))
+        predicted = program(weights.params, weights.frozen, weights.programs.place(whole))
         return checked_predictions(weights.objective, jax.device_get(predicted), rows)
 
     def probe(self, weights: PredictorWeights) -> str | None:
         """Return why the weights cannot predict random examples, or None."""
-        found = _joined([self.predict(self._examples(), weights)])
+        found = _joined([self.predict(_examples(weights), weights)])
         return str(found) if isinstance(found, PredictionFailed) else None
 
-    def _examples(self) -> Batch:
-        """A random batch, always the same."""
-        rng = np.random.default_rng(0)
-        return {name: _random(rng, (self.rows_per_batch, *shape), dtype) for name, shape, dtype in self.spec_fields}
-
-    def _program(self, fields: Fields) -> Any:
-        """The compiled program for batches of these fields. Those of the data's spec are compiled at the start."""
-        if fields not in self._compiled:
-            self._compiled[fields] = lower_prediction(self.programs, fields).compile()
-        return self._compiled[fields]
-
-    def find_difference(self) -> str | None:
+    def find_difference(self, weights: PredictorWeights) -> str | None:
         """Describe the place in a batch at which an example has other bits than alone, or return None."""
-        rows, batch = self.rows_per_batch, self._examples()
-        alone = self.predict({name: values[:1] for name, values in batch.items()}, self.weights)
+        rows, batch = weights.programs.eval_rows, _examples(weights)
+        alone = self.predict({name: values[:1] for name, values in batch.items()}, weights)
         for place in sorted({0, 1 % rows, rows // 2, rows - 1}):
             order = np.roll(np.arange(rows), place)
-            found = self.predict({name: values[order] for name, values in batch.items()}, self.weights)
+            found = self.predict({name: values[order] for name, values in batch.items()}, weights)
             if any(found[name][place].tobytes() != alone[name][0].tobytes() for name in alone):
                 return f"other bits than alone among {rows} rows, at place {place}"
         return None
@@ -243,7 +254,7 @@ class Predictor(Worker[PredictorWeights, Prediction]):
         """Examples for a call, one of each request in turn; of one kind and one set of weights."""
         taken: list[tuple[Prediction, int]] = []
         others: list[Prediction] = []
-        while self._waiting and len(taken) < self.rows_per_batch:
+        while self._waiting and (not taken or len(taken) < taken[0][0].weights.programs.eval_rows):
             request = self._waiting.popleft()
             first = taken[0][0] if taken else request
             if request.fields != first.fields or request.weights is not first.weights:
@@ -297,6 +308,12 @@ def lower_prediction(programs: Programs, fields: Fields) -> jax.stages.Lowered:
         for name, shape, dtype in fields
     }
     return replace(program, arguments=(*program.arguments[:2], batch)).lower()
+
+
+def _examples(weights: PredictorWeights) -> Batch:
+    """A random batch, always the same."""
+    rng, rows = np.random.default_rng(0), weights.programs.eval_rows
+    return {name: _random(rng, (rows, *shape), dtype) for name, shape, dtype in fields_of_spec(weights.data)}
 
 
 def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:

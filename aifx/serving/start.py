@@ -20,6 +20,7 @@ from aifx.config.serve_section import ServeSection
 from aifx.core.digests import sha256_of, sha256_of_json
 from aifx.core.errors import CheckpointError, UsageError
 from aifx.core.json_files import readable_bytes
+from aifx.core.json_values import plain
 from aifx.core.parsing import parse_size
 from aifx.core.project import Project, RunDirectory
 from aifx.data.base import DataFormat, undefined
@@ -257,16 +258,11 @@ def start_predictor(trained: RestoredRun, serve: ServeSection, clock: WorkClock 
         raise undefined(type(trained.task), "format", "make predictions")
     if type(form).encode is DataFormat.encode:
         raise undefined(type(form), "encode", "make predictions")
+    weights = load_weights(trained)
+    shares = _shares(weights.programs.layout, serve, clock)
+    predictor = Predictor(weights, queue=serve.queue, shares=shares, recorder=_recorder(trained, serve))
     with project_errors(trained.config.parts, trained.project):
-        programs, _, _ = trained.programs("none")
-        fields = fields_of_spec(programs.task.data)
-        program_digest = sha256_of(lower_prediction(programs, fields).as_text())
-        weights = load_weights(trained, program_digest)
-        shares = _shares(programs.layout, serve, clock)
-        predictor = Predictor(
-            programs, weights, program_digest, queue=serve.queue, shares=shares, recorder=_recorder(trained, serve)
-        )
-        _report_bits(predictor, "a prediction", "rows", predictor.find_difference())
+        _report_bits(predictor, "a prediction", "rows", predictor.find_difference(weights))
     if (why := predictor.probe(weights)) is not None:
         raise CheckpointError("the model cannot predict", why, "aifx eval, for a first look")
     logger.info(
@@ -276,11 +272,18 @@ def start_predictor(trained: RestoredRun, serve: ServeSection, clock: WorkClock 
     return predictor
 
 
-def load_weights(trained: RestoredRun, program_digest: str) -> PredictorWeights:
-    """A run's arrays, with the fingerprint of what they predict by a program."""
-    objective = trained.task.objective
-    known = [weights_digest(trained.manifest), program_digest, objective.decides_by(trained.task.data)]
-    return PredictorWeights(trained.params, trained.frozen, objective, f"fp_{sha256_of_json(known)[:32]}")
+def load_weights(trained: RestoredRun, serving: PredictorWeights | None = None) -> PredictorWeights:
+    """A run's model with its program, which is compiled unless that of the model that serves is the same one."""
+    task = trained.task
+    with project_errors(trained.config.parts, trained.project):
+        programs, params, frozen = trained.programs("none")
+        fields = fields_of_spec(task.data)
+        lowered = lower_prediction(programs, fields)
+        digest = sha256_of(lowered.as_text())
+        is_same = serving is not None and serving.program_digest == digest
+        compiled = serving.compiled if serving is not None and is_same else {fields: lowered.compile()}
+    known = [weights_digest(trained.manifest), digest, task.objective.decides_by(task.data), plain(task.data)]
+    return PredictorWeights(params, frozen, programs, digest, f"fp_{sha256_of_json(known)[:32]}", compiled)
 
 
 def check_settings(serve: ServeSection) -> None:

@@ -333,9 +333,9 @@ def files_of(checkpoint: Path) -> Files:
     return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in found)
 
 
-def check_memory(arrays: Any, platform: str) -> None:
-    """Check that a second set of a model's arrays fits beside the first. Raises UsageError if it does not."""
-    needed = SHARE_OF_COPY * tree_bytes(arrays)
+def check_memory(num_bytes: int, platform: str) -> None:
+    """Check that so many bytes of a second model fit beside the first. Raises UsageError if they do not."""
+    needed = SHARE_OF_COPY * num_bytes
     free = free_memory(platform)
     if needed > free:
         why = f"it needs {readable_bytes(needed)} for a moment, and {readable_bytes(free)} are free"
@@ -385,7 +385,7 @@ def _for_text(engine: Engine, serve: ServeSection, canary: Path | None) -> tuple
         why = "adapters belong to one set of weights"
         raise UsageError("--watch with --adapter", why, "aifx serve --adapter, without --watch")
     decoding = engine.device.programs.decoding
-    check_memory(engine.weights.params, decoding.layout.platform)
+    check_memory(tree_bytes(engine.weights.params), decoding.layout.platform)
     prompts = [Prompt("a fixed text", FIXED_TEXT)] if canary is None else read_canary(canary)
     judge = Canary(engine, prompts, computes_in(decoding.dtype_name, serve.quantize)).checks
     return lambda opened: open_model(opened, serve).weights(engine.device), judge
@@ -394,17 +394,24 @@ def _for_text(engine: Engine, serve: ServeSection, canary: Path | None) -> tuple
 def _for_predictions(
     predictor: Predictor, canary: Path | None
 ) -> tuple[Load[PredictorWeights], Judge[PredictorWeights]]:
-    """The program of predictions is the training forward, so that parity is not in question."""
+    """The program of predictions is the training forward, so that parity is not in question.
+
+    A model with another program is loaded with that program: `load` compiles it, while the old one answers.
+    """
     if canary is not None:
         why = "its lines are prompts; predictions are judged by the gates of [eval]"
         raise UsageError("--canary, for a model that writes no text", why, "aifx serve --watch")
-    check_memory((predictor.weights.params, predictor.weights.frozen), predictor.programs.layout.platform)
+    serving = predictor.weights
+    check_memory(tree_bytes((serving.params, serving.frozen)), serving.programs.layout.platform)
 
     def judge(weights: PredictorWeights, old: PredictorWeights) -> Iterator[Check]:
         found = predictor.probe(weights)
         yield Check("predictions", found is None, found or "numbers")
+        if weights.compiled is not old.compiled and predictor.is_reproducible:
+            found = predictor.find_difference(weights)
+            yield Check("bits", found is None, found or "those of a row do not depend on other rows")
 
-    return lambda opened: load_weights(opened, predictor.program_digest), judge
+    return lambda opened: load_weights(opened, predictor.weights), judge
 
 
 @dataclass(frozen=True)

@@ -105,9 +105,7 @@ BATCHES = ((range(400), 0.3), (range(400, 1600), 1.0), (range(1600), 0.0))
 """Rows that arrive before each tick: their ids, and the share of them that have any label."""
 PROMOTED = ("push", "attest", "attest", "promote")
 REFUSED = ("push", "attest", "attest", "refuse")
-LETTERS = "abcdefgh"
-"""Columns of words keep their form when rows arrive, and numbers change their means: a server adopts no other form."""
-PROBES = tuple({"id": -1, "heat": heat, "load": load} for heat in "ah" for load in "ah")
+PROBES = tuple({"id": -1, "heat": heat, "load": load} for heat in (0.0, 3.5) for load in (0.0, 3.5))
 WAIT_S = 120
 
 
@@ -124,7 +122,7 @@ class Factory(Ticking):
         self.environ = {**os.environ, "PGPASSWORD": PASSWORD, "OPS_URL": hook, "OPS_URL_SECRET": SECRET}
         self.write(line.replace("URL/", f"{server.url}/").replace("URL ", f"{server.url} "))
         tables = "DROP TABLE IF EXISTS readings, clean_readings, aifx_requests"
-        columns = "id int8 PRIMARY KEY, heat text, load text, failing text"
+        columns = "id int8 PRIMARY KEY, heat float8, load float8, failing text"
         server.run(tables, f"CREATE TABLE readings ({columns})")
 
     def aifx(self, *words: str, code: int | None = 0) -> Any:
@@ -140,13 +138,13 @@ class Factory(Ticking):
         registry_init(self.root / "policy.toml", project=self.root)
 
     def arrive(self, ids: Sequence[int], shuffled: float = 0.0) -> None:
-        """Rows whose label is whether two letters are late in the alphabet together; a share of them has any label."""
+        """Rows whose label is whether two numbers are large together; a share of them has any label."""
         rows = []
         for number in ids:
             heat, load = self.random.randrange(8), self.random.randrange(8)
             is_any, any_label = self.random.random() < shuffled, self.random.random() < 0.5
             label = "yes" if (any_label if is_any else heat + load >= 7) else "no"
-            rows.append(f"({number}, '{LETTERS[heat]}', '{LETTERS[load]}', '{label}')")
+            rows.append(f"({number}, {heat / 2}, {load / 2}, '{label}')")
         update = "heat = excluded.heat, load = excluded.load, failing = excluded.failing"
         self.server.run(f"INSERT INTO readings VALUES {', '.join(rows)} ON CONFLICT (id) DO UPDATE SET {update}")
 

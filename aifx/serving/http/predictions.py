@@ -22,7 +22,6 @@ from aifx.core.web.policy import ClientGone
 from aifx.data.base import Batch, DataFormat
 from aifx.data.readers.rows import Row
 from aifx.data.readers.sources import STDIN
-from aifx.data.spec import DataSpec
 from aifx.loading.prediction import RowEncoder, record
 from aifx.serving.http.answers import json_response
 from aifx.serving.http.documents import Classification, Predictions, PredictionUsage, cost_of
@@ -92,13 +91,16 @@ class PredictionState(ServerState):
     """The state of a server of predictions."""
 
     engine: Predictor
-    form: DataFormat
-    data: DataSpec
     metrics: PredictionMetrics = field(init=False)
 
     def __post_init__(self) -> None:
         self.metrics = PredictionMetrics(self.engine, self.name, self.swaps)
         self._limiter = anyio.CapacityLimiter(READERS)
+
+    @property
+    def form(self) -> DataFormat:
+        """The way to read rows of the model of new requests."""
+        return self.engine.weights.form
 
     def load(self) -> Load:
         stats = self.engine.stats()
@@ -107,20 +109,19 @@ class PredictionState(ServerState):
         return Load(self.operations[0].path, kind, stats.running, stats.waiting, work, stats.compilations)
 
     async def predict(
-        self, request: Request, read: Callable[[], Sequence[Row]], part: str
+        self, request: Request, read: Callable[[DataFormat], Sequence[Row]], part: str
     ) -> tuple[list[Row], list[dict[str, Any]], PredictorWeights, PredictionUsage]:
         """The rows, the prediction for each, the weights that made it, and the cost. Raises ApiError, ClientGone.
 
         Args:
-            read: the rows; called in a thread.
+            read: the rows, as a format reads them; called in a thread.
             part: the field of the request that has them.
         """
-        start, outcome = time.perf_counter(), "error"
+        start, outcome, weights = time.perf_counter(), "error", self.engine.weights  # a swap may come before the end
         try:
-            rows, counts, batch = await run_sync(self._encode, read, limiter=self._limiter)
+            rows, counts, batch = await run_sync(self._encode, read, weights.form, limiter=self._limiter)
             record_of(request).rows = len(rows)
             self.metrics.rows.observe(len(rows))
-            weights = self.engine.weights
             submit = partial(self.engine.submit, batch, weights=weights, on_started=self.metrics.queue_time.observe)
             (found,) = await results(self, request, [submit], part)
             if isinstance(found, NotNumbers):
@@ -140,9 +141,11 @@ class PredictionState(ServerState):
         finally:
             self.metrics.finished(outcome)
 
-    def _encode(self, read: Callable[[], Sequence[Row]]) -> tuple[list[Row], list[int], Batch]:
+    def _encode(
+        self, read: Callable[[DataFormat], Sequence[Row]], form: DataFormat
+    ) -> tuple[list[Row], list[int], Batch]:
         """The rows, how many examples each has, and all of these."""
-        rows, encoder = list(read()), RowEncoder(self.form)
+        rows, encoder = list(read(form)), RowEncoder(form)
         batches = [encoder.encode(row) for row in rows]
         counts = [len(next(iter(batch.values()))) for batch in batches]
         return rows, counts, {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
@@ -152,7 +155,7 @@ class PredictionState(ServerState):
         decoded, start = [], 0
         for count in counts:
             own = {name: values[start : start + count] for name, values in outputs.items()}
-            decoded.append(record(weights.objective, weights.objective.decode(own, self.data)))
+            decoded.append(record(weights.objective, weights.objective.decode(own, weights.data)))
             start += count
         return decoded
 
@@ -167,12 +170,13 @@ async def predict(request: Request) -> Response:
         why = f"{len(values)} rows; this server takes serve.max_rows = {state.settings.max_rows} at once"
         raise ApiError(400, f"rows: {why}", param="rows")
 
-    def read() -> list[Row]:
+    def read(form: DataFormat) -> list[Row]:
         return [Row(STDIN, number + 1, f"rows[{number}]", row) for number, row in enumerate(values)]
 
     rows, decoded, weights, usage = await state.predict(request, read, "rows")
     try:
-        records = [record for row, one in zip(rows, decoded, strict=True) for record in state.form.records(row, one)]
+        form = weights.form
+        records = [record for row, one in zip(rows, decoded, strict=True) for record in form.records(row, one)]
     except DataError as error:
         raise refusal(error) from None
     return json_response(
@@ -201,14 +205,14 @@ async def classify(request: Request) -> Response:
     else:
         raise wrong_type(request, (*state.form.media_types, "application/json"))
 
-    def read() -> list[Row]:
+    def read(form: DataFormat) -> list[Row]:
         try:
-            return [Row(STDIN, 1, "image", state.form.decode(data))]
+            return [Row(STDIN, 1, "image", form.decode(data))]
         except ValueError as error:
             raise DataError("image", str(error), "file IMAGE") from None
 
     _, (prediction,), weights, usage = await state.predict(request, read, "image")
-    if thresholds := weights.objective.decides_by(state.data):
+    if thresholds := weights.objective.decides_by(weights.data):
         prediction["thresholds"] = thresholds
     facts = {"object": "prediction", "model": name, "system_fingerprint": weights.fingerprint, "usage": usage}
     return json_response(Classification.model_validate({**prediction, **facts}))

@@ -248,7 +248,7 @@ def _predictions(
     predictor = start_predictor(trained, common["settings"], clock)
     assert form is not None
     operations = (prediction_operation(form, data.classes),)
-    state = PredictionState(engine=predictor, form=form, data=data, operations=operations, **common)
+    state = PredictionState(engine=predictor, operations=operations, **common)
     return state, {"rows_per_batch": predictor.rows_per_batch}
 
 

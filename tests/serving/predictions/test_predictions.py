@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import aifx
 from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
 from aifx.loading.prediction import RowEncoder
-from aifx.serving.predictor import NotNumbers, Predictor, PredictorWeights
+from aifx.serving.predictor import NotNumbers, Predictor
 from aifx.serving.requests import QueueFull
 from aifx.serving.swap import StepsOfRun
 
@@ -230,7 +231,7 @@ def test_limits_key_and_end(table: Project, serve: Serve) -> None:
 
 def test_a_queue_of_0_takes_the_request_of_the_next_call(rows_served: Any) -> None:
     served = rows_served.predictor
-    predictor = Predictor(served.programs, served.weights, served.program_digest, queue=0)  # not started: none ends
+    predictor = Predictor(served.weights, queue=0)  # not started: none ends
     batch = batch_of(rows_served, rows(1))
     predictor.submit(batch, lambda found: None)
     with pytest.raises(QueueFull, match=r"^0 requests"):
@@ -242,12 +243,10 @@ def test_numbers_that_are_none_are_a_failure(rows_served: Any) -> None:
     old = predictor.weights
     import jax
 
-    broken = jax.tree.map(lambda x: x * np.nan, old.params)
-    assert "not numbers" in str(predictor.probe(PredictorWeights(broken, old.frozen, old.objective, "fp")))
+    broken = replace(old, params=jax.tree.map(lambda x: x * np.nan, old.params), fingerprint="fp")
+    assert "not numbers" in str(predictor.probe(broken))
     found: queue.Queue[Any] = queue.Queue()
-    predictor.submit(
-        batch_of(rows_served, rows(1)), found.put, weights=PredictorWeights(broken, old.frozen, old.objective, "fp")
-    )
+    predictor.submit(batch_of(rows_served, rows(1)), found.put, weights=broken)
     assert isinstance(found.get(timeout=WAIT_S), NotNumbers)
     assert predictor.failure is None
     answer = rows_served.http.post("/v1/predict", json={"rows": [*rows(1), {"length": 1e39, "weight": 0.0}]})
