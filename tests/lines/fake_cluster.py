@@ -29,6 +29,8 @@ fi
 [ ! -e kill ] || { rm kill; kill -9 0; }
 """
 SCONTROL = '#!/bin/sh\ncat "$JOBS/job-$4" 2>/dev/null || { echo "Invalid job id specified" >&2; exit 1; }\n'
+SQUEUE = "#!/bin/sh\n"
+"""It knows no job. That of this machine may be one of a cluster that does not answer."""
 SCANCEL = '#!/bin/sh\necho "$*" >> "$JOBS/cancelled"\n'
 
 
@@ -50,6 +52,7 @@ class Cluster(Ticking):
         cluster = cls(root)
         cluster.program("scontrol", SCONTROL)
         cluster.program("scancel", SCANCEL)
+        cluster.program("squeue", SQUEUE)
         return cluster
 
     def program(self, name: str, text: str) -> None:
