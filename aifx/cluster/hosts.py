@@ -158,7 +158,7 @@ def answers_until(moment: float) -> Iterator[None]:
 def _ask(program: str, arguments: Sequence[str], limit_s: float, **options: Any) -> Ended:
     left_s = _until.get() - time.monotonic()
     ended = run([program, *arguments], limit_s=min(limit_s, left_s), **options) if left_s > 0 else None
-    if ended is None or (ended.cut and left_s < limit_s):
+    if ended is None or (ended.cut == "limit" and left_s < limit_s):
         raise EnvironmentFault(f"{Path(program).name} does not answer", "it was asked in vain", transient=True)
     return ended
 

@@ -127,7 +127,14 @@ class Kubernetes:
     def answer(self, record: LaunchRecord, folder: Path) -> bytes:
         # The document is the last thing that a pod writes, below the lines of its processes.
         selector = f"--selector=jobset.sigs.k8s.io/jobset-name={_job_name(record)},{FIRST_POD}"
-        ended = ask_kubernetes(*_place(record), "logs", selector, f"--container={CONTAINER}", "--tail=-1")
+        for lines in (-1, LAST_LINES):
+            how = [f"--container={CONTAINER}", f"--tail={lines}"]
+            if (ended := ask_kubernetes(*_place(record), "logs", selector, *how)).cut != "output":
+                break
+        if not ended.succeeded:
+            why = "its last lines are too long" if ended.cut == "output" else _why(ended)
+            what, hint = f"Kubernetes does not give the log of JobSet {record.job}", f"aifx launch logs {record.id}"
+            raise EnvironmentFault(what, why, hint, transient=may_pass(ended))
         _, begin, rest = (b"\n" + ended.output).rpartition(b"\n{\n")
         return begin + rest if begin else b""
 
@@ -195,6 +202,8 @@ STOP_MARGIN_S = 30
 """Time between the signal and the step's end, and between the saved checkpoint and the process's end."""
 
 MAX_POD_NAME = 63
+LAST_LINES = 10_000
+"""Of a log that is too long to be read, among which is what a run reports."""
 POD_SUFFIX = len("-abcde")  # Kubernetes makes pods' names unique
 
 FINAL_CODES = (int(ExitCode.VERDICT), int(ExitCode.UNABLE), int(ExitCode.BUG))

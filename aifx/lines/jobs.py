@@ -8,10 +8,12 @@ a job that failed asks with the next one. The command in the job has the attempt
 from __future__ import annotations
 
 import math
+import os
 import re
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +22,8 @@ from aifx.cluster.hosts import answers_until
 from aifx.cluster.jobs import OVER, Backend, JobStatus, LaunchRecord, read_events
 from aifx.cluster.launched import backend_of, find_asked, folder_of, requested_id
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode
+from aifx.core.files import open_file
+from aifx.core.os_errors import first_line
 from aifx.core.project import Project
 from aifx.core.requests import Request
 from aifx.lines.file import Place
@@ -28,7 +32,7 @@ BACKENDS = {"slurm": "slurm", "k8s": "kubernetes"}
 REASON_LINES = 20
 """Lines of a log among which the reason of a failure is looked for."""
 ANSWER_S = 20.0
-"""For schedulers to answer questions that begin together."""
+"""For a scheduler to answer."""
 AT_ONCE = 8
 """Questions to one scheduler, and submissions."""
 LOOK_S = 0.01
@@ -65,6 +69,7 @@ class Job:
         text: what the scheduler last said of it.
         end: of the job, once it is known.
         stop: how a job that goes on is ended at the next look: its run saves first, or not.
+        asked_at: when its scheduler was last asked, by `time.monotonic`.
     """
 
     project: Project
@@ -73,13 +78,12 @@ class Job:
     text: str = ""
     end: JobEnd | None = None
     stop: Literal["", "saves", "now"] = ""
+    asked_at: float = -math.inf
     _record: LaunchRecord | None = None
-    _stopped: Literal["", "saves", "now"] = ""
-    _asked_at: float = -math.inf
 
     def is_due(self, pause_s: float) -> bool:
         """Whether the last question was so long ago."""
-        return time.monotonic() - self._asked_at >= pause_s
+        return time.monotonic() - self.asked_at >= pause_s
 
     @property
     def launch(self) -> str:
@@ -90,16 +94,22 @@ class Job:
         """Whether the record of its submission is there; if it was lost, `look` writes it again."""
         return (folder_of(self.project, self.launch) / "record.json").exists()
 
-    def look(self, until: float) -> None:
-        """Ask the scheduler, and note the end of the job. Without an answer until a moment, the job goes on."""
-        with answers_until(until):
+    def look(self) -> None:
+        """Ask the scheduler, and note the end of the job. Without an answer in ANSWER_S, the job goes on."""
+        with answers_until(time.monotonic() + ANSWER_S):
             try:
                 self.end = self._look()
             except EnvironmentFault as e:
                 self.text = f"{self.on} does not answer: {e.what}"
+            except OSError as e:
+                self.text = f"{self.on} was not asked: {first_line(e)}"
             except (AifxError, ValueError) as e:
                 self.end = JobEnd(ExitCode.UNABLE, stopped=str(e).splitlines()[0], hint="aifx launch ls")
-        self._asked_at = time.monotonic()
+        self.asked_at = time.monotonic()
+
+    def leave(self, why: str) -> None:
+        """Note that the scheduler could not be asked."""
+        self.text, self.asked_at = f"{self.on} was not asked: {why}", time.monotonic()
 
     def _look(self) -> JobEnd | None:
         self._find()
@@ -111,16 +121,37 @@ class Job:
         status = backend.status(record, folder)
         self.text = f"{self.on} job {record.job}: {status}"
         if status.state in OVER or status.is_gone:
-            return self._end(record, status, backend.answer(record, folder))
+            try:
+                answer = backend.answer(record, folder)
+            except EnvironmentFault as e:
+                if e.transient:
+                    raise
+                if status.state == "completed":  # without its outputs, it has not succeeded
+                    return JobEnd(ExitCode.UNABLE, stopped=f"{e.what}: {e.why}", hint=e.hint)
+                answer = b""
+            return self._end(record, status, answer)
         self._stop(backend, record, status, folder)
         return None
 
     def _stop(self, backend: Backend, record: LaunchRecord, status: JobStatus, folder: Path) -> None:
-        """End the job, once in each way: a run that saves takes a second signal for one to stop at once."""
+        """End the job, once in each way: a run that saves takes a second signal for one to stop at once.
+
+        Other ticks read the job's events later, so a file says that it was sent one.
+        """
         saves = status.state == "ending" or any(event.get("signal") == "INT" for event in read_events(folder))
-        if self.stop and self.stop != self._stopped and not (self.stop == "saves" and saves):
+        # What nobody knows to run would be ended without a signal to save.
+        if not self.stop or (self.stop == "saves" and (saves or status.state == "unknown")):
+            return
+        sent = folder / f"stopping-{self.stop}"
+        try:
+            os.close(open_file(sent, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+        try:
             backend.stop(record, status, now=self.stop == "now")
-            self._stopped = self.stop
+        except BaseException:
+            sent.unlink(missing_ok=True)
+            raise
 
     def log(self, most: int = REASON_LINES) -> list[bytes]:
         """The last lines that the job has written. Raises EnvironmentFault."""
@@ -147,7 +178,10 @@ class Job:
         if status.state == "stopped":
             code = code or ExitCode.UNABLE  # Slurm has 0 of a job that was cancelled in the queue
         stopped = f"{name} was stopped" if status.state == "stopped" else ""
-        lines = [] if code == ExitCode.OK or stopped else self.log()
+        lines: list[bytes] = []
+        if code != ExitCode.OK and not stopped:
+            with suppress(EnvironmentFault):
+                lines = self.log()
         last = next((line.decode(errors="replace").strip() for line in reversed(lines) if line.strip()), "")
         return JobEnd(code, answer, stopped, f"{name} {status}", f"aifx launch logs {record.id}", last)
 
@@ -166,8 +200,11 @@ class Questions:
         due = [job for job in jobs if job not in self._open and job.end is None and job.is_due(pause_s)]
         for place in {job.on for job in due}:
             pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=f"aifx-{place}")
-            until = time.monotonic() + ANSWER_S
-            self._open |= {job: pool.submit(job.look, until) for job in due if job.on == place}
+            for job in sorted((job for job in due if job.on == place), key=lambda job: job.asked_at):
+                try:
+                    self._open[job] = pool.submit(job.look)
+                except RuntimeError as e:  # no thread can be started
+                    job.leave(str(e))
             pool.shutdown(wait=False)
         return was_open or bool(self._open)
 

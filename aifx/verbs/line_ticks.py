@@ -437,13 +437,14 @@ def _wait(line: Line, begins: Iterable[float], stop: Sequence[int], sender: _Sen
 
     path = folder_of(line) / JOURNAL
     size = path.stat().st_size if path.exists() else 0
-    with suppress(AifxError):  # the next tick reports it
+    with suppress(AifxError, OSError):  # the next tick reports it
         if run is not None and run.has_news():
             return
     every_s = line.every_s or 3600.0  # the period may have been removed from the file meanwhile
     while not stop and not is_due(begins, time.time(), every_s, line.timezone):
-        if (path.exists() and path.stat().st_size != size) or (run is not None and run.has_ended_job()):
-            return
+        with suppress(AifxError, OSError):
+            if (path.exists() and path.stat().st_size != size) or (run is not None and run.has_ended_job()):
+                return
         sender.send_if_due()
         time.sleep(LOOK_S)
 
