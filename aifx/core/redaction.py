@@ -47,7 +47,7 @@ _CREDENTIALS = re.compile(r"(?<![\w-])[A-Za-z]*credentials?[A-Za-z]*:\s+", re.IG
 _ORDINARY = re.compile(r"\(?(?:token\s+)?[^\W\d_]{1,15}(?:-[a-z]{1,15})*[.!?):]{0,3}", re.IGNORECASE)
 
 _SECRET_VARIABLE = re.compile(
-    r"token|secret|passw|passphrase|credential|private|auth|cookie|_pwd$|(?:^|_)key(?:_|$)|(?:api|access|account)_?key",
+    r"token|secret|jwt|passw|passphrase|credential|private|auth|cookie|_pwd$|(?:^|_)key(?:_|$)|(?:api|access|account)_?key",
     re.IGNORECASE,
 )
 
@@ -92,7 +92,7 @@ def is_secret_variable(name: str) -> bool:
 def _without_value(match: re.Match[str]) -> str:
     """The name and, around what was removed, the quotes: text that was JSON stays JSON."""
     value = match["value"]
-    if _is_prose(match["keep"], value):
+    if value == "..." or _is_prose(match["keep"], value):  # a hint says: export API_KEY=...
         return match[0]
     quote = next((mark for mark in ('\\"', '"', "'") if value.startswith(mark) and value.endswith(mark)), "")
     return f"{match['keep']}{quote}{REMOVED}{quote}"

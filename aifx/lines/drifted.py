@@ -3,7 +3,8 @@
     line/monitor.jsonl    {"time": ..., "model": ..., "source": ..., "reference": ..., "drifted": [...]}
 
 A station's report is in the journal. Another call, of a person or a timer, leaves a record if its project has a
-line.toml, and only if other columns of the model drifted than before: a comparison in each hour is one event.
+line.toml, and only if other columns drifted than in the last comparison of the model's rows with the same reference: a
+comparison in each hour is one event.
 """
 
 from __future__ import annotations
@@ -32,10 +33,15 @@ def leave_drift(report: Mapping[str, Any], root: Path) -> None:
         return
     facts, path = {key: report[key] for key in FACTS}, root / "line" / MONITOR
     try:
-        before = {(one.get("model"), one.get("source")): one.get("drifted") for one in read_jsonl(path)}
-        if list(facts["drifted"]) != list(before.get((facts["model"], facts["source"])) or ()):
+        before = {_compared(one): one.get("drifted") for one in read_jsonl(path)}
+        if list(facts["drifted"]) != (before.get(_compared(facts)) or []):
             file = JsonLines(path)
             file.append({"time": time.time(), **facts})
             file.close()
     except (AifxError, OSError) as e:
         logger.warning("no event will tell of this report: %s", e)
+
+
+def _compared(record: Mapping[str, Any]) -> str:
+    """What was compared with what, also of a damaged record, which is that of nothing."""
+    return repr([record.get(key) for key in ("model", "source", "reference")])

@@ -58,9 +58,9 @@ class LineMeaning:
 
     def missing(self, station: Station) -> list[str]:
         """Return the names of the station's condition that mean nothing and that no station makes."""
-        changed = [subject_name(term.subject) for term in station.condition.terms() if term.kind == "changed"]
-        unknown = [name for name in dict.fromkeys(changed) if name not in self.bindings]
-        return [name for name in unknown if not is_made(name, self.line, self.project)]
+        changed = dict.fromkeys(term.subject for term in station.condition.terms() if term.kind == "changed")
+        unknown = [subject for subject in changed if subject_name(subject) not in self.bindings]
+        return [subject for subject in unknown if not is_made(subject_name(subject), self.line, self.project)]
 
     def key(self, station: Station, identities: Mapping[str, Any]) -> str:
         """Return the digest of what a station works on, given the identities of what the stations before it made."""

@@ -259,7 +259,7 @@ class TickRun:
 
     def _write_report(self, one: Decision) -> None:
         self._write_tick()
-        error = {"what": redact(one.what), "why": redact(one.why), "hint": one.hint}
+        error = {"what": redact(one.what), "why": redact(one.why), "hint": redact(one.hint)}
         facts: dict[str, Any] = {"state": one.state, "asks": one.asks, "report": one.report, "error": error}
         self.journal.append("reported", one.station, one.key, **facts)
         text = f"{error['what']}: {error['why']}" if one.what else error["why"]
@@ -509,7 +509,7 @@ def _error(name: str, found: Exit, document: Mapping[str, Any], one: Try) -> dic
     why = ": ".join(str(given[part]) for part in ("what", "why") if given.get(part))
     silent = "the disk was full" if found.was_full else "it wrote nothing"
     hint = given.get("hint") or f"aifx line logs {name}; then: aifx line retry {name}"
-    return {"what": what, "why": redact(found.stopped or why or silent), "hint": str(hint)}
+    return {"what": what, "why": redact(found.stopped or why or silent), "hint": redact(str(hint))}
 
 
 def _written_error(text: str) -> dict[str, str]:
@@ -538,7 +538,7 @@ def _job_error(name: str, end: JobEnd, found: Exit, document: Mapping[str, Any])
     why = found.stopped or ": ".join(str(given[part]) for part in ("what", "why") if given.get(part))
     why = why or ": ".join(part for part in (end.why, end.last_line[:300]) if part)
     hint = given.get("hint") or f"{end.hint}; then: aifx line retry {name}"
-    return {"what": f"the job of {name} {_how(found)}", "why": redact(why), "hint": str(hint)}
+    return {"what": f"the job of {name} {_how(found)}", "why": redact(why), "hint": redact(str(hint))}
 
 
 def _how(found: Exit) -> str:

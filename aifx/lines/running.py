@@ -48,11 +48,15 @@ _BEGINNINGS = ("LC_", "XDG_", "AIFX_", "CUDA_", "NVIDIA_", "XLA_", "JAX_", "NCCL
 
 _ATTEMPT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _STEERING = re.compile(
-    r"(LD|DYLD|BASH|GIT|GCONV|GLIBC|MALLOC|OPENSSL|PJRT|TF|XLA|JAX|CUDA|NVIDIA|NCCL|SLURM|XDG)_.*|PYTHON.*|KUBECONFIG"
-    r"|HOME|SHELL|ENV|IFS|PATH|TMPDIR|.*_(FILE|PATH|DIR|HOME|CONFIG|FLAGS|OPTIONS|PROXY|ALLOW_EXECUTABLES)",
+    r"(CLOUDSDK_)?PYTHON.*|KUBECONFIG|ODBC(SYS)?INI|PGSYSCONFDIR|HOME|SHELL|ENV|IFS|PATH|TMPDIR|.*(?<!PRO)FILE"
+    r"|.*_(PATH|DIR|HOME|CONFIG|FLAGS|OPTIONS|PROXY|ALLOW_EXECUTABLES)",
     re.IGNORECASE,
 )
 """Variables by which programs find or load other code, as far as they are known."""
+_STEERING_BEGINNING = re.compile(
+    "(LD|DYLD|BASH|GIT|GCONV|GLIBC|MALLOC|OPENSSL|PJRT|TF|XLA|JAX|CUDA|NVIDIA|NCCL|SLURM|SBATCH|XDG)_", re.IGNORECASE
+)
+"""How others of them begin, and some secrets as well, such as SLURM_JWT."""
 
 # A shell writes down its process and the exit code, because nobody may be there to wait for it. SIGTERM goes to the
 # whole group: the shell ignores it by a trap, which the commands do not inherit, so that it sees how they end.
@@ -229,7 +233,8 @@ def environment_of(
 
 
 def _is_steering(name: str) -> bool:
-    return _STEERING.fullmatch(name) is not None and not is_secret_variable(name)
+    begins = _STEERING_BEGINNING.match(name) is not None and not is_secret_variable(name)
+    return begins or _STEERING.fullmatch(name) is not None
 
 
 def _read_variables(path: Path) -> dict[str, str]:

@@ -153,7 +153,7 @@ def _act(outcome: Outcome) -> Act:
     """The document of an entry. What was judged is in the entry, so that asking again reports the same."""
     entry, state = outcome.entry, outcome.state
     findings = tuple(
-        Finding(**{"found": "", **one, "evidence": tuple(one.get("evidence", ()))})
+        Finding(one["rule"], one["passed"], one.get("found", ""), one.get("hint", ""), tuple(one.get("evidence", ())))
         for one in entry.facts.get("findings", ())
     )
     return Act(

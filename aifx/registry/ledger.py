@@ -92,7 +92,7 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class _Finding(BaseModel):
-    model_config = ConfigDict(defer_build=True, extra="forbid")
+    model_config = ConfigDict(defer_build=True)
 
     rule: str
     passed: bool

@@ -50,7 +50,9 @@ def line_check(
 def line_graph(
     file: StrPath | None = None, *, html: StrPath | None = None, svg: StrPath | None = None, project: StrPath = "."
 ) -> LineGraph:
-    """Report which stations of a line need which, and the state of each, also as a page or a picture. Runs nothing.
+    """Report which stations of a line need which, and the state of each, also as a page or a picture.
+
+    Runs nothing of the line. It asks the schedulers about jobs that are open.
 
     Args:
         file: by default line.toml of the project.
@@ -74,16 +76,17 @@ def line_graph(
     for one, station in zip(status.stations, line.stations.values(), strict=True):
         levels[one.station] = 1 + max((levels[parent] for parent in station.parents), default=-1)
         why = ": ".join(filter(None, (one.what, one.why)))
+        when, why, hint = map(redact, (station.when, why, one.hint))
         stations.append(GraphStation(
-            one.station, levels[one.station], station.parents, tuple(redact(text) for text in station.run),
-            station.when, one.verdict, one.on, one.state, why, one.hint, one.since, one.next,
+            one.station, levels[one.station], station.parents, tuple(map(redact, station.run)),
+            when, one.verdict, one.on, one.state, why, hint, one.since, one.next,
         ))  # fmt: skip
     notes = [f"next tick {date(status.next)}" if status.next is not None else ""]
     notes += [with_file("paused: aifx line resume", file) if status.is_paused else ""]
     notes += ["a tick is open" if status.is_open else ""]
     problem = status.problem
     notes += [f"the next tick's stations are not known: {problem['what']}: {problem['why']}" if problem else ""]
-    graph = LineGraph(str(line.path), tuple(stations), time.time(), tuple(filter(None, notes)))
+    graph = LineGraph(str(line.path), tuple(stations), time.time(), tuple(map(redact, filter(None, notes))))
     for path, draw in ((html, graph.page), (svg, graph.svg)):
         if path is not None:
             write_page(draw(), Path(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 import sys
 import tempfile
 import time
@@ -27,9 +28,16 @@ _error_file = ""
 
 
 def take_error_file() -> None:
-    """Take the variable out of the environment: the file is of this process, and of none that it starts."""
+    """Take the variable out of the environment: the file is of this process, and of none that it starts.
+
+    A failure of an earlier process is removed: its caller went on, so it is not why the caller fails.
+    """
     global _error_file
     _error_file = os.environ.pop(ERROR_FILE, "")
+    if _error_file:
+        with suppress(OSError, ValueError):
+            if stat.S_ISREG(os.lstat(_error_file).st_mode):
+                os.unlink(_error_file)
 
 
 def write_error_file(failure: AifxError) -> None:

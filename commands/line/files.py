@@ -56,7 +56,7 @@ def graph(
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Also write the picture to FILE.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show which stations need which, and the state of each. Starts nothing.
+    """Show which stations need which, and the state of each. Starts no station, and asks schedulers about open jobs.
 
     Examples:
         aifx line graph

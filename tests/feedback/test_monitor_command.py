@@ -17,6 +17,7 @@ from made_once import made_once
 from table_project import train_table_project
 
 from aifx.core.project import Project
+from aifx.lines.drifted import leave_drift
 from aifx.lines.events import read_events
 from aifx.registry.roots import open_root
 
@@ -71,6 +72,19 @@ def test_other_rows_drift_with_their_predictions_and_an_event_says_so_once(proje
     place = Project(project)
     (event,) = read_events(place, open_root(None, place), {}).events
     assert (event.type, event.subject, event.data["drifted"]) == ("drift", "main", found["drifted"])
+
+
+def test_each_reference_has_its_own_last_comparison_and_damaged_records_are_none(tmp_path: Path) -> None:
+    (tmp_path / "line.toml").write_text("")
+    (tmp_path / "line").mkdir()
+    records, fact = tmp_path / "line/monitor.jsonl", {"model": "m", "source": "s"}
+    damaged = [{"model": ["m"]}, {**fact, "reference": "week", "drifted": 5}]
+    records.write_text("".join(json.dumps(one) + "\n" for one in damaged))
+    for _ in range(2):
+        for reference, drifted in (("training", []), ("week", ["x"]), ("month", ["y"])):
+            leave_drift({**fact, "reference": reference, "drifted": drifted}, tmp_path)
+    written = [json.loads(row) for row in records.read_text().splitlines()[len(damaged) :]]
+    assert [(one["reference"], one["drifted"]) for one in written] == [("week", ["x"]), ("month", ["y"])]
 
 
 def test_the_page_and_the_metrics_say_what_the_report_says(project: Path) -> None:

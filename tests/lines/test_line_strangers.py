@@ -19,6 +19,7 @@ from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.lines.deploying import units
 from aifx.lines.file import read_line
 from aifx.lines.running import Try, environment_of
+from aifx.verbs.line_files import line_graph
 
 HOSTILE = r"""
 [line]
@@ -121,10 +122,15 @@ def test_the_name_of_a_folder_ends_no_line_of_a_unit(tmp_path: Path, name: str) 
 
 
 @pytest.mark.parametrize(
-    "name", ["LD_PRELOAD", "PATH", "PYTHONPATH", "BASH_ENV", "GIT_SSH_COMMAND", "KUBECONFIG", "AWS_CONFIG_FILE", "Path"]
+    "name",
+    [
+        *("LD_PRELOAD", "PATH", "PYTHONPATH", "BASH_ENV", "GIT_SSH_COMMAND", "KUBECONFIG", "AWS_CONFIG_FILE", "Path"),
+        *("AWS_SHARED_CREDENTIALS_FILE", "ODBCINI", "ODBCSYSINI", "PGSERVICEFILE", "PGSYSCONFDIR", "SSLKEYLOGFILE"),
+        *("SBATCH_EXPORT", "CLOUDSDK_PYTHON"),
+    ],
 )
 def test_a_file_of_secrets_sets_no_variable_that_loads_code(tmp_path: Path, name: str) -> None:
-    (tmp_path / "e").write_text(f"PGPASSWORD=swordfish\nGITHUB_TOKEN=x\nLDAP_USER=y\n{name}=./bin\n")
+    (tmp_path / "e").write_text(f"PGPASSWORD=swordfish\nSLURM_JWT=x\nAWS_PROFILE=x\nLDAP_USER=y\n{name}=./bin\n")
     with pytest.raises(ConfigError, match=f"e sets {name}\n") as raised:
         environment_of(["file:e"], tmp_path, {})
     assert "./bin" not in str(raised.value)
@@ -157,3 +163,20 @@ def test_a_program_of_an_open_attempt_does_not_begin_without_the_permission(tmp_
 def test_an_attempt_of_a_journal_is_a_folder_of_the_line(tmp_path: Path, attempt: str, number: int) -> None:
     with pytest.raises(DataError, match="is no attempt"):
         Try(tmp_path / "line" / "attempts", attempt, number)
+
+
+def test_the_graph_and_hints_show_no_secret_that_is_known_by_its_shape(tmp_path: Path) -> None:
+    url, ticking = "postgresql://u:swordfish@h/d", Ticking(tmp_path)
+    fails = station("a", f"sh -c 'printf \"error: no {url}\\nit is down\\nhint: psql {url}\\n\" >&2; exit 3'")
+    text = fails + station("b", when=f"changed:{url}")
+    ticking.write(text)
+    made = ticking.tick()
+    assert made["a"] == "failed"
+    (ended,) = ticking.records("ended", "a")
+    assert ended.facts["error"]["hint"] == "psql postgresql://[removed]@h/d"
+    graph = line_graph(project=tmp_path)
+    assert [one.when for one in graph.stations] == ["", "changed:postgresql://[removed]@h/d"]
+    found = json.dumps(graph.document()) + graph.page() + graph.svg() + "".join(graph.text())
+    journal = "".join(json.dumps(one.facts) for one in ticking.records())
+    assert "[removed]" in found
+    assert "swordfish" not in found + journal

@@ -462,6 +462,15 @@ def test_an_entry_with_values_that_cannot_be_read_is_named(root: Root, facts: di
         promote(root, "fraud@v1", "production", ANN)
 
 
+def test_findings_with_more_keys_of_a_newer_aifx_are_read(root: Root) -> None:
+    promoted(root, "a")
+    version, more = root.find("fraud@v1")[1].digest, {"rule": "eval", "passed": True, "severity": "high"}
+    made = Entry("promote", "ann", "", version, "production", facts={"findings": [more]})
+    root.act("fraud", "job-9", lambda _: made, again=True)
+    again = promote(root, "fraud@v1", "production", Caller("ann", "job-9"))
+    assert (again.is_repeated, again.findings) == (True, (Finding("eval", True, ""),))
+
+
 def test_a_damaged_push_is_one_problem(root: Root) -> None:
     """And not also each later entry, for the version that it should have."""
     promoted(root, "a", "b")

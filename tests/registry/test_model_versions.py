@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import model_runs
@@ -192,19 +194,40 @@ def test_each_type_of_array_is_stored_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_refuses_while_the_next_arrays_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once: a later flush, of other bytes, may succeed."""
     array = np.arange(64, dtype=np.float32)
-    entry = ArrayEntry("float32", array.shape, "")
+    entries = dict.fromkeys("abc", ArrayEntry("float32", array.shape, ""))
     (tmp_path / "checkpoints").mkdir()
     folder = tmp_path / "checkpoints/1"
-    found = write_checkpoint(tmp_path / "checkpoints", 1, {"a": entry}, [("a", array)], run={}).arrays
+    found = write_checkpoint(tmp_path / "checkpoints", 1, entries, [(name, array) for name in "abc"], run={}).arrays
+    answers = iter([None, OSError(errno.EIO, os.strerror(errno.EIO)), None, None])
 
-    def refuse(_descriptor: int) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    def flush(_descriptor: int) -> None:
+        if (error := next(answers)) is not None:
+            raise error
 
-    monkeypatch.setattr(os, "fdatasync", refuse)
-    source = StoredArray("a", "a", found["a"], StoredArrays(folder, found), folder)
+    monkeypatch.setattr(os, "fdatasync", flush)
+    monkeypatch.setattr("aifx.registry.weight_file.BLOCK_BYTES", 1)
+    monkeypatch.setattr("aifx.registry.weight_file.ThreadPoolExecutor", AtOnce)
+    stored = StoredArrays(folder, found)
+    sources = [StoredArray(name, name, found[name], stored, folder) for name in "abc"]
     with pytest.raises(OSError, match=os.strerror(errno.EIO)), report_progress("writing", 0, "bytes") as progress:
-        write_weights(tmp_path / "weights", [source], progress)
+        write_weights(tmp_path / "weights", sources, progress)
+
+
+class AtOnce(Executor):
+    """An executor whose calls are over when they were submitted."""
+
+    def __init__(self, max_workers: int) -> None:
+        pass
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = Future[Any]()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except OSError as error:
+            future.set_exception(error)
+        return future
 
 
 def test_what_a_push_imports_needs_no_jax() -> None:
