@@ -11,6 +11,7 @@ import shutil
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ import jax
 import pytest
 from published_schemas import check_answer
 
-from aifx.checkpoint.checkpoints import Checkpoints
+from aifx.checkpoint.manifest import list_checkpoints
 from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
 from aifx.core.web.traffic import AccessLog
@@ -218,7 +219,10 @@ def test_a_checkpoint_that_fails_the_canary_is_refused(
 def test_a_checkpoint_that_cannot_be_the_best_is_reported_once(
     project: Project, arrive: Callable[..., None], logged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Checkpoints, "best", lambda self: 1)  # which no step of this run was validated to be
+    def with_best(path: Path) -> list[Any]:  # no step of this run was validated to be the best
+        return [replace(info, is_best=info.step == 1) for info in list_checkpoints(path)]
+
+    monkeypatch.setattr("aifx.loading.steps.list_checkpoints", with_best)
     run = restore_run(project.run("main"), project, step=1)
     watcher: Watcher[Any] = Watcher(
         SimpleNamespace(weights=None, fingerprint="fp", swap=None),  # type: ignore[arg-type]
