@@ -207,7 +207,10 @@ def connect(url: DatabaseUrl, what: str, *, makes: bool = False) -> Iterator[Con
     """
     if url.is_postgresql:
         with connection_to(url, what) as connection:
-            yield PostgresConnection(connection, what)
+            opened = PostgresConnection(connection, what)
+            with opened.transaction():  # ADBC before 1.12 begins the next one at once, and rows are predicted in it
+                opened.rows("SET idle_in_transaction_session_timeout = 0")
+            yield opened
         return
     connection = open_file(url, what, makes=makes)
     try:

@@ -249,8 +249,7 @@ def _facts(connection: Any, selection: Selection) -> dict[str, Any] | None:
     sql = (
         "SELECT c.oid::bigint, c.relkind::text, (SELECT system_identifier::text FROM pg_control_system()), "
         "(SELECT timeline_id FROM pg_control_checkpoint()), pg_snapshot_xmax(pg_current_snapshot())::text, "
-        "EXISTS (SELECT FROM pg_partition_tree(c.oid) AS p JOIN pg_class AS f ON f.oid = relid "
-        "WHERE f.relkind = 'f') "
+        "EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid) "
         "FROM pg_class AS c WHERE c.oid = to_regclass($1)"
     )
     with connection.cursor() as cursor:
@@ -258,10 +257,10 @@ def _facts(connection: Any, selection: Selection) -> dict[str, Any] | None:
         found = cursor.fetchone()
     if found is None:
         raise UsageError(f"there is no table {selection.name}", "the database has none of that name", "psql -c '\\d'")
-    oid, kind, system, timeline, newest, has_foreign = found
-    if kind not in ("r", "p", "m") or has_foreign:
+    oid, kind, system, timeline, newest, has_children = found
+    if kind not in ("r", "m") or has_children:  # a partition that is attached brings rows of old transactions
         if selection.since_last and selection.growing is None:
-            why = "it is a view, or of another database, and says not which transaction wrote a row"
+            why = "it is a view, has partitions, or is of another database: its rows do not say when they came"
             raise UsageError(f"--since-last of {selection.name} needs --growing", why, "--growing COLUMN")
         return None
     return {"newest": int(newest), "of": {"system": system, "timeline": timeline, "table": oid}}

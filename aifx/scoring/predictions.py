@@ -65,7 +65,8 @@ def keyed(row: Row, column: str, model: str) -> KeyedRow:
     """
     key = key_text(row.values.get(column), row.place, column)
     values = {name: value for name, value in row.values.items() if name not in RESERVED}
-    return KeyedRow(row, key, sha256_of(_canonical([model, key, values]))[:ID_DIGITS])
+    text = _canonical([model, key, values])  # may have a half of a surrogate pair, as JSON may
+    return KeyedRow(row, key, sha256_of(text.encode("utf-8", "surrogatepass"))[:ID_DIGITS])
 
 
 def _as_json(value: Any) -> Any:
@@ -145,7 +146,7 @@ def check_keys(keys: Iterable[tuple[Any, str]], column: str, again: Iterable[tup
         if hash(text) not in suspects:
             continue
         if text in before:
-            why = f"{before[text]} and {place} have {text!r}"
+            why = f"{before[text]} and {place} have the same value"
             hint = "--key COLUMN, of a column with a different value in each row"
             raise DataError(f"--key {column} does not tell rows apart", why, hint)
         before[text] = place

@@ -167,6 +167,8 @@ class RowFiles:
 def row_files(name: str, command: str, root: str | None, project: StrPath) -> RowFiles:
     """The file that an argument names if there is one, otherwise a version of a data set, whose shards are compared.
 
+    A folder, such as one of pictures, is meant if no data set has that name.
+
     Args:
         command: to use instead with one part of a mix.
         root: of the data sets.
@@ -178,9 +180,15 @@ def row_files(name: str, command: str, root: str | None, project: StrPath) -> Ro
     from aifx.data.versions.catalog import check_own_rows, check_shards
 
     file = input_file(name) if "://" in name or name == STDIN else local_file(Path(name))
-    if file.is_remote or name == STDIN or file.path.exists() or file.format in FORMATS:
-        return RowFiles(file.name, [file], is_version=False)
+    is_folder = not file.is_remote and file.path.is_dir()
+    one = RowFiles(file.name, [file], is_version=False)
+    if file.is_remote or name == STDIN or file.format in FORMATS or (file.path.exists() and not is_folder):
+        return one
+    if is_folder and root is None and project_around(project) is None:
+        return one
     catalog, _ = find_catalog(root, project)
+    if is_folder and name.partition("@")[0] not in catalog.names():
+        return one
     version = catalog.open(name)
     check_own_rows(version.manifest, command)
     check_shards(version)

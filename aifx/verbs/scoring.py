@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from aifx.core.errors import UsageError
 from aifx.core.requests import RequestDone, find_request
-from aifx.verbs.arguments import Settings, Step, StrPath
+from aifx.verbs.arguments import Settings, Step, StrPath, overrides
 from aifx.verbs.catalogs import row_files
 from aifx.verbs.models import is_reference
 from aifx.verbs.prediction import load
@@ -69,7 +69,9 @@ def score(
 
     found = _source(source, key, query, growing, since_last, root, project)
     into = _target(target)
-    asked = find_request(request, f"score {model} {found.name} {into.name} by {found.key}")
+    options = {"step": step, "set": overrides(settings), "growing": growing, "since-last": since_last}
+    how = "".join(f", {name} {value}" for name, value in options.items() if value)
+    asked = find_request(request, f"score {model} {found.name} {into.name} by {found.key}{how}")
     with into.open() as opened:
         begun = None
         if asked is not None:

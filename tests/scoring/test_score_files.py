@@ -114,14 +114,24 @@ def test_a_request_is_done_once(project: Path) -> None:
     assert len(predictions(project)) == 40
     refused = score(project, "new.jsonl", "scores", "--key", "x", "--request", "tick-1.score", code=2)
     assert refused["what"] == "--request tick-1.score belongs to another act"
+    for model, options in (("main:last", []), ("main", ["--set", "eval.batch_size=8"])):
+        assert inprocess.run(["score", model, *command, *options], project, os.environ).returncode == 2
     # A request without a new row is kept, too.
     empty = score(project, "new.jsonl", "scores", "--key", "order", "--request", "tick-2.score")
     write_rows(project, range(70))
     assert score(project, *command[:-1], "tick-2.score") == empty | {"is_repeated": True}
 
 
+def test_half_of_a_surrogate_pair_has_an_id() -> None:
+    """JSON may have it."""
+    rows = [keyed(Row("", 1, "", {"id": 1, "note": note}), "id", "m") for note in ("\ud83d", "\ud83e")]
+    assert rows[0].id != rows[1].id
+
+
 def test_a_version_has_a_key_of_its_own(project: Path) -> None:
-    (project / "new").mkdir()
+    for folder in ("new", "orders"):  # the data set is meant, not the folder with its name
+        (project / folder).mkdir()
+    assert score(project, "new", "scores", "--key", "order", code=2)["what"] == "new is a folder"
     for day, numbers in enumerate((range(30), range(30, 40))):
         write_rows(project, numbers, f"new/{day}.jsonl")
         command = ["data", "add", "orders", "new", "--kind", "table", "--license", "MIT"]
@@ -142,7 +152,11 @@ def test_a_version_has_a_key_of_its_own(project: Path) -> None:
         ([{"order": 1, "x": 1.0}], ["--key", "order"], ["'y'"]),
         ([{"x": 1.0, "y": 1.0}], ["--key", "order"], ["'order'"]),
         ([{"order": 1, "x": 1.0, "y": 1.0}], [], ["--key"]),
-        ([{"order": n % 5, "x": 1.0, "y": 1.0} for n in range(6)], ["--key", "order"], ["bad.jsonl:1", "bad.jsonl:6"]),
+        (
+            [{"order": f"secret{n % 5}", "x": 1.0, "y": 1.0} for n in range(6)],
+            ["--key", "order"],
+            ["bad.jsonl:1", "bad.jsonl:6"],
+        ),
         ([{"order": 1, "x": 1, "y": 1}, {"order": None, "x": 1, "y": 1}], ["--key", "order"], ["bad.jsonl:2"]),
         ([{"order": 1, "x": 1, "y": 1}, {"order": 2, "x": "a", "y": 1}], ["--key", "order"], ["bad.jsonl:2", "'x'"]),
     ],
@@ -155,6 +169,7 @@ def test_rows_that_cannot_be_scored(
     for name in named:
         assert name in error["what"] + error["why"], error
     assert error["hint"]
+    assert "secret" not in str(error)
     assert predictions(project) == []
 
 

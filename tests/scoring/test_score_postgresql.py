@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,10 +15,12 @@ from typing import Any
 
 import inprocess
 import pytest
-from postgresql_server import PASSWORD, Server, postgresql_server
+from postgresql_server import PASSWORD, USER, Server, postgresql_server
 
+from aifx.curation.databases.query import parse_database_url
 from aifx.data.readers.rows import Row
 from aifx.scoring import database_source, scoring
+from aifx.scoring.connections import connect
 from aifx.scoring.database_target import DatabaseTable
 from aifx.scoring.predictions import keyed, prediction_batch
 
@@ -153,6 +156,19 @@ def test_commits_at_the_same_time_take_turns(server: Server, monkeypatch: pytest
     assert scored_keys(server) == list(range(9))
 
 
+@pytest.mark.usefixtures("url")
+def test_a_server_that_ends_idle_transactions(server: Server) -> None:
+    """Some versions of ADBC keep one open while rows are predicted, which can take longer."""
+    server.run(f"ALTER ROLE {USER} SET idle_in_transaction_session_timeout = '20ms'")
+    try:
+        with connect(parse_database_url(server.url), "write") as connection, connection.transaction():
+            connection.rows("SELECT 1")
+            time.sleep(0.2)
+            assert connection.rows("SELECT 1") == [(1,)]
+    finally:
+        server.run(f"ALTER ROLE {USER} RESET ALL")
+
+
 @pytest.mark.slow
 def test_a_request_goes_on_with_its_count(project: Path, server: Server, url: str) -> None:
     calls: list[int] = []
@@ -196,6 +212,7 @@ def slow(*values: Any) -> Any:
             marks=pytest.mark.slow,
         ),
         ("ALTER TABLE orders RENAME TO other", [], ["orders"]),
+        ("CREATE TABLE other () INHERITS (orders)", ["--since-last"], ["--growing", "partitions"]),
         ("UPDATE orders SET y = 'NaN' WHERE id = 40", [], ["'y'", "NaN"]),
         ("UPDATE orders SET at = NULL WHERE id = 3", ["--since-last", "--growing", "at"], ["'at'"]),
         pytest.param(
