@@ -66,7 +66,7 @@ def score(
         aifx score fraud@production orders scores
         aifx score main orders.csv scores --key order_id
         aifx score fraud@production orders@3f2a scores --request 2026-12-03.1
-        aifx score fraud@production postgresql://db/shop/orders scores --key id --since-last
+        aifx score main sqlite:///shop.db/orders scores --key id --growing id
 
     Each row is scored once by a model version, also if calls are repeated, killed or made at the same time.
     """

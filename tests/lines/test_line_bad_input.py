@@ -100,7 +100,7 @@ def test_a_condition_on_a_name_that_means_nothing_is_reported_once(ticking: Tick
         assert [made[name].state for name in ("bad", "early", "other")] == ["skipped", "skipped", "done"]
     (line,) = [line for line in ticking.lines if "skipped" in line]
     assert line.startswith(
-        "bad: skipped: not: changed:nope or changed:lm@production; there is no data.nope and no models."
+        "bad: skipped: not: changed:nope or changed:lm@production; there is no nope and no lm@production"
     )
     assert (made["bad"].hint, made["early"].hint) == ("aifx line check", "")
 
