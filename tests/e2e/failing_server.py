@@ -23,7 +23,7 @@ def work(asked: dict) -> None:
     folder, first, last, number, told = asked["fail"]
     calls.fail_arm(folder.encode(), ctypes.c_long(first), ctypes.c_long(last), number, told.encode())
     try:
-        warm._work(asked["args"], asked["cwd"], asked["environ"], asked["streams"], 0)
+        warm._work(asked["args"], asked["cwd"], asked["environ"], asked["streams"], 0, None)
     finally:
         calls.fail_count.restype = ctypes.c_long
         made = calls.fail_count()
