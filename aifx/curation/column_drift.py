@@ -40,7 +40,7 @@ LEAST_OF_VALUE = 5
 """Rows of a value. Rarer values are one."""
 
 MOST_VALUES = 200
-"""Distinct values of a column that are told apart; rarer ones are one."""
+"""Distinct values of a column at most; the rarer ones count as one value."""
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def monitor(
     """
     least = _least(limits)
     if window is not None and time is None:
-        raise UsageError("--window requires --time", "a row's time tells whether it is in the window", "--time COLUMN")
+        raise UsageError("--window requires --time", "rows are chosen by their time", "--time COLUMN")
     until = until or datetime.now(UTC)
     read, target = model.format.input_columns, getattr(model.trained.config.data, "target", None)
     chosen = [name for name in (*read, target) if name is not None and name != time] if read else None

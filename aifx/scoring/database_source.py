@@ -46,7 +46,7 @@ class Selection:
 
     Attributes:
         table: None for a query.
-        key: the column that tells rows apart.
+        key: the column with a different value in each row.
         sql: of a query; "" for a table.
         growing: column whose values only grow; None for the horizon of PostgreSQL's snapshots.
         since_last: read from the position on.

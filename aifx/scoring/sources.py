@@ -23,7 +23,7 @@ class Source(ABC):
 
     Attributes:
         name: without secrets.
-        key: the column that tells rows apart.
+        key: the column with a different value in each row.
         end: the position after all rows, from which the next scoring goes on; None if there is none.
     """
 
@@ -99,6 +99,6 @@ class FileSource(Source):
 def default_key(key: str | None, name: str, *, is_version: bool = False) -> str:
     """The column with the key. Raises UsageError if none is named, and the source has none of its own."""
     if key is None and not is_version:
-        why = "a key tells which row a prediction is of"
+        why = "a prediction names its row by a key"
         raise UsageError(f"{name} needs --key", why, "--key COLUMN, of a column with a different value in each row")
     return key or ROW

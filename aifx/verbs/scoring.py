@@ -47,7 +47,7 @@ def score(
         source: a file of rows, a version of a data set, or a table: "postgresql://HOST/DATABASE/TABLE",
             "sqlite:///PATH/TABLE" or "duckdb:///PATH/TABLE". With `query`, the database alone.
         target: a folder, to which a file is added, or a table.
-        key: column whose value tells rows apart; by default "_row" of a data set.
+        key: column with a different value in each row; by default "_row" of a data set.
         query: SQL whose rows are scored.
         since_last: read only the rows of a table that came after the last scoring, and those of transactions that had
             not ended then.
