@@ -1,1 +1,1 @@
-"""What comes back after a model answers: whether its rows are still those that it learnt from."""
+"""What comes back after a model answers: predictions of rows that come, and whether they are like the training's."""

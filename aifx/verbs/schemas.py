@@ -69,6 +69,7 @@ def command_types() -> dict[str, Any]:
     from aifx.drills.guarantees import DrillReport
     from aifx.evaluation import against, dataset, held_out, shadow
     from aifx.feedback.monitoring import Monitored
+    from aifx.feedback.scoring.scoring import Scored
     from aifx.health import documents as health
     from aifx.health.diff import Difference
     from aifx.hub.exported import ExportedModel
@@ -86,7 +87,6 @@ def command_types() -> dict[str, Any]:
     from aifx.runs.averaging import AveragedRun
     from aifx.runs.checkpoints import PrunedCheckpoints
     from aifx.scaffold import projects
-    from aifx.scoring.scoring import Scored
     from aifx.search.building import BuiltIndex
     from aifx.search.searching import SearchResult
     from aifx.serving.generate import GeneratedText

@@ -14,11 +14,11 @@ from aifx.verbs.models import is_reference
 from aifx.verbs.prediction import load
 
 if TYPE_CHECKING:
-    from aifx.scoring.database_source import Selection
-    from aifx.scoring.database_target import DatabaseTable
-    from aifx.scoring.file_target import Folder
-    from aifx.scoring.scoring import Scored
-    from aifx.scoring.sources import FileSource
+    from aifx.feedback.scoring.database_source import Selection
+    from aifx.feedback.scoring.database_target import DatabaseTable
+    from aifx.feedback.scoring.file_target import Folder
+    from aifx.feedback.scoring.scoring import Scored
+    from aifx.feedback.scoring.sources import FileSource
 
 
 def score(
@@ -63,9 +63,9 @@ def score(
         >>> aifx.score("runs/main", "texts/moby.txt", "scores", key="text").scored
         1
     """
-    from aifx.scoring.scoring import Scored
-    from aifx.scoring.scoring import score as score_rows
-    from aifx.scoring.targets import scoring_of
+    from aifx.feedback.scoring.scoring import Scored
+    from aifx.feedback.scoring.scoring import score as score_rows
+    from aifx.feedback.scoring.targets import scoring_of
 
     found = _source(source, key, query, growing, since_last, root, project)
     into = _target(target)
@@ -100,10 +100,10 @@ def _source(
 ) -> FileSource | Selection:
     """The source that an argument names: a database, a file if there is one, otherwise a version of a data set."""
     from aifx.data.readers.sources import STDIN
-    from aifx.scoring.sources import FileSource, default_key
+    from aifx.feedback.scoring.sources import FileSource, default_key
 
     if _is_database(name):
-        from aifx.scoring.database_source import select
+        from aifx.feedback.scoring.database_source import select
 
         return select(name, default_key(key, name.rpartition("@")[2]), query, growing, since_last)
     for option, given in (("--query", query), ("--growing", growing), ("--since-last", since_last)):
@@ -119,10 +119,10 @@ def _source(
 def _target(name: str) -> Folder | DatabaseTable:
     """The target that an argument names. Raises UsageError for one that cannot be written."""
     if _is_database(name):
-        from aifx.scoring.database_target import DatabaseTable
+        from aifx.feedback.scoring.database_target import DatabaseTable
 
         return DatabaseTable.of(name)
-    from aifx.scoring.file_target import Folder
+    from aifx.feedback.scoring.file_target import Folder
 
     if "://" in name:
         why = "a target is a folder of this machine, or a table of PostgreSQL, SQLite or DuckDB"

@@ -15,10 +15,10 @@ from aifx.core.progress import report_progress
 from aifx.core.requests import Request
 from aifx.core.results import Result
 from aifx.data.readers.rows import Row
+from aifx.feedback.scoring.predictions import KeyedRow, keyed, prediction_batch
+from aifx.feedback.scoring.sources import Source
+from aifx.feedback.scoring.targets import Target, scoring_of
 from aifx.loading.prediction import LoadedModel, predict_rows
-from aifx.scoring.predictions import KeyedRow, keyed, prediction_batch
-from aifx.scoring.sources import Source
-from aifx.scoring.targets import Target, scoring_of
 
 COMMIT_ROWS = 1 << 14
 """Predictions of a commit: what a kill can make aifx compute again."""

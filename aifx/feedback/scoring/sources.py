@@ -15,7 +15,7 @@ from aifx.data.base import DataFormat
 from aifx.data.names import ROW
 from aifx.data.readers.rows import Row
 from aifx.data.readers.sources import SourceFile
-from aifx.scoring.predictions import check_keys
+from aifx.feedback.scoring.predictions import check_keys
 
 
 class Source(ABC):

@@ -24,8 +24,8 @@ from aifx.core.files import LOCK, FolderBusy, exclusive, remove_temporary, repla
 from aifx.core.json_values import encode_json
 from aifx.core.os_errors import first_line
 from aifx.core.requests import Request, check_act
-from aifx.scoring.predictions import ID, OWN
-from aifx.scoring.targets import Target
+from aifx.feedback.scoring.predictions import ID, OWN
+from aifx.feedback.scoring.targets import Target
 
 ENTRY = b"aifx.score"
 """Key of a file's metadata: JSON with `scoring_of`, the position, the request, its act and the outcome."""

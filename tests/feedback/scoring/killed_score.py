@@ -29,12 +29,12 @@ from faulty_files import forked, killed
 from postgresql_server import PASSWORD, Server, postgresql_server
 from pyarrow import parquet
 
-import aifx.scoring.database_source
-import aifx.scoring.database_target
-import aifx.scoring.file_target
-import aifx.scoring.scoring as scoring
+import aifx.feedback.scoring.database_source
+import aifx.feedback.scoring.database_target
+import aifx.feedback.scoring.file_target
+import aifx.feedback.scoring.scoring as scoring
 import aifx.verbs.scoring  # noqa: F401  # once, instead of in each process
-from aifx.scoring.connections import Connection, PostgresConnection, SqliteConnection
+from aifx.feedback.scoring.connections import Connection, PostgresConnection, SqliteConnection
 
 ROWS = 24
 COMMIT_ROWS = 10

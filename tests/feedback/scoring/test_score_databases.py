@@ -13,7 +13,7 @@ import inprocess
 import pytest
 
 from aifx.checkpoint.manifest import Manifest
-from aifx.scoring import scoring
+from aifx.feedback.scoring import scoring
 
 DIALECTS = ("sqlite", "duckdb")
 ROWS = 40

@@ -24,9 +24,9 @@ from aifx.core.requests import Request, check_act
 from aifx.curation.databases.push import REQUESTS, parse_target
 from aifx.curation.databases.push import Target as Table
 from aifx.data.versions.sql import identifier
-from aifx.scoring.connections import DIALECTS, Connection, connect
-from aifx.scoring.predictions import ID, OWN
-from aifx.scoring.targets import Target
+from aifx.feedback.scoring.connections import DIALECTS, Connection, connect
+from aifx.feedback.scoring.predictions import ID, OWN
+from aifx.feedback.scoring.targets import Target
 
 POSITIONS = "aifx_positions"
 

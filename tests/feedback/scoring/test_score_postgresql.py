@@ -19,10 +19,10 @@ from postgresql_server import PASSWORD, USER, Server, postgresql_server
 
 from aifx.curation.databases.query import parse_database_url
 from aifx.data.readers.rows import Row
-from aifx.scoring import database_source, scoring
-from aifx.scoring.connections import connect
-from aifx.scoring.database_target import DatabaseTable
-from aifx.scoring.predictions import keyed, prediction_batch
+from aifx.feedback.scoring import database_source, scoring
+from aifx.feedback.scoring.connections import connect
+from aifx.feedback.scoring.database_target import DatabaseTable
+from aifx.feedback.scoring.predictions import keyed, prediction_batch
 
 ROWS = 40
 

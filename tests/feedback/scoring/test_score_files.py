@@ -15,8 +15,8 @@ from score_rows import write_rows
 
 from aifx.core.files import FolderBusy
 from aifx.data.readers.rows import Row
-from aifx.scoring.file_target import Folder
-from aifx.scoring.predictions import keyed, prediction_batch
+from aifx.feedback.scoring.file_target import Folder
+from aifx.feedback.scoring.predictions import keyed, prediction_batch
 
 
 def score(project: Path, *args: str, code: int = 0) -> Any:

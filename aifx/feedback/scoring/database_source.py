@@ -32,8 +32,8 @@ from aifx.data.base import DataFormat
 from aifx.data.readers.columnar import CHECK, REASONS
 from aifx.data.readers.rows import Row
 from aifx.data.versions.sql import check_selection, identifier, quoted
-from aifx.scoring.connections import DIALECTS, file_errors, open_file
-from aifx.scoring.sources import Source
+from aifx.feedback.scoring.connections import DIALECTS, file_errors, open_file
+from aifx.feedback.scoring.sources import Source
 
 PIECE_ROWS = 4096
 FARTHEST = 1 << 30

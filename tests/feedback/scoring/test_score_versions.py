@@ -11,7 +11,7 @@ from typing import Any
 import inprocess
 import pytest
 
-from aifx.scoring import scoring
+from aifx.feedback.scoring import scoring
 
 SCORE = ["score", "risk@production", "new.jsonl", "sqlite:///shop.db/scores", "--key", "order", "--json"]
 
