@@ -31,6 +31,8 @@ LINE = "line.toml"
 LAUNCHED = ("train", "eval")
 """Commands that a cluster runs: those that run as several processes."""
 MOST_CIRCLES = 20
+MOST_PER_DAY = 10_000
+"""The highest `budget_per_day`."""
 REFERENCE = "docs/line.md has the keys and an example"
 
 Place = Literal["local", "slurm", "k8s"]
@@ -88,7 +90,7 @@ class _StationTable(_Table):
     environment: list[Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]{0,99}|file:[^\x00-\x1f\x7f]+)$")]] = []
     shell: bool = False
     cooldown: Duration | None = None
-    budget_per_day: int | None = Field(None, ge=1, le=10_000)
+    budget_per_day: int | None = Field(None, ge=1, le=MOST_PER_DAY)
 
     @field_validator("when")
     @classmethod

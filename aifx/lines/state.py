@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from aifx.lines.bindings import TICK
-from aifx.lines.file import Place
+from aifx.lines.file import MOST_PER_DAY, Place
 from aifx.lines.journal import Record
 
 Outcome = Literal["done", "verdict", "failed", "skipped"]
 """The outcome of an attempt; "skipped" is a person's decision."""
+KEPT_TIMES = MOST_PER_DAY
+"""Begins and starts of a station that are kept, the last ones: a budget counts as many, a condition only the last."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ class StationState:
         last: the last end.
         last_usable: the last end whose outputs other stations may use.
         seen: what names meant in the tick in which the attempt of the last usable end began.
-        begins: Unix times of the begins of all whose ends can be used, and of decisions to skip it.
-        starts: Unix times at which attempts began.
+        begins: Unix times of the last begins whose ends can be used, and of decisions to skip it.
+        starts: Unix times at which the last attempts began.
         again: attempts that a person wants to be repeated, by key.
         report: the record that says why it does not go on, as long as nothing else came after it.
         paused: the record of a pause.
@@ -160,7 +162,7 @@ def _apply(station: StationState, record: Record, bindings: Mapping[str, str]) -
         case "started":
             number, on, job = facts["number"], facts.get("on", "local"), facts.get("job", 1)
             station.open = Open(key, record.attempt, record.time, record.time, number, seen=bindings, on=on, job=job)
-            station.starts.append(record.time)
+            _keep(station.starts, record.time)
             station.again.pop(key, None)
         case "repeated":
             before = station.open
@@ -178,13 +180,13 @@ def _apply(station: StationState, record: Record, bindings: Mapping[str, str]) -
             station.late = bindings.get(TICK, "") if is_late else ""
             if end.outcome != "failed" and opened is not None:
                 station.seen = opened.seen
-                station.begins.append(opened.began)
+                _keep(station.begins, opened.began)
             _end(station, end)
         case "skip":
             last = station.last_usable
             outputs, identity = ({}, None) if last is None else (last.outputs, last.identity)
             station.seen = bindings
-            station.begins.append(record.time)
+            _keep(station.begins, record.time)
             _end(station, Ended(key, "", "skipped", record.time, outputs=outputs, identity=identity))
         case "retry":
             end_of_key = station.ends.pop(key, None)
@@ -198,6 +200,11 @@ def _apply(station: StationState, record: Record, bindings: Mapping[str, str]) -
             station.paused = record
         case "resumed":
             station.paused = None
+
+
+def _keep(times: list[float], time: float) -> None:
+    times.append(time)
+    del times[:-KEPT_TIMES]
 
 
 def _end(station: StationState, end: Ended) -> None:

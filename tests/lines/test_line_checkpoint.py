@@ -51,6 +51,21 @@ def test_a_change_before_the_checkpoint_is_found_by_a_reader_of_the_whole_journa
         Journal(line).records()
 
 
+def test_a_state_keeps_the_times_that_a_budget_or_a_condition_can_ask_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aifx.lines.state.KEPT_TIMES", 3)
+    journal = Journal(tmp_path)
+    for number in range(5):
+        journal.append("started", "a", str(number), f"a-{number}", number=1)
+        journal.append("ended", "a", str(number), f"a-{number}", outcome="done")
+    journal.append("skip", "a", "9")
+    own = fold(journal.records()).of("a")
+    starts = [one.time for one in journal.records() if one.kind == "started"]
+    assert own.starts == starts[-3:]
+    assert own.begins == [*starts[-2:], journal.records()[-1].time]
+
+
 def change(line: Path) -> None:
     path = line / CHECKPOINT
     path.write_bytes(path.read_bytes().replace(b"failed", b"closed", 1))
