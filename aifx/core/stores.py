@@ -264,9 +264,12 @@ class Store:
         _PROBED[place] = self.fs
 
     def remove(self, name: str) -> None:
-        """Delete a file or folder, if it is there."""
+        """Delete a file or folder, if it is there. Of a link on a disk, what it leads to stays."""
         with _naming(f"delete {self.url}/{name}"):
             try:
+                if (folder := self.folder) is not None and (link := folder / name).is_symlink():
+                    link.unlink()
+                    return
                 self.fs.rm(f"{self.path}/{name}", recursive=True)
             except FileNotFoundError:
                 return

@@ -42,6 +42,7 @@ from aifx.registry.roots import (
     check_model_name,
     current_actor,
     find_version,
+    is_link,
     names_always,
     repairable,
 )
@@ -256,9 +257,16 @@ def _store(root: Root, name: str, write: Write, *, dry_run: bool) -> tuple[str, 
         damage = _damage(root, state, artifact)
         if dry_run or damage == ():
             return artifact.digest, place, damage or ()
+        _remove_link(store)
         if not _published(written, store):
             copy_artifact(open_store(str(written)), artifact, store)
     return artifact.digest, place, damage or ()
+
+
+def _remove_link(store: Store) -> None:
+    """Make place for a version: what a link leads to is not changed."""
+    if is_link(store):
+        store.remove("")
 
 
 def _published(written: Path, store: Store) -> bool:
@@ -663,6 +671,7 @@ def copy_version(source: Root, reference: str, target: Root, caller: Caller) -> 
 def _copy_files(source: Root, state: ModelState, artifact: Artifact, target: Root) -> str:
     """Copy the files of a version to another root. Returns the name of their folder."""
     digest, there = artifact.digest, ModelState(state.name, target.ledger(state.name).entries())
+    _remove_link(target.version_store(there, digest))
     with repairable(state.name):
         copy_artifact(source.version_store(state, digest), artifact, target.version_store(there, digest))
     return there.folders(digest)[-1]

@@ -109,11 +109,13 @@ class Root:
     def artifact(self, state: ModelState, digest: str) -> Artifact | None:
         """The artefact of a version, of which only the manifest is read; None if it is not there.
 
-        Raises DamagedArtifact, also for another version in its place, AifxError for another kind of artefact,
+        Raises DamagedArtifact, also for a link or another version in its place, AifxError for another kind of artefact,
         EnvironmentFault if the store fails.
         """
         store = self.version_store(state, digest)
         with repairable(state.name):
+            if is_link(store):
+                raise DamagedArtifact(store.url, "it is a symbolic link")
             artifact = stored_artifact(store, KIND, VERSION)
             if artifact is not None and artifact.digest != digest:
                 raise DamagedArtifact(store.url, f"it holds the version {short(artifact.digest)}")
@@ -225,6 +227,11 @@ class Root:
             why = "it is missing" if data is None else "its SHA-256 is another one"
             raise DataError(f"{self.store.url}/{OBJECTS}/{digest} is damaged", why, "aifx registry verify")
         return data
+
+
+def is_link(store: Store) -> bool:
+    """Whether the folder of a version is a link. What it leads to can be another version tomorrow, or be deleted."""
+    return store.folder is not None and store.folder.is_symlink()
 
 
 @contextmanager

@@ -320,6 +320,27 @@ def test_the_folder_of_another_version_is_not_taken(root: Root, tmp_path: Path) 
     assert len(verify_root(root, (), ()).problems) == 2
 
 
+def test_a_version_that_is_a_link_is_damage(root: Root, tmp_path: Path) -> None:
+    first, second = (push_text(root, text).digest for text in "ab")
+    versions, away = root.versions("fraud").folder, tmp_path / "away"
+    assert versions is not None
+    place = versions / first[:12]
+    place.rename(away)
+    place.symlink_to(away)
+    assert [one.why for one in verify_root(root, (), ()).problems] == ["it is a symbolic link"]
+    for act in (lambda: root.fetch(*root.find("fraud@v1")), lambda: promote(root, "fraud@v1", "production", ANN)):
+        with pytest.raises(DamagedArtifact, match="is damaged"):
+            act()
+    assert push_text(root, "a").repaired == ("it is a symbolic link",)
+    assert verify_root(root, (), ()).problems == ()
+    assert (away / "weights").read_text() == "a"
+    shutil.rmtree(away)
+    (versions / second[:12]).rename(away)
+    (versions / second[:12]).symlink_to(away)
+    remove(root, "fraud@v2", lambda state, version: [], ANN)
+    assert (sorted(versions.iterdir()), (away / "weights").read_text()) == ([place], "b")
+
+
 def test_a_policy_that_was_removed_is_missed(root: Root) -> None:
     push_text(root, "a")
     set_policy(root, None, None, ANN)
