@@ -163,6 +163,7 @@ def test_the_roofline_is_the_slower_of_products_and_memory():
     )
 
 
+@pytest.mark.slow
 def test_an_op_without_products_has_a_place_on_the_roofline():
     asked = bench(ops=["rotary"], cases=[benchmark_cases(OPS["rotary"], "cpu")[0].name])
     for measured in kernels.measure(asked):

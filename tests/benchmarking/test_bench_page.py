@@ -303,6 +303,7 @@ def test_a_history_of_one_has_no_empty_table():
         assert "<h2>Since" not in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("then", "now", "verdict"), [(1.0, 0.0, "faster"), (0.0, 1.0, "slower"), (0.0, 0.0, "")])
 def test_a_history_of_no_time_at_all(then, now, verdict):
     reports = [

@@ -132,7 +132,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     opened.close()
 
 
-@pytest.mark.parametrize("kind", ["text", "nasty", "table", "images"])
+SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("text", "table")]
+
+
+@pytest.mark.parametrize("kind", ["nasty", "images", *SLOW_KINDS])
 def test_a_page_is_readable_and_asks_for_nothing(kind: str, catalog: Catalog, browser: Browser, tmp_path: Path) -> None:
     rows = table(f"{NASTY} ") if kind == "nasty" else table()
     if kind == "images":

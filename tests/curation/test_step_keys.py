@@ -82,7 +82,7 @@ def test_another_version_of_aifx_remakes_nothing(catalog: Catalog, monkeypatch: 
     assert (again.version.path, again.is_new) == (made.version.path, False)
 
 
-@pytest.mark.parametrize("root", ["datasets", "memory://step-keys"])
+@pytest.mark.parametrize("root", ["datasets", pytest.param("memory://step-keys", marks=pytest.mark.slow)])
 def test_other_code_runs_again_and_makes_the_same_version_of_the_same_rows(
     root: str, tmp_path: Path, upper: Callable[[str], ModuleType]
 ) -> None:

@@ -238,7 +238,7 @@ def test_bad_lists_are_named(project: Project, text: str, words: list[str]) -> N
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_any_number_of_workers_gives_the_same_batches(
     project: Project, workers: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -81,6 +81,7 @@ def opened(built: Path, write: Write, open_: Open, tmp_path: Path, logged: list[
     return data
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("damage", [lambda path: flip_bits(path, 20), write_zeros, write_unknown_id, change_type])
 @pytest.mark.parametrize("when", ["before", "while"])
 def test_training_reads_what_was_tokenized(

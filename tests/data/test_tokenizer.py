@@ -100,6 +100,7 @@ def test_text_that_spells_a_special_token_is_text() -> None:
     assert OURS.decode([OURS.eos_id]) == END_OF_TEXT
 
 
+@pytest.mark.slow
 def test_training_is_the_same_in_every_process() -> None:
     script = (
         "import hashlib; from prose import prose; from aifx.data.tokenizer import train_tokenizer\n"

@@ -182,6 +182,7 @@ def test_a_dead_rank_is_named_at_once(caplog):
     assert not caplog.messages
 
 
+@pytest.mark.slow
 def test_a_request_of_another_version_is_an_error(capsys):
     for text in ("[", "[]", '{"rank": 0, "coordinator": "n1:1"}'):
         assert run_rank(text) == 2

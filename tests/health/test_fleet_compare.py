@@ -272,6 +272,7 @@ def healthy(tmp_path_factory):
     return {name: snapshot_of(make(), folder / "tree").facts for name, make in machines().items()}
 
 
+@pytest.mark.slow
 def test_machines_of_one_kind_are_alike(healthy):
     for facts in healthy.values():
         assert compare([Node(f"n{i}", None, Snapshot(f"n{i}", 0.0, facts)) for i in range(6)]) == []

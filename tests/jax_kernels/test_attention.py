@@ -164,6 +164,7 @@ def test_every_case(implementation, small):
     check(implementation, call, traced=[call.q_offset] if call.q_offset else (), tolerance=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_the_precision_of_the_reference(dtype):
     check("reference", case("packed, windowed, capped", dtype))

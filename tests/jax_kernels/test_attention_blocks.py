@@ -104,6 +104,7 @@ def test_the_triton_kernels(q_len, kv_len, causal, window, of_keys):
         np.testing.assert_array_equal(whole, some & every if window is None else 0)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(CALLS, st.booleans())
 def test_the_mosaic_gpu_kernels(call, of_keys):

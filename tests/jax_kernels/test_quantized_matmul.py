@@ -285,6 +285,7 @@ def test_quantized_against_the_float_product(dtype, blocks, m, seed):
     assert_within(out, x @ weight, error)
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_shows():
     values = jnp.asarray([[1.0, jnp.inf], [1.0, 2.0], [jnp.nan, 0.0]])
     weight, scale = quantize(jnp.ones((2, 3)), "int8", (None, 1))

@@ -160,6 +160,7 @@ def test_any_shape(batch, length, heads, half, is_packed, dtype):
     assert_right(output_and_gradient(by("xla"), *operands), operands)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", [*EVERYWHERE, *KERNELS])
 def test_angles_are_not_differentiated(implementation):
     case = Case("packed", 2, 5, 2, 64, is_packed=True)

@@ -159,7 +159,8 @@ def test_local_contrast_takes_light_out_and_keeps_detail(block):
     assert np.abs(classify(model)(params, pictures + gradient) - plain).max() < 0.2 * np.abs(plain).max()
 
 
-@pytest.mark.parametrize("block", [pytest.param("small", marks=pytest.mark.slow), "basic"])
+@pytest.mark.slow
+@pytest.mark.parametrize("block", ["small", "basic"])
 def test_with_pixel_mean_local_contrast_keeps_brightness(block):
     """The network reads pixels by the given mean, followed by the local contrast, which is the same without it."""
     section = ResnetSection(channels=(4,), block=block, stem="3x3", norm_groups=2, local_contrast=2)

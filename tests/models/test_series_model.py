@@ -51,6 +51,7 @@ def forward(model: SeriesModel, params: Any, batch: Any) -> jax.Array:
     return outputs(model, params, batch, ForwardContext(local_layout(1)))
 
 
+@pytest.mark.slow
 def test_each_step_of_the_horizon_has_its_outputs() -> None:
     model, params = model_of(), random_params(model_of())
     found = forward(model, params, batch_of())

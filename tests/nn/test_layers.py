@@ -94,6 +94,7 @@ def test_rotation_turns_pairs_and_scores_depend_on_distance_alone():
     np.testing.assert_allclose(x, np.concatenate([want.real, want.imag]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_keeps_the_mean():
     x = jnp.ones((20, 1000))
     ctx = ForwardContext(CONTEXT.layout, training=True, key=jax.random.key(0), row_ids=jnp.arange(20))

@@ -112,6 +112,7 @@ def test_a_product_with_a_table_is_that_of_its_matrix(monkeypatch: pytest.Monkey
     np.testing.assert_allclose(pull(d_out)[0], d_out @ matrix.T, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_matrices_side_by_side() -> None:
     keys = jax.random.split(jax.random.key(0), 2)
     plain = [jax.random.normal(key, (8, n)) for key, n in zip(keys, (3, 5), strict=True)]

@@ -573,7 +573,10 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
             process.communicate()
 
 
-@pytest.mark.parametrize(("victim", "how"), [(0, signal.SIGKILL), (2, signal.SIGKILL), (0, signal.SIGSTOP)])
+SLOW_LOSSES = [pytest.param(*case, marks=pytest.mark.slow) for case in ((2, signal.SIGKILL), (0, signal.SIGSTOP))]
+
+
+@pytest.mark.parametrize(("victim", "how"), [(0, signal.SIGKILL), *SLOW_LOSSES])
 def test_a_lost_process(processes: list[subprocess.Popen[str]], victim: int, how: signal.Signals) -> None:
     os.kill(processes[victim].pid, how)
     others = [process for index, process in enumerate(processes) if index != victim]

@@ -183,6 +183,7 @@ def test_time_energy_and_cost_follow_from_each_other(project: Project) -> None:
     assert 0 < time.mfu.value < 1
 
 
+@pytest.mark.slow
 def test_what_is_unknown_is_left_out(project: Project) -> None:
     """Google prints no power of a v5e; nobody named a price."""
     plan = planned(project, "v5e-1", Assumptions())

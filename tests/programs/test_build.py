@@ -84,6 +84,7 @@ def test_dropout_takes_an_attention_without_kernels_in_training_alone(tmp_path: 
     assert called["eval_step"] - called["train_step"] == {"attention"}
 
 
+@pytest.mark.slow
 def test_the_bytes_of_the_state_are_those_of_its_arrays(tmp_path: Path) -> None:
     programs = programs_of(tmp_path, local_layout(1))
     size = programs.state_bytes()

@@ -133,7 +133,10 @@ def test_what_is_not_there_is_named(project: Project, monkeypatch: pytest.Monkey
         aifx.load("tiny@v1")
 
 
-@pytest.mark.parametrize("damage", ["missing", "unreadable", "gone"])
+SLOW_DAMAGES = [pytest.param(name, marks=pytest.mark.slow) for name in ("missing", "unreadable")]
+
+
+@pytest.mark.parametrize("damage", [*SLOW_DAMAGES, "gone"])
 def test_a_run_whose_data_is_not_known_is_named(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = make(tmp_path, "TEXT", monkeypatch)
     base = project.run("main")

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from aifx.curation.words import split_words
 from aifx.search.embedders import HashedNgrams
@@ -46,6 +47,7 @@ def cosine(one: Counter[tuple[str, object]], other: Counter[tuple[str, object]])
     return product(one, other) / lengths if lengths else 0.0
 
 
+@pytest.mark.slow
 def test_cosines_are_those_of_counted_ngrams() -> None:
     """With many dimensions, no two n-grams of these texts share one."""
     vectors = HashedNgrams(1 << 20).embed(pa.array(TEXTS))

@@ -133,6 +133,7 @@ def test_text_that_the_origin_may_have_learnt_is_told(project: Project, logged: 
     assert any("run main" in text and "held out" in text for text in logged)
 
 
+@pytest.mark.slow
 def test_where_a_fork_begins(trained) -> None:
     best = trained.train("train.num_steps=20", run="best", fork_from="main", fork_at="best")
     eighth = trained.train("train.num_steps=20", run="eighth", fork_from="main", fork_at=8)

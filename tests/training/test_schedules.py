@@ -27,6 +27,7 @@ def test_cosine() -> None:
     assert found[9:] == sorted(found[9:], reverse=True)
 
 
+@pytest.mark.slow
 def test_warm_up_stable_decay() -> None:
     found = rates(100, kind="wsd", warmup_steps=10, decay_fraction=0.2, final_fraction=0.0)
     assert found[0] == pytest.approx(0.1)

@@ -151,6 +151,7 @@ with signals.StopSignals() as stop:
     assert subprocess.run([sys.executable, "-c", program], env=environ, check=False).returncode == code
 
 
+@pytest.mark.slow
 def test_saving_is_bounded(tiny, start: Start) -> None:
     process = start_stuck(tiny, start, "--set", "checkpoint.stop_timeout_s=0.5")
     process.send_signal(signal.SIGTERM)

@@ -291,6 +291,7 @@ def test_log_every(tiny) -> None:
     assert [r["step"] for r in tiny.records()] == [5, 8, 10, 12]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_no_bug(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     metrics = tiny.run().metrics

@@ -166,6 +166,7 @@ def test_the_plan_ends_at_a_step_that_is_not_accepted(project: Path) -> None:
     assert corpus.steps[-1].why == "it is not accepted, and nothing after it runs"
 
 
+@pytest.mark.slow
 def test_the_plan_says_that_a_name_gets_back_the_version_of_the_recipe(project: Path) -> None:
     aifx.data_make()
     before = meanings(project)
