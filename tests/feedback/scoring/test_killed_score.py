@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(find_programs() is None, reason="no PostgreSQL s
 
 def run(project: Path, *args: str) -> int:
     here = Path(__file__).parent
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])}
     command = [sys.executable, str(here / "killed_score.py"), *args]
     done = subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
