@@ -79,7 +79,15 @@ class ServeSection(Section):
         None, "Price of this machine per hour, in any currency.", RESUME_SAFE
     )
     log_requests: bool = setting(
-        False, "Append each request and answer to the run's serve.jsonl, for replay.", RESUME_SAFE
+        False, "Record each request and answer in the run's folder `records`, for replay.", RESUME_SAFE
+    )
+    record_flush: PositiveFloat | Literal["each"] = setting(
+        1.0,
+        'Seconds of records that a power cut may take; "each" flushes a record before its answer ends.',
+        RESUME_SAFE,
+    )
+    record_failure: Literal["open", "closed"] = setting(
+        "open", "If records cannot be written: open answers without them, closed does not answer.", RESUME_SAFE
     )
     access_log: str | None = setting(None, "File of the access log; stderr if not set.", RESUME_SAFE)
     log_prompts: bool = setting(False, "Write prompts into the access log.", RESUME_SAFE)

@@ -60,6 +60,7 @@ class RunDirectory:
     reference = _Entry("assets/reference.npz")  # log-probabilities of pairs of answers before training
     tags = _Entry("tags.json")
     requests = _Entry("requests")  # ids that its training was asked for with
+    records = _Entry("records")  # of its servers
     imported = _Entry("import.json")  # where an imported model came from
 
     @property
@@ -91,7 +92,8 @@ class RunDirectory:
 
     def check_entries(self) -> None:
         """Raise UnsafeFile if what aifx writes in the run is a link, a FIFO or a device: the run may be a copy."""
-        for folder in (self.checkpoints, self.eval, self.assets, self.trackers, self.profile, self.requests):
+        folders = self.checkpoints, self.eval, self.assets, self.trackers, self.profile, self.requests, self.records
+        for folder in folders:
             check_folder(folder)
         for file in (self.lock, self.config, self.provenance, self.events, self.metrics, self.log, self.kernels):
             if os.path.lexists(file):

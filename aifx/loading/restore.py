@@ -59,6 +59,11 @@ class RestoredRun:
     layout: Layout  # where they are
     manifest: Manifest  # of the checkpoint
 
+    @property
+    def digest(self) -> str:
+        """The digest of the model version, or of the checkpoint's arrays."""
+        return self.run.model_digest or self.manifest.state_digest
+
     def programs(self, quantize: Quantization) -> tuple[Programs, Params, Params]:
         """The programs of the run on its devices, and parameters and frozen arrays as these take them.
 

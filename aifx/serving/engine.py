@@ -99,7 +99,7 @@ class Engine(Worker[Weights, Row]):
         self._check(request)
         weights = self.weights if beside is None else beside.weights
         if self._recorder is not None:
-            request, deliver = self._recorder.recorded(request, deliver, weights.fingerprint)
+            request, deliver = self._recorder.recorded(request, deliver, weights.fingerprint, weights.model)
         return self._take(self._row(request, deliver, weights))
 
     def submit_own(self, request: GenerationRequest, deliver: Deliver, weights: Weights) -> Row:

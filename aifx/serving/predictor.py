@@ -40,6 +40,7 @@ class PredictorWeights:
     Attributes:
         params, frozen: as `Programs.predict_step` takes them.
         compiled: the program by the fields of a batch; models with the same program share it.
+        model: digest of the model version, or of the checkpoint's arrays.
     """
 
     params: Params
@@ -48,6 +49,7 @@ class PredictorWeights:
     program_digest: str
     fingerprint: str
     compiled: dict[Fields, Any] = field(default_factory=dict)
+    model: str = ""
 
     @property
     def form(self) -> DataFormat:
@@ -93,6 +95,7 @@ class Prediction(RequestState[PredictorWeights]):
     """A request on its way.
 
     Attributes:
+        identity: the response's id and, for its record, the rows as the client sent them.
         started: examples that were given to the device.
         outputs: of the examples that are done, in their order.
     """
@@ -103,9 +106,10 @@ class Prediction(RequestState[PredictorWeights]):
         deliver: Callable[[Any], None],
         weights: PredictorWeights,
         on_started: Callable[[float], None],
+        identity: tuple[str, Sequence[Mapping[str, Any]]] = ("", ()),
     ) -> None:
         super().__init__(weights)
-        self.batch, self.deliver, self.on_started = batch, deliver, on_started
+        self.batch, self.deliver, self.on_started, self.identity = batch, deliver, on_started, identity
         self.fields = fields_of(batch)
         self.count = len(next(iter(batch.values())))
         self.started = 0
@@ -160,17 +164,21 @@ class Predictor(Worker[PredictorWeights, Prediction]):
         *,
         weights: PredictorWeights | None = None,
         on_started: Callable[[float], None] = lambda waited_s: None,
+        identity: tuple[str, Sequence[Mapping[str, Any]]] = ("", ()),
     ) -> Prediction:
-        """Predict examples. From any thread. Raises QueueFull, Draining.
+        """Predict examples. From any thread. Raises QueueFull, Draining, NotRecorded.
 
         Args:
             batch: at least one example, as `RowEncoder` makes them.
-            deliver: called once, from the predictor's thread, with `Predicted`; with None if the request was cancelled
+            deliver: called once, from another thread, with `Predicted`; with None if the request was cancelled
                 or the server stops; with PredictionFailed. It must not wait.
             weights: those that answer, if not those of now. An encoder belongs to weights.
             on_started: called with how long the request waited for the device.
+            identity: the response's id and, for its record, the rows as the client sent them.
         """
-        return self._take(Prediction(batch, deliver, weights or self.weights, on_started))
+        if self._recorder is not None:
+            self._recorder.check()
+        return self._take(Prediction(batch, deliver, weights or self.weights, on_started, identity))
 
     def predict_outputs(self, batch: Batch, deliver: Callable[[Any], None]) -> Prediction:
         """Predict examples as `submit` does, and deliver their outputs alone, or why there are none."""
@@ -272,10 +280,16 @@ class Predictor(Worker[PredictorWeights, Prediction]):
 
     def _end(self, request: Prediction, result: Predicted | PredictionFailed | None) -> None:
         self._drop(request)
-        if self._recorder is not None and isinstance(result, Predicted):
-            taken_s = time.time() - (time.monotonic() - request.taken)
-            self._recorder.record_prediction(request.batch, result.outputs, taken_s, request.weights.fingerprint)
-        request.deliver(result)
+        if self._recorder is None or not isinstance(result, Predicted):
+            request.deliver(result)
+            return
+
+        def done(error: Exception | None) -> None:
+            request.deliver(result if error is None else PredictionFailed(f"it was not recorded: {error}"))
+
+        taken_s, (answer_id, rows) = time.time() - (time.monotonic() - request.taken), request.identity
+        identity = answer_id, taken_s, request.weights.model, request.weights.fingerprint
+        self._recorder.record_prediction(identity, rows, request.batch, result.outputs, done)
 
     def _end_all(self, requests: Collection[Prediction], error: str | None) -> None:
         self._waiting.clear()  # first: a caller may read `stats` when its request ends

@@ -1,4 +1,4 @@
-"""Requests and answers in `serve.jsonl`, and their replay: the same tokens and bits, or the first that differ."""
+"""Recording requests and answers, and their replay: the same tokens and bits, or the first that differ."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -16,13 +19,15 @@ import numpy as np
 
 from aifx.config.serve_section import ServeSection
 from aifx.core.errors import AifxError, DataError, ExitCode, UsageError
-from aifx.core.json_files import JsonLines, parse_line
+from aifx.core.json_values import plain
 from aifx.core.results import Result
+from aifx.serving.records import Record, RecordWriter, encoded, read_records
 from aifx.serving.requests import (
     Deliver,
     Delta,
     GenerationRequest,
     Grammar,
+    NotRecorded,
     SamplingSettings,
     ServingEngine,
     complete_answer,
@@ -30,78 +35,179 @@ from aifx.serving.requests import (
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
 SHADOW_FILE, SHADOW_VERSION = "shadow.jsonl", 1
 """The records of `aifx serve --shadow`."""
 AT_ONCE = 32
 """Requests that are replayed together, in other company than the first time."""
 
+RETRY_S = 1.0
+"""With serve.record_failure = "closed", seconds without requests after a record that could not be written."""
+
 MakeGrammar = Callable[[str], Grammar]
 """Makes a grammar from its source."""
 
+Done: TypeAlias = Callable[[Exception | None], None]
+"""Called when a record is kept, or with the reason why its answer must not be given."""
+
 
 class Recorder:
-    """Writes each request with its complete answer as a line, in a thread of its own."""
+    """Keeps each request with its complete answer before the end of the answer is delivered."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the file of records. Raises OSError."""
-        self._file = JsonLines(path)
-        self._records: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._write, name="aifx-recorder", daemon=True)
+    # The worker's thread writes: the kernel has the record before the client has the end of the answer, and no other
+    # thread has to get Python's lock first. A thread of its own flushes to the disk, every `flush_s` or, with "each",
+    # all records that wait for it at once (group commit), and then delivers the ends of their answers.
+
+    def __init__(self, folder: Path, flush: float | Literal["each"], *, is_open: bool) -> None:
+        """Make the first segment, and start the thread that flushes. Raises AifxError, OSError.
+
+        Args:
+            folder: of the records of all servers of the run.
+            flush: seconds between flushes, or "each": an answer ends once its record is on the disk.
+            is_open: whether answers go on without records if these cannot be written.
+        """
+        self._writer = RecordWriter(folder)
+        self._flush, self._is_open = flush, is_open
+        self._lost, self._failed_at, self._failure = 0, -RETRY_S, ""
+        self._waiting: list[Done] = []
+        self._wake, self._is_closing = threading.Condition(), False
+        self._thread = threading.Thread(target=self._flush_on, name="aifx-recorder", daemon=True)
         self._thread.start()
 
+    @property
+    def folder(self) -> Path:
+        """The folder of this server's records."""
+        return self._writer.folder
+
+    def check(self) -> None:
+        """Raise NotRecorded if answers need records, and none could be written just now."""
+        if self._failure and not self._is_open and time.monotonic() < self._failed_at + RETRY_S:
+            raise NotRecorded(self._failure)
+
     def recorded(
-        self, request: GenerationRequest, deliver: Deliver, fingerprint: str
+        self, request: GenerationRequest, deliver: Deliver, fingerprint: str, model: str
     ) -> tuple[GenerationRequest, Deliver]:
-        """The request with log-probabilities, and a `Deliver` that also records its deltas."""
+        """The request with log-probabilities, and a `Deliver` that also records its deltas. Raises NotRecorded.
+
+        Args:
+            model: digest of the model version.
+        """
+        self.check()
         tokens: list[int] = []
-        logprobs: list[float | None] = []
+        logprobs: list[float] = []
         started_at = time.time()
 
         def take(delta: Delta) -> None:
             tokens.extend(delta.token_ids)
-            logprobs.extend(score.logprob for score in delta.scores)
-            if delta.finish_reason is not None:
-                answer = {"tokens": tokens, "logprobs": logprobs, "finish_reason": delta.finish_reason}
-                record = {"schema_version": SCHEMA_VERSION, "time": started_at, "fingerprint": fingerprint}
-                self._records.put({**record, "request": document_of(request), "answer": answer})
-            deliver(delta if request.logprobs is not None else replace(delta, scores=()))
+            logprobs.extend(score.logprob for score in delta.scores if score.logprob is not None)
+            shown = delta if request.logprobs is not None else replace(delta, scores=())
+            if delta.finish_reason is None:
+                deliver(shown)
+                return
+
+            def done(error: Exception | None) -> None:
+                is_answer = delta.finish_reason in ("stop", "length")
+                if error is None or not is_answer:
+                    deliver(shown)
+                else:
+                    deliver(Delta(finish_reason="error", usage=delta.usage, error=f"it was not recorded: {error}"))
+
+            answer = {"finish_reason": delta.finish_reason, "tokens": packed("i", tokens)}
+            answer["logprobs"] = packed("f", logprobs)
+            identity = request.id, started_at, model, fingerprint
+            self._keep(identity, document_of(request), answer, done)
 
         return request if request.logprobs is not None else replace(request, logprobs=0), take
 
     def record_prediction(
-        self, batch: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], taken_s: float, fingerprint: str
+        self,
+        identity: tuple[str, float, str, str],
+        rows: Sequence[Mapping[str, Any]],
+        batch: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        done: Done,
     ) -> None:
-        """Write the examples of a request and their predictions.
+        """Write the rows of a request, the examples that were made of them, and their predictions.
 
         Args:
-            taken_s: when the request came, in seconds since 1970.
+            identity: the response's id, when the request came, the model version's digest and the fingerprint.
+            rows: as the client sent them; none of pictures.
         """
-        record = {"schema_version": SCHEMA_VERSION, "time": taken_s, "fingerprint": fingerprint}
-        request, answer = {"batch": document_of_arrays(batch)}, {"outputs": document_of_arrays(outputs)}
-        self._records.put({**record, "request": request, "answer": answer})
+        request = {"rows": plain(rows), "batch": document_of_arrays(batch)}
+        self._keep(identity, request, {"outputs": document_of_arrays(outputs)}, done)
+
+    def _keep(
+        self,
+        identity: tuple[str, float, str, str],
+        request: Mapping[str, Any],
+        answer: Mapping[str, Any],
+        done: Done,
+    ) -> None:
+        try:
+            self._writer.append(*identity, encoded(request), encoded(answer), self._lost)
+        except (AifxError, OSError) as error:
+            self._lost += 1
+            done(self._fail(error))
+            return
+        self._lost = 0
+        if self._flush == "each":
+            with self._wake:
+                self._waiting.append(done)
+                self._wake.notify()
+        else:
+            self._failure = ""
+            done(None)
+
+    def _fail(self, error: Exception) -> Exception | None:
+        """Keep that records cannot be written. Returns the error if answers must not go on."""
+        if not self._failure:  # each loss would be a line
+            logger.error(f"answers are not recorded: {error}")
+        self._failure, self._failed_at = str(error), time.monotonic()
+        return None if self._is_open else error
 
     def close(self) -> None:
-        """Write what is left."""
-        self._records.put(None)
+        """Flush what is left, and deliver the answers that wait for it."""
+        with self._wake:
+            self._is_closing = True
+            self._wake.notify()
         self._thread.join()
+        try:
+            self._writer.close()
+        except (AifxError, OSError) as error:
+            logger.error(f"the last records are not flushed to the disk: {error}")
 
-    def _write(self) -> None:
-        is_failing = False
-        while (record := self._records.get()) is not None:
+    def _flush_on(self) -> None:
+        while True:
+            with self._wake:
+                if self._flush == "each":
+                    self._wake.wait_for(lambda: self._waiting or self._is_closing)
+                else:
+                    self._wake.wait_for(lambda: self._is_closing, self._flush)
+                waiting, self._waiting = self._waiting, []
+                is_closing = self._is_closing
+            refused = None
             try:
-                self._file.append(record)
-                is_failing = False
+                self._writer.sync()
+                if waiting:
+                    self._failure = ""
             except (AifxError, OSError) as error:
-                if not is_failing:  # the answers matter more; each loss would be a line
-                    logger.error(f"answers are not recorded: {error}")
-                is_failing = True
+                refused = self._fail(error)
+            for done in waiting:
+                done(refused)
+            if is_closing and not waiting:
+                return
+
+
+def packed(kind: str, values: Sequence[float]) -> dict[str, Any]:
+    """Numbers as `document_of_arrays` writes an array: int32 for "i"; for "f" float32, which scores of devices are."""
+    data = base64.b64encode(array(kind, values).tobytes()).decode()
+    return {"dtype": {"i": "int32", "f": "float32"}[kind], "shape": [len(values)], "base64": data}
 
 
 def document_of(request: GenerationRequest) -> dict[str, Any]:
     """A request as JSON."""
-    found = {**request.__dict__, "sampling": asdict(request.sampling)}
-    found["prompt_ids"] = list(request.prompt_ids)
+    found = {**request.__dict__, "sampling": {**request.sampling.__dict__}}
+    del found["id"]  # of the response: the chain has it
+    found["prompt_ids"] = packed("i", request.prompt_ids)
     found["stop_token_ids"] = sorted(request.stop_token_ids)
     found["sampling"]["logit_bias"] = {str(k): v for k, v in request.sampling.logit_bias.items()}
     found["grammar"] = None if request.grammar is None else request.grammar.source
@@ -114,9 +220,15 @@ def request_of(document: Mapping[str, Any], grammar: MakeGrammar) -> GenerationR
     sampling = dict(values.pop("sampling"))
     sampling["logit_bias"] = {int(k): v for k, v in sampling["logit_bias"].items()}
     source = values.pop("grammar")
+    values["prompt_ids"] = unpacked(values["prompt_ids"])
     values |= {"stop": tuple(values["stop"]), "stop_token_ids": frozenset(values["stop_token_ids"])}
     made = None if source is None else grammar(source)
     return GenerationRequest(**values, sampling=SamplingSettings(**sampling), grammar=made)
+
+
+def unpacked(document: Mapping[str, Any]) -> list[Any]:
+    """The numbers that `packed` wrote. Raises KeyError, TypeError or ValueError for other documents."""
+    return list(arrays_of({"": document})[""].tolist())
 
 
 def document_of_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -140,10 +252,11 @@ class Difference:
     """The first part of an answer that differs from the record: a token or its log-probability, or a row's prediction.
 
     Attributes:
+        record: the file of the chain, and the line.
         place: number of the token or the row in the answer, from 0.
     """
 
-    line: int
+    record: str
     unit: Literal["token", "row"]
     place: int
     recorded: str
@@ -159,6 +272,8 @@ class ReplayReport(Result):
         tokens: of these answers; 0 if the model predicts.
         rows: of these answers; 0 if the model writes text.
         skipped: answers of other weights or programs.
+        erased: records whose request and answer were erased.
+        missing: records whose request and answer a loss of power took.
     """
 
     fingerprint: str
@@ -166,6 +281,8 @@ class ReplayReport(Result):
     tokens: int
     rows: int
     skipped: int
+    erased: int
+    missing: int
     difference: Difference | None
 
     @property
@@ -182,81 +299,106 @@ def replay_settings(serve: ServeSection) -> ServeSection:
     return serve.model_copy(update={"log_requests": False, "queue": max(serve.queue, AT_ONCE)})
 
 
-Records: TypeAlias = Sequence[tuple[int, Mapping[str, Any]]]
-"""Records with the numbers of their lines."""
+@dataclass
+class RecordCounts:
+    """Records by their state and fingerprint."""
+
+    whole: Counter[str]
+    erased: int = 0
+    missing: int = 0
+
+    @classmethod
+    def of(cls, path: Path) -> RecordCounts:
+        """Check the records of a folder, and count them. Raises DataError."""
+        found = cls(Counter())
+        for record in read_records(path):
+            found.erased += record.state == "erased"
+            found.missing += record.state == "missing"
+            if record.state == "whole":
+                found.whole[record.fingerprint] += 1
+        return found
+
+    def report(self, fingerprint: str, **found: Any) -> ReplayReport:
+        skipped = self.whole.total() - self.whole[fingerprint]
+        counts = {"tokens": 0, "rows": 0, "skipped": skipped, "erased": self.erased, "missing": self.missing}
+        return ReplayReport(fingerprint=fingerprint, **{**counts, **found})
 
 
-def replay(path: Path, records: Records, engine: ServingEngine, grammar: MakeGrammar) -> ReplayReport:
-    """Send the recorded requests of a file again, AT_ONCE at a time, up to the first difference.
+def replay(path: Path, counts: RecordCounts, engine: ServingEngine, grammar: MakeGrammar) -> ReplayReport:
+    """Send the recorded requests of a folder again, AT_ONCE at a time, up to the first difference.
 
     Raises DataError for a request that cannot be read, UsageError if no answer is of this engine's weights.
     """
-    own, skipped = _of_fingerprint(path, records, engine.fingerprint)
-    tokens = 0
-    for start in range(0, len(own), AT_ONCE):
-        part = own[start : start + AT_ONCE]
-        asked = [(line, record["answer"], _ask(engine, record, line, path, grammar)) for line, record in part]
-        for line, answer, found in asked:
-            difference = _compare(line, answer, complete_answer(found))
+    replayed = tokens = 0
+    for part in _of_fingerprint(path, counts, engine.fingerprint):
+        asked = [(record, *_ask(engine, record, grammar)) for record in part]
+        replayed += len(part)
+        for record, answer, found in asked:
+            difference = _compare(record.place, answer, complete_answer(found))
             if difference is not None:
-                return ReplayReport(engine.fingerprint, start + len(part), tokens, 0, skipped, difference)
-            tokens += len(answer["tokens"])
-    return ReplayReport(engine.fingerprint, len(own), tokens, 0, skipped, None)
+                return counts.report(engine.fingerprint, replayed=replayed, tokens=tokens, difference=difference)
+            tokens += len(answer.tokens)
+    return counts.report(engine.fingerprint, replayed=replayed, tokens=tokens, difference=None)
 
 
 Predict: TypeAlias = Callable[[dict[str, np.ndarray], Callable[[Any], None]], object]
 """Predicts examples, and hands over their outputs by name, or an exception."""
 
 
-def replay_predictions(path: Path, records: Records, fingerprint: str, predict: Predict) -> ReplayReport:
-    """Predict the recorded examples of a file again, AT_ONCE requests at a time, up to the first difference.
+def replay_predictions(path: Path, counts: RecordCounts, fingerprint: str, predict: Predict) -> ReplayReport:
+    """Predict the recorded examples of a folder again, AT_ONCE requests at a time, up to the first difference.
 
     Raises DataError for a request that cannot be read or predicted, UsageError if no answer has this fingerprint.
     """
-    own, skipped = _of_fingerprint(path, records, fingerprint)
-    rows = 0
-    for start in range(0, len(own), AT_ONCE):
-        part = own[start : start + AT_ONCE]
+    replayed = rows = 0
+    for part in _of_fingerprint(path, counts, fingerprint):
+        replayed += len(part)
         asked = []
-        for line, record in part:
+        for record in part:
             found: queue.Queue[Any] = queue.Queue()
             try:
-                batch, recorded = arrays_of(record["request"]["batch"]), arrays_of(record["answer"]["outputs"])
+                batch, recorded = arrays_of(record.request["batch"]), arrays_of(record.answer["outputs"])
                 predict(batch, found.put)
-            except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:  # edited by hand
-                raise DataError(f"{path}:{line}: not a record of aifx serve", str(error), "docs/serve.md") from None
-            asked.append((line, recorded, found))
-        for line, recorded, found in asked:
-            if not isinstance(replayed := found.get(), Mapping):
-                raise DataError(f"{path}:{line}: its rows cannot be predicted", str(replayed), "docs/serve.md")
-            if (difference := _first_row_that_differs(line, recorded, replayed)) is not None:
-                return ReplayReport(fingerprint, start + len(part), 0, rows, skipped, difference)
+            except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:
+                raise _unreadable(record, error) from None
+            asked.append((record.place, recorded, found))
+        for place, recorded, found in asked:
+            if not isinstance(answer := found.get(), Mapping):
+                raise DataError(f"{place}: its rows cannot be predicted", str(answer), "docs/serve.md")
+            if (difference := _first_row_that_differs(place, recorded, answer)) is not None:
+                return counts.report(fingerprint, replayed=replayed, rows=rows, difference=difference)
             rows += len(next(iter(recorded.values()), ()))
-    return ReplayReport(fingerprint, len(own), 0, rows, skipped, None)
+    return counts.report(fingerprint, replayed=replayed, rows=rows, difference=None)
 
 
-def _of_fingerprint(path: Path, records: Records, fingerprint: str) -> tuple[Records, int]:
-    """The records of a fingerprint, and the number of others. Raises UsageError if there are none."""
-    own = [(line, record) for line, record in records if record["fingerprint"] == fingerprint]
-    skipped = len(records) - len(own)
-    if not own:
+def _of_fingerprint(path: Path, counts: RecordCounts, fingerprint: str) -> Iterator[list[Record]]:
+    """The whole records of a fingerprint, AT_ONCE at a time. Raises UsageError if there are none."""
+    if not counts.whole[fingerprint]:
         what = f"{path} has no answer of {fingerprint}"
-        why = f"{skipped} answers are of other weights, settings or programs"
+        why = f"{counts.whole.total()} answers are of other weights, settings or programs"
         raise UsageError(what, why, f"aifx serve replay {path} --run NAME --step N --set serve.slots=[8,16]")
-    return own, skipped
+    own = (one for one in read_records(path) if one.state == "whole" and one.fingerprint == fingerprint)
+    left = counts.whole[fingerprint]  # a server may append meanwhile
+    while left and (part := list(islice(own, min(AT_ONCE, left)))):
+        left -= len(part)
+        yield part
+
+
+def _unreadable(record: Record, error: Exception) -> DataError:
+    return DataError(f"{record.place}: its request cannot be read", str(error), "docs/serve.md")
 
 
 def _first_row_that_differs(
-    line: int, recorded: Mapping[str, np.ndarray], replayed: Mapping[str, np.ndarray]
+    place: str, recorded: Mapping[str, np.ndarray], replayed: Mapping[str, np.ndarray]
 ) -> Difference | None:
     """The first row with another prediction, compared by their bytes."""
     for name in sorted({*recorded, *replayed}):
         one, other = recorded.get(name), replayed.get(name)
         if one is None or other is None or (one.dtype, one.shape) != (other.dtype, other.shape):
-            return Difference(line, "row", 0, _kind_text(name, one), _kind_text(name, other))
+            return Difference(place, "row", 0, _kind_text(name, one), _kind_text(name, other))
         for row, (before, after) in enumerate(zip(one, other, strict=True)):
             if before.tobytes() != after.tobytes():
-                return Difference(line, "row", row, f"{name} {before.tolist()!r}", f"{name} {after.tolist()!r}")
+                return Difference(place, "row", row, f"{name} {before.tolist()!r}", f"{name} {after.tolist()!r}")
     return None
 
 
@@ -264,61 +406,39 @@ def _kind_text(name: str, values: np.ndarray | None) -> str:
     return f"no {name}" if values is None else f"{name} of {values.dtype}{list(values.shape)}"
 
 
-def read_records(path: Path) -> Records:
-    """The records of a file. Raises DataError for a line that is not one."""
-    records = []
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read", error.strerror or str(error), "aifx serve replay FILE") from None
-    for number, line in enumerate(lines, 1):
-        record = parse_line(line)
-        if record is None and number == len(lines):
-            break  # the server was killed while it wrote this one
-        if record is None or not _is_record(record):
-            why = f"expected schema_version {SCHEMA_VERSION}, fingerprint, request and answer"
-            raise DataError(f"{path}:{number}: not a record of aifx serve", why, "docs/serve.md")
-        records.append((number, record))
-    if not records:
-        raise DataError(f"{path} has no record", "it is empty", "aifx serve --set serve.log_requests=true")
-    return records
+@dataclass(frozen=True)
+class _RecordedText:
+    """A recorded answer of text."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    is_complete: bool
 
 
-def _is_record(record: Mapping[str, Any]) -> bool:
-    answer = record.get("answer")
-    keys = set(answer) if isinstance(answer, dict) else set()
-    is_answer = {"tokens", "logprobs", "finish_reason"} <= keys or keys == {"outputs"}
-    return is_answer and record.get("schema_version") == SCHEMA_VERSION and {"fingerprint", "request"} <= set(record)
-
-
-def _ask(
-    engine: ServingEngine, record: Mapping[str, Any], line: int, path: Path, grammar: MakeGrammar
-) -> queue.Queue[Delta]:
+def _ask(engine: ServingEngine, record: Record, grammar: MakeGrammar) -> tuple[_RecordedText, queue.Queue[Delta]]:
+    """Send a recorded request again. Returns its recorded answer, and the queue of the new one. Raises DataError."""
     deltas: queue.Queue[Delta] = queue.Queue()
     try:
-        request = request_of(record["request"], grammar)
-        if not _is_complete(record["answer"]):  # its client went away: only what was written
-            request = replace(request, max_tokens=len(record["answer"]["tokens"]))
+        tokens, logprobs = (unpacked(record.answer[key]) for key in ("tokens", "logprobs"))
+        answer = _RecordedText(tokens, logprobs, record.answer["finish_reason"] in ("stop", "length"))
+        request = request_of(record.request, grammar)
+        if not answer.is_complete:  # its client went away: only what was written
+            request = replace(request, max_tokens=len(tokens))
         engine.submit(replace(request, logprobs=request.logprobs or 0), deltas.put)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # edited by hand
-        why = f"its request cannot be read: {error}"
-        raise DataError(f"{path}:{line}: not a record of aifx serve", why, "docs/serve.md") from None
-    return deltas
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # of another model, or another version of aifx
+        raise _unreadable(record, error) from None
+    return answer, deltas
 
 
-def _is_complete(answer: Mapping[str, Any]) -> bool:
-    return answer["finish_reason"] in ("stop", "length")
-
-
-def _compare(line: int, answer: Mapping[str, Any], found: Sequence[Delta]) -> Difference | None:
-    recorded = list(zip(answer["tokens"], answer["logprobs"], strict=False))
+def _compare(place: str, answer: _RecordedText, found: Sequence[Delta]) -> Difference | None:
+    recorded = list(zip(answer.tokens, answer.logprobs, strict=False))
     replayed = [(score.token, score.logprob) for delta in found for score in delta.scores]
     for index in range(max(len(recorded), len(replayed))):
         one, other = (pairs[index] if index < len(pairs) else None for pairs in (recorded, replayed))
-        if one is None and not _is_complete(answer):
+        if one is None and not answer.is_complete:
             return None
         if one != other:
-            return Difference(line, "token", index, _token_text(one), _token_text(other))
+            return Difference(place, "token", index, _token_text(one), _token_text(other))
     return None
 
 

@@ -79,6 +79,7 @@ class GenerationRequest:
         grammar: a grammar of this request's own.
         forgets: if the context is full, its older part is forgotten and the rest is read again: as much stays as leaves
             room for what is still to be written, at least half. Otherwise prompt and answer must fit.
+        id: of the response, for its record.
     """
 
     prompt_ids: Sequence[int]
@@ -92,6 +93,7 @@ class GenerationRequest:
     adapter: str | None = None
     grammar: Grammar | None = None
     forgets: bool = False
+    id: str = ""
 
 
 class TokenScore(NamedTuple):
@@ -177,6 +179,10 @@ class QueueFull(Exception):
 
 class Draining(Exception):
     """The engine finishes what it has and takes no more."""
+
+
+class NotRecorded(Draining):
+    """Answers need records, which cannot be written. The message says why."""
 
 
 class RequestError(ValueError):

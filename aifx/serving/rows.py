@@ -30,12 +30,14 @@ class Weights:
         fingerprint: the digest of these arrays and the programs.
         root: of the names of chunks in the prefix cache.
         adapters: their names, in the order of the programs.
+        model: digest of the model version, or of the checkpoint's arrays.
     """
 
     params: Any
     fingerprint: str
     root: bytes
     adapters: tuple[str, ...] = ()
+    model: str = ""
 
 
 class Row(RequestState[Weights]):

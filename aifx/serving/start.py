@@ -74,11 +74,12 @@ class ServedModel:
     tokenizer: Tokenizer
     layout: Layout
     adapters: Mapping[str, str]  # the digest of each, by name
+    model: str  # digest of the model version, or of the checkpoint's arrays
 
     def weights(self, device: Device) -> Weights:
         """The arrays as the engine takes them, with the fingerprint of these weights and the device's programs."""
         fingerprint = sha256_of(f"{self.digest} {self.adapters} {device.digest}")[:32]
-        return Weights(self.params, f"fp_{fingerprint}", fingerprint.encode(), tuple(self.adapters))
+        return Weights(self.params, f"fp_{fingerprint}", fingerprint.encode(), tuple(self.adapters), self.model)
 
 
 def start_engine(trained: RestoredRun, serve: ServeSection, clock: WorkClock | None = None) -> Engine:
@@ -148,7 +149,17 @@ def _shares(layout: Layout, serve: ServeSection, clock: WorkClock | None) -> Sha
 
 
 def _recorder(trained: RestoredRun, serve: ServeSection) -> Recorder | None:
-    return Recorder(trained.run.path / "serve.jsonl") if serve.log_requests else None
+    """The recorder of a server. Raises UsageError if its folder cannot be written."""
+    if not serve.log_requests:
+        return None
+    folder = trained.run.records
+    try:
+        recorder = Recorder(folder, serve.record_flush, is_open=serve.record_failure == "open")
+    except OSError as error:
+        hint = "aifx serve --set serve.log_requests=false"
+        raise UsageError(f"{folder} cannot be written", error.strerror or str(error), hint) from None
+    logger.info(f"answers are recorded in {recorder.folder}")
+    return recorder
 
 
 def _report_bits(worker: Worker[Any, Any], answer: str, others: str, difference: str | None) -> None:
@@ -202,7 +213,13 @@ def open_model(trained: RestoredRun, serve: ServeSection) -> ServedModel:
     params = with_banks(params, programs.plain.specs, adapters, programs.dtype)
     named = {adapter.name: adapter.digest for adapter in adapters}
     return ServedModel(
-        programs.decoding, programs.decoding.prepare(params), digest, form.tokenizer, programs.layout, named
+        programs.decoding,
+        programs.decoding.prepare(params),
+        digest,
+        form.tokenizer,
+        programs.layout,
+        named,
+        trained.digest,
     )
 
 
@@ -283,7 +300,9 @@ def load_weights(trained: RestoredRun, serving: PredictorWeights | None = None) 
         is_same = serving is not None and serving.program_digest == digest
         compiled = serving.compiled if serving is not None and is_same else {fields: lowered.compile()}
     known = [weights_digest(trained.manifest), digest, task.objective.decides_by(task.data), plain(task.data)]
-    return PredictorWeights(params, frozen, programs, digest, f"fp_{sha256_of_json(known)[:32]}", compiled)
+    return PredictorWeights(
+        params, frozen, programs, digest, f"fp_{sha256_of_json(known)[:32]}", compiled, trained.digest
+    )
 
 
 def check_settings(serve: ServeSection) -> None:

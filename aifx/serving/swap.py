@@ -91,7 +91,7 @@ class ModelIdentity:
 
     @classmethod
     def of(cls, trained: RestoredRun) -> ModelIdentity:
-        return cls(trained.run.name, trained.step, trained.run.model_digest or trained.manifest.state_digest)
+        return cls(trained.run.name, trained.step, trained.digest)
 
 
 @dataclass

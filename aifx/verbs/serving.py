@@ -211,7 +211,7 @@ def prepare(
 
 
 def serve_replay(
-    file: StrPath, run: StrPath, *, step: Step = None, settings: Settings = None, trust_code: str | None = None
+    records: StrPath, run: StrPath, *, step: Step = None, settings: Settings = None, trust_code: str | None = None
 ) -> ReplayReport:
     """Compute answers that a server recorded again, many at once. The verdict is bad if a token or a bit differs.
 
@@ -219,19 +219,19 @@ def serve_replay(
     server. It counts the answers of others and skips them.
 
     Args:
-        file: the serve.jsonl of a server.
+        records: the folder of a server's records, or one with such folders: "runs/main/records".
         run: the run's folder, or a model version: "fraud@production".
         step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint`.
         settings: values over those of the run's configuration, by key.
         trust_code: digest of a model version whose own code may run.
 
     Example:
-        >>> aifx.serve_replay("runs/main/serve.jsonl", "runs/main", settings={"serve.slots": [1]})
+        >>> aifx.serve_replay("runs/main/records", "runs/main", settings={"serve.slots": [1]})
         Traceback (most recent call last):
         ...
         aifx.core.errors.DataError: ...
     """
-    at, path = parse_step(step), Path(file)
+    at, path = parse_step(step), Path(records)
     _check_packages()
     directory, project = open_model(run, trust_code)
     from aifx.loading.restore import restore_run
@@ -241,19 +241,19 @@ def serve_replay(
     from aifx.serving.grammar import Grammars
     from aifx.serving.start import start_engine, start_predictor
 
-    records = record.read_records(path)  # a wrong file is reported before minutes of loading
+    counts = record.RecordCounts.of(path)  # a broken chain is reported before minutes of loading
     trained = restore_run(directory, project, step=at, overrides=overrides(settings))
     serve = record.replay_settings(trained.config.serve)
     if unable_to_write(build(trained.config, trained.task, trained.layout)) is not None:
         predictor = start_predictor(trained, serve)
         try:
-            return record.replay_predictions(path, records, predictor.fingerprint, predictor.predict_outputs)
+            return record.replay_predictions(path, counts, predictor.fingerprint, predictor.predict_outputs)
         finally:
             predictor.stop()
     engine = start_engine(trained, serve)
     grammars = cache(lambda: Grammars(engine.tokenizer, engine.vocab_size))
     try:
-        return record.replay(path, records, engine, lambda source: grammars().new(source))
+        return record.replay(path, counts, engine, lambda source: grammars().new(source))
     finally:
         engine.stop()
 

@@ -185,11 +185,13 @@ def start(
             raise SystemExit(int(failure.exit_code)) from None
 
 
-FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The serve.jsonl of a server.")]
+RecordsArgument = Annotated[
+    Path, typer.Argument(metavar="RECORDS", help="Folder of records: of a server, or of all servers of a run.")
+]
 
 
 def replay(
-    file: FileArgument,
+    records: RecordsArgument,
     run: RunOption = None,
     model: ModelOption = None,
     trust_code: TrustCodeOption = None,
@@ -200,11 +202,12 @@ def replay(
     """Compute recorded answers again, many at once, and exit 1 at the first token or bit that differs.
 
     Examples:
-        aifx serve replay runs/main/serve.jsonl
-        aifx serve replay serve.jsonl --run main --step 800 --json
+        aifx serve replay runs/main/records
+        aifx serve replay runs/main/records --run main --step 800 --json
 
     `aifx serve --set serve.log_requests=true` writes the records. Replay needs the weights and the [serve] settings of
-    that server. It counts the answers of others and skips them.
+    that server. It counts the answers of others and skips them. Before that, aifx checks that no
+    record was changed or removed.
     """
     with terminal(json) as out:
         refuse_job("serve replay")
@@ -212,17 +215,21 @@ def replay(
         from aifx.verbs.models import choose_model
         from aifx.verbs.serving import serve_replay
 
-        report = serve_replay(file, choose_model(run, model), step=step, settings=set_, trust_code=trust_code)
+        report = serve_replay(records, choose_model(run, model), step=step, settings=set_, trust_code=trust_code)
         out.result(report)
         found = report.difference
         if found is None:
             what = counted(report.rows, "row") if report.rows else counted(report.tokens, "token")
             out.print(f"{counted(report.replayed, 'answer')} of {what} came again, bit by bit")
         else:
-            place = f"{file}:{found.line}, {found.unit} {found.place}"
+            place = f"{found.record}, {found.unit} {found.place}"
             out.print(f"{place}: recorded {found.recorded}, replayed {found.replayed}")
         if report.skipped:
             out.print(f"{report.skipped} answers of other weights, settings or programs were skipped")
+        if report.erased:
+            out.print(f"{counted(report.erased, 'answer')} had been erased")
+        if report.missing:
+            out.print(f"{counted(report.missing, 'answer')} did not reach the disk before it lost power")
 
 
 app = typer.Typer(
@@ -234,7 +241,7 @@ app = typer.Typer(
         aifx serve                               serve the run that was written last
         aifx serve --run main --port 8080        a run, at a port
         aifx serve --watch --canary FILE         take over checkpoints that pass
-        aifx serve replay runs/main/serve.jsonl  prove that answers come again
+        aifx serve replay runs/main/records      prove that answers come again
     """
 )
 for command in (start, replay):

@@ -30,7 +30,8 @@ from aifx.loading.steps import choose_step
 from aifx.serving import swap
 from aifx.serving.engine import Engine
 from aifx.serving.http.services import open_service
-from aifx.serving.record import Recorder, ReplayReport, read_records, replay, replay_settings
+from aifx.serving.record import RecordCounts, ReplayReport, packed, replay, replay_settings, unpacked
+from aifx.serving.records import RecordWriter, encoded, read_records
 from aifx.serving.requests import Delta, GenerationRequest, QueueFull, SamplingSettings
 from aifx.serving.start import start_engine
 from aifx.serving.swap import StepsOfRun, Watcher, watch
@@ -256,8 +257,8 @@ def test_what_cannot_be_watched_is_refused_at_the_start(
         served()
 
 
-def replay_file(path: Path, engine: Engine) -> ReplayReport:
-    return replay(path, read_records(path), engine, lambda source: pytest.fail("no grammar was recorded"))
+def replay_folder(path: Path, engine: Engine) -> ReplayReport:
+    return replay(path, RecordCounts.of(path), engine, lambda source: pytest.fail("no grammar was recorded"))
 
 
 @pytest.mark.slow
@@ -269,43 +270,48 @@ def test_a_record_is_replayed_bit_for_bit(project: Project) -> None:
     for answer in answers:
         whole(answer)
     engine.stop()
-    path = project.root / "runs/main/serve.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()]
+    path = project.run("main").records
+    records = list(read_records(path))
+    assert {record.model for record in records} == {run.manifest.state_digest}
     assert len(records) == 6
     engine = start_engine(run, replay_settings(run.config.serve.model_copy(update={"queue": 0})))
+
+    def rewrite(change: Callable[[dict[str, Any], dict[str, Any]], object], fingerprint: str = "") -> None:
+        """Write the records anew, as a server would that answered otherwise."""
+        shutil.rmtree(path)
+        writer = RecordWriter(path)
+        for number, one in enumerate(records):
+            request, answer = json.loads(json.dumps([one.request, one.answer]))
+            if number == 3:
+                change(request, answer)
+            content = encoded(request), encoded(answer)
+            writer.append(one.id, one.time, one.model, fingerprint or one.fingerprint, *content)
+        writer.close()
+
+    def other_logprob(request: dict[str, Any], answer: dict[str, Any]) -> None:
+        logprobs = unpacked(answer["logprobs"])
+        logprobs[7] *= 1 + 2**-22
+        answer["logprobs"] = packed("f", logprobs)
+
     try:
-        found = replay_file(path, engine)
+        found = replay_folder(path, engine)
         assert (found.passed, found.replayed, found.tokens, found.skipped) == (True, 6, 240, 0)
-        logprobs = records[3]["answer"]["logprobs"]
-        logprobs[7] *= 1 + 2**-23
-        path.write_text("".join(json.dumps(record) + "\n" for record in records) + '{"cut')
+        rewrite(other_logprob)
         ended = inprocess.run(["serve", "replay", str(path), "--run", "main", "--json"], project.root, dict(os.environ))
         assert ended.returncode == 1, ended.stderr
         check_answer(["serve", "replay", "--json"], ended.stdout)
         changed = json.loads(ended.stdout)["difference"]
-        assert (changed["line"], changed["place"]) == (4, 7)
-        for damaged in ({"request": {}}, {"request": []}, {"answer": {}}, {"answer": None}, {"schema_version": 2}):
-            path.write_text(json.dumps({**records[0], **damaged}) + "\n")
-            with pytest.raises(DataError, match=r"serve\.jsonl:1: not a record"):
-                replay_file(path, engine)
-        records[5]["request"]["prompt_ids"] = [10**6]
-        path.write_text("".join(json.dumps(record) + "\n" for record in records))
-        with pytest.raises(DataError, match=r"serve\.jsonl:6: .*"):
-            replay_file(path, engine)
-        for record in records:
-            record["fingerprint"] = "fp_other"
-        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        assert (changed["record"][-15:], changed["place"]) == ("/000000.chain:4", 7)
+        for change in (
+            lambda request, answer: request.clear(),
+            lambda request, answer: answer.clear(),
+            lambda request, answer: request.update(prompt_ids=packed("i", [10**6])),
+        ):
+            rewrite(change)
+            with pytest.raises(DataError, match=r"000000\.chain:4: its request cannot be read"):
+                replay_folder(path, engine)
+        rewrite(lambda request, answer: None, "fp_other")
         with pytest.raises(UsageError, match="no answer of fp_"):
-            replay_file(path, engine)
+            replay_folder(path, engine)
     finally:
         engine.stop()
-
-
-def test_a_recorder_without_room_does_not_stop_answers(tmp_path: Path, logged: list[str]) -> None:
-    recorder = Recorder(tmp_path / "serve.jsonl")
-    recorder._file.close()
-    request, take = recorder.recorded(GenerationRequest([1], 2), lambda _: None, "fp")
-    assert request.logprobs == 0
-    take(Delta(token_ids=(1,), finish_reason="length"))
-    recorder.close()
-    assert any("answers are not recorded" in line for line in logged)

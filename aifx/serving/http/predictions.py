@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -109,20 +109,27 @@ class PredictionState(ServerState):
         return Load(self.operations[0].path, kind, stats.running, stats.waiting, work, stats.compilations)
 
     async def predict(
-        self, request: Request, read: Callable[[DataFormat], Sequence[Row]], part: str
+        self,
+        request: Request,
+        read: Callable[[DataFormat], Sequence[Row]],
+        part: str,
+        given: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[list[Row], list[dict[str, Any]], PredictorWeights, PredictionUsage]:
         """The rows, the prediction for each, the weights that made it, and the cost. Raises ApiError, ClientGone.
 
         Args:
             read: the rows, as a format reads them; called in a thread.
             part: the field of the request that has them.
+            given: the rows as the client sent them, for their record.
         """
         start, outcome, weights = time.perf_counter(), "error", self.engine.weights  # a swap may come before the end
         try:
             rows, counts, batch = await run_sync(self._encode, read, weights.form, limiter=self._limiter)
             record_of(request).rows = len(rows)
             self.metrics.rows.observe(len(rows))
-            submit = partial(self.engine.submit, batch, weights=weights, on_started=self.metrics.queue_time.observe)
+            identity = record_of(request).id, given
+            on_started = self.metrics.queue_time.observe
+            submit = partial(self.engine.submit, batch, weights=weights, on_started=on_started, identity=identity)
             (found,) = await results(self, request, [submit], part)
             if isinstance(found, NotNumbers):
                 raise ApiError(400, f"{part}: {found}", param=part, code="not_numbers")
@@ -173,7 +180,7 @@ async def predict(request: Request) -> Response:
     def read(form: DataFormat) -> list[Row]:
         return [Row(STDIN, number + 1, f"rows[{number}]", row) for number, row in enumerate(values)]
 
-    rows, decoded, weights, usage = await state.predict(request, read, "rows")
+    rows, decoded, weights, usage = await state.predict(request, read, "rows", values)
     try:
         form = weights.form
         records = [record for row, one in zip(rows, decoded, strict=True) for record in form.records(row, one)]

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails, from_json
 from aifx.core.errors import nearest
 from aifx.core.web.policy import WebError
 from aifx.programs.serving import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS
-from aifx.serving.requests import Delta, Draining, QueueFull, RequestError
+from aifx.serving.requests import Delta, Draining, NotRecorded, QueueFull, RequestError
 
 TYPES = {
     401: "authentication_error",
@@ -63,6 +63,9 @@ def from_engine(error: Exception, prompt_field: str) -> ApiError:
     if isinstance(error, QueueFull):
         after = str(max(1, round(error.retry_after_s)))
         return ApiError(429, f"the queue is full: {error}", code="queue_full", headers={"Retry-After": after})
+    if isinstance(error, NotRecorded):
+        why = "answers need records, and these cannot be written; the log says why"
+        return ApiError(503, why, code="not_recorded", headers={"Retry-After": "1"})
     if isinstance(error, Draining):
         return ApiError.stopping()
     assert isinstance(error, RequestError)

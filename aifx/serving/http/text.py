@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -111,7 +111,8 @@ class TextState(ServerState):
     def submit(self, request: Request, requests: Sequence[GenerationRequest], prompt_field: str) -> Answers:
         """Submit an HTTP `request`'s engine `requests`, all or none; the caller closes the answers. Raises ApiError."""
         answers = Answers(self.mailbox, self.metrics, record_of(request), request.receive, self.settings.request_s)
-        answers.submit(self.engine, requests, prompt_field)
+        own = [replace(one, id=record_of(request).id) for one in requests]
+        answers.submit(self.engine, own, prompt_field)
         return answers
 
     async def prompts(self, prompt: Prompt, field: str, n: int = 1) -> list[list[int]]:

@@ -28,6 +28,7 @@ from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
 from aifx.loading.prediction import RowEncoder
 from aifx.serving.predictor import NotNumbers, Predictor
+from aifx.serving.records import RecordWriter, encoded, read_records
 from aifx.serving.requests import QueueFull
 from aifx.serving.swap import StepsOfRun
 
@@ -345,11 +346,14 @@ def test_a_checkpoint_that_fails_the_gates_is_refused(
 def test_a_record_is_replayed_bit_for_bit(table: Project, serve: Serve) -> None:
     served = serve(table, overrides=("serve.log_requests=true",))
     for count in (1, 9, 3):
-        assert served.http.post("/v1/predict", json={"rows": rows(count, seed=count)}).status_code == 200
+        headers = {"X-Request-Id": f"asked-{count}"}
+        answer = served.http.post("/v1/predict", json={"rows": rows(count, seed=count)}, headers=headers)
+        assert answer.status_code == 200
     served.predictor.stop()
-    path = table.root / "runs/main/serve.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    assert len(records) == 3
+    path = table.run("main").records
+    records = list(read_records(path))
+    assert [record.id for record in records] == ["asked-1", "asked-9", "asked-3"]
+    assert records[1].request["rows"] == rows(9, seed=9)
     assert aifx.serve_replay(path, table.root / "runs/main").document() == {
         "schema_version": 1,
         "fingerprint": served.predictor.fingerprint,
@@ -357,30 +361,57 @@ def test_a_record_is_replayed_bit_for_bit(table: Project, serve: Serve) -> None:
         "tokens": 0,
         "rows": 13,
         "skipped": 0,
+        "erased": 0,
+        "missing": 0,
         "difference": None,
     }
 
-    (name,) = records[1]["answer"]["outputs"]
-    output = records[1]["answer"]["outputs"][name]
-    changed = bytearray(base64.b64decode(output["base64"]))
-    changed[len(changed) // 9 * 7] ^= 1  # of the row 7
-    path.write_text(
-        "".join(json.dumps(record) + "\n" for record in records).replace(
-            output["base64"], base64.b64encode(changed).decode()
-        )
-    )
+    def rewrite(change: Callable[[dict[str, Any], dict[str, Any]], object]) -> None:
+        """Write the records anew, as a server would that answered otherwise."""
+        shutil.rmtree(path)
+        writer = RecordWriter(path)
+        for number, one in enumerate(records):
+            request, answer = json.loads(json.dumps([one.request, one.answer]))
+            if number == 1:
+                change(request, answer)
+            writer.append(one.id, one.time, one.model, one.fingerprint, encoded(request), encoded(answer))
+        writer.close()
+
+    def other_bit(request: dict[str, Any], answer: dict[str, Any]) -> None:
+        (output,) = answer["outputs"].values()
+        changed = bytearray(base64.b64decode(output["base64"]))
+        changed[len(changed) // 9 * 7] ^= 1  # of the row 7
+        output["base64"] = base64.b64encode(changed).decode()
+
+    rewrite(other_bit)
     ended = inprocess.run(["serve", "replay", str(path), "--run", "main", "--json"], table.root, dict(os.environ))
     assert ended.returncode == 1, ended.stderr
     check_answer(["serve", "replay", "--json"], ended.stdout)
     found = json.loads(ended.stdout)["difference"]
-    assert (found["line"], found["unit"], found["place"]) == (2, "row", 7)
+    assert (found["record"][-15:], found["unit"], found["place"]) == ("/000000.chain:2", "row", 7)
+    (name,) = records[1].answer["outputs"]
     ended = inprocess.run(["serve", "replay", str(path), "--run", "main"], table.root, dict(os.environ))
-    assert f"serve.jsonl:2, row 7: recorded {name} " in ended.stdout
-    for request in ({}, {"batch": {}}, {"batch": {"x": {"dtype": "float32", "shape": [1], "base64": "AA=="}}}):
-        path.write_text(json.dumps({**records[0], "request": request}) + "\n")
-        with pytest.raises(DataError, match=r"serve\.jsonl:1: not a record"):
+    assert f"000000.chain:2, row 7: recorded {name} " in ended.stdout
+    for batch in (None, {}, {"x": {"dtype": "float32", "shape": [1], "base64": "AA=="}}):
+        rewrite(lambda request, answer, batch=batch: request.update(batch=batch))
+        with pytest.raises(DataError, match=r"000000\.chain:2: its request cannot be read"):
             aifx.serve_replay(path, table.root / "runs/main")
-    path.unlink()
+    shutil.rmtree(path)
+
+
+@pytest.mark.slow
+def test_pictures_are_recorded_and_replayed_like_rows(pictures: Project, serve: Serve) -> None:
+    served = serve(pictures, overrides=("serve.log_requests=true",))
+    for number in range(3):
+        data = (pictures.root / f"data/{number}.png").read_bytes()
+        url = served.state.operations[0].path
+        answer = served.http.post(url, content=data, headers={"Content-Type": "image/png"})
+        assert answer.status_code == 200, answer.text
+    served.predictor.stop()
+    path = pictures.run("main").records
+    found = aifx.serve_replay(path, pictures.root / "runs/main")
+    assert (found.passed, found.replayed, found.rows) == (True, 3, 3)
+    shutil.rmtree(path)
 
 
 def test_what_is_for_text_is_refused(table: Project, serve: Serve, tmp_path: Path) -> None:
