@@ -7,17 +7,14 @@ from typing import Annotated
 
 import typer
 
-from aifx.commands.console.options import JsonOption, SetOption, StepOption, TrustCodeOption
+from aifx.commands.console.options import option_group
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import RootOption
+from aifx.commands.score.options import ModelArgument, ModelOptions
 from aifx.core.lifecycle import sigterm_as_ctrl_c
 from aifx.core.limits import check_limits
 from aifx.core.plurals import counted
 from aifx.verbs.jobs import refuse_job
 
-ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Model version, such as fraud@production, or a run: RUN or RUN:STEP.")
-]
 RowsArgument = Annotated[
     list[str], typer.Argument(metavar="ROWS", help="Rows of now: files, or data sets as NAME or NAME@VERSION.")
 ]
@@ -54,6 +51,7 @@ PrometheusOption = Annotated[
 ]
 
 
+@option_group
 def monitor(
     model: ModelArgument,
     rows: RowsArgument,
@@ -63,11 +61,8 @@ def monitor(
     limit: LimitOption = None,
     html: HtmlOption = None,
     prometheus: PrometheusOption = None,
-    step: StepOption = None,
-    trust_code: TrustCodeOption = None,
-    set_: SetOption = None,
-    root: RootOption = None,
-    json: JsonOption = False,
+    *,
+    options: ModelOptions,
 ) -> None:
     """Compare rows of now, and a model's predictions for them, with the rows that it was trained on.
 
@@ -79,13 +74,12 @@ def monitor(
 
     Exits 1 if a column drifted: its effect counts, and is larger than chance makes the effect of any column.
     """
-    with terminal(json) as out, sigterm_as_ctrl_c():
+    with terminal(options.json) as out, sigterm_as_ctrl_c():
         refuse_job("monitor")
         check_limits()
-        from aifx.verbs.models import choose_other
         from aifx.verbs.monitoring import monitor as compare
 
-        chosen, at = choose_other(model)
+        chosen, named = options.resolve(model)
         found = compare(
             chosen,
             *rows,
@@ -95,10 +89,7 @@ def monitor(
             limits=limit or (),
             html=html,
             prometheus=prometheus,
-            step=step or at,
-            settings=set_,
-            trust_code=trust_code,
-            root=root,
+            **named,
         )
         out.result(found)
         rows_of = [

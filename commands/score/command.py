@@ -6,17 +6,14 @@ from typing import Annotated
 
 import typer
 
-from aifx.commands.console.options import JsonOption, RequestOption, SetOption, StepOption, TrustCodeOption
+from aifx.commands.console.options import RequestOption, option_group
 from aifx.commands.console.terminal import terminal
-from aifx.commands.data.options import RootOption
+from aifx.commands.score.options import ModelArgument, ModelOptions
 from aifx.core.lifecycle import sigterm_as_ctrl_c
 from aifx.core.limits import check_limits
 from aifx.core.plurals import counted
 from aifx.verbs.jobs import refuse_job
 
-ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Model version, such as fraud@production, or a run: RUN or RUN:STEP.")
-]
 SourceArgument = Annotated[
     str,
     typer.Argument(metavar="SOURCE", help="Rows: a file, a data set (NAME or NAME@VERSION), or the URL of a table."),
@@ -45,6 +42,7 @@ GrowingOption = Annotated[
 ]
 
 
+@option_group
 def score(
     model: ModelArgument,
     source: SourceArgument,
@@ -54,11 +52,8 @@ def score(
     since_last: SinceLastOption = False,
     growing: GrowingOption = None,
     request: RequestOption = None,
-    step: StepOption = None,
-    trust_code: TrustCodeOption = None,
-    set_: SetOption = None,
-    root: RootOption = None,
-    json: JsonOption = False,
+    *,
+    options: ModelOptions,
 ) -> None:
     """Predict for the rows of a source that a target has no predictions of.
 
@@ -70,13 +65,12 @@ def score(
 
     Each row is scored once by a model version, also if calls are repeated, killed or made at the same time.
     """
-    with terminal(json) as out, sigterm_as_ctrl_c():
+    with terminal(options.json) as out, sigterm_as_ctrl_c():
         refuse_job("score")
         check_limits()
-        from aifx.verbs.models import choose_other
         from aifx.verbs.scoring import score as score_rows
 
-        chosen, at = choose_other(model)
+        chosen, named = options.resolve(model)
         found = score_rows(
             chosen,
             source,
@@ -86,10 +80,7 @@ def score(
             since_last=since_last,
             growing=growing,
             request=request,
-            step=step or at,
-            settings=set_,
-            trust_code=trust_code,
-            root=root,
+            **named,
         )
         out.result(found)
         there = ", as an earlier call with this request id reported" if found.is_repeated else ""
