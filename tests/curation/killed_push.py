@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import inprocess
 from adbc_driver_postgresql import dbapi
 from faulty_files import forked
+from killed_places import kill_at_places, killed_at_calls
 
 from aifx.curation.databases import push
 from aifx.data.versions.catalog import open_catalog
@@ -29,7 +27,6 @@ from aifx.data.versions.manifest import LINEAGE
 
 URL, LAST = sys.argv[1:]
 TABLE = "killed_push"
-COUNT = Path("count")
 
 
 def ask() -> dict[str, Any]:
@@ -40,35 +37,17 @@ def ask() -> dict[str, Any]:
     return document
 
 
-def disturbed(at: int) -> None:
-    """Ask, and be killed at a place, or at none; then write down how many there are."""
-    passed = 0
-
-    def pass_by() -> None:
-        nonlocal passed
-        if passed == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        passed += 1
-
-    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            pass_by()
-            result = real(*args, **kwargs)
-            pass_by()
-            return result
-
-        return call
-
-    owners = (
+def act(at: int | None) -> int:
+    """Ask, and be killed at a place. Returns how many there are."""
+    functions = (
         (dbapi.Cursor, "execute"),
         (dbapi.Cursor, "adbc_ingest"),
         (dbapi.Connection, "commit"),
         (push, "record_push"),
     )
-    for owner, name in owners:
-        mock.patch.object(owner, name, counted(getattr(owner, name))).start()
-    ask()
-    COUNT.write_text(str(passed))
+    with killed_at_calls(functions, at) as places:
+        ask()
+    return places.made
 
 
 def rows(statement: str) -> list[tuple[Any, ...]]:
@@ -103,16 +82,9 @@ def check() -> None:
 
 
 def main() -> None:
+    kills = kill_at_places(clear, act, check, LAST)
     assert forked(clear) == 0
-    assert forked(lambda: disturbed(-1)) == 0
-    places = int(COUNT.read_text())
-    kills = range(0 if LAST == "all" else places - int(LAST), places)
-    for at in kills:
-        assert forked(clear) == 0
-        assert forked(lambda at=at: disturbed(at)) == -signal.SIGKILL, at
-        assert forked(check) == 0, f"killed at place {at} of {places}"
-    assert forked(clear) == 0
-    sys.stdout.write(str(len(kills)))
+    sys.stdout.write(str(kills))
 
 
 if __name__ == "__main__":

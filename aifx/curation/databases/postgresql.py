@@ -250,9 +250,13 @@ def open_snapshot(query: Query) -> Iterator[PostgresSnapshot]:
 def connection_to(url: DatabaseUrl, what: str) -> Iterator[Any]:
     """A connection whose statements are one transaction, which ends without commit unless it is committed."""
     try:
+        from adbc_driver_postgresql import __version__ as driver
         from adbc_driver_postgresql import dbapi
     except ImportError as e:
         raise missing_extra(e) from None
+    if driver.startswith("1.12."):
+        why = f"adbc-driver-postgresql {driver} begins no transaction after a SELECT (apache/arrow-adbc#4695)"
+        raise EnvironmentFault(f"could not {what}", why, "pip install 'adbc-driver-postgresql!=1.12.*'")
     scheme, _, rest = url.given.partition("://")
     password = os.environ.get(PASSWORD)
     with asking(what, "the URL"), environment({} if password is None else {"PGPASSWORD": password}):

@@ -49,11 +49,18 @@ class KeyedRow:
 
 
 def key_text(key: Any, place: str, column: str) -> str:
-    """A key as text. Raises DataError if it is missing."""
+    """A key as text. Raises DataError if it is missing, or has no UTF-8."""
     if key is None or key == "":
         hint = "--key COLUMN, of a column with a value in each row"
         raise DataError(f"{place}: the row has no key", f"its {column!r} is missing", hint)
-    return str(key)
+    text = str(key)
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        what = f"{place}: the key cannot be written"
+        why = f"its {column!r} has half of a surrogate pair at character {e.start + 1}: {text[e.start]!a}"
+        raise DataError(what, why, "correct the row, or --key COLUMN of another column") from None
+    return text
 
 
 def keyed(row: Row, column: str, model: str) -> KeyedRow:

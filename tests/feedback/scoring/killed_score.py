@@ -1,6 +1,6 @@
 """`aifx score --request` that is killed: at each statement and commit, or at random, as its server is.
 
-    python killed_score.py places LAST      at the last places of PostgreSQL, SQLite and a folder, or "all"
+    python killed_score.py places LAST      at the last places of each database and a folder, or "all"
     python killed_score.py random COUNT     rounds with a random kill of the call, of its backend, or of the server
 
 The working directory has a project with the run "main". After each kill the same command comes again, while rows are
@@ -18,14 +18,15 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
+import duckdb
 import inprocess
 from faulty_files import forked, killed
+from killed_places import kill_at_places, killed_at_calls
 from postgresql_server import PASSWORD, Server, postgresql_server
 from pyarrow import parquet
 
@@ -34,11 +35,15 @@ import aifx.feedback.scoring.database_target
 import aifx.feedback.scoring.file_target
 import aifx.feedback.scoring.scoring as scoring
 import aifx.verbs.scoring  # noqa: F401  # once, instead of in each process
-from aifx.feedback.scoring.connections import Connection, PostgresConnection, SqliteConnection
+from aifx.feedback.scoring.connections import (
+    Connection,
+    DuckdbConnection,
+    PostgresConnection,
+    SqliteConnection,
+)
 
 ROWS = 24
 COMMIT_ROWS = 10
-COUNT = Path("count")
 
 
 def ask(url: str, *args: str, target: str = "") -> int:
@@ -57,29 +62,9 @@ def answer() -> dict[str, Any]:
     return document
 
 
-def killed_at(url: str, kind: type[Connection], at: int, *args: str) -> None:
-    """Ask, and be killed before or after a statement or commit; then write down how many of these places there are."""
-    passed = 0
-
-    def pass_by() -> None:
-        nonlocal passed
-        if passed == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        passed += 1
-
-    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            pass_by()
-            result = real(*args, **kwargs)
-            pass_by()
-            return result
-
-        return call
-
-    for name in ("rows", "insert", "_commit"):
-        mock.patch.object(kind, name, counted(getattr(kind, name))).start()
-    assert ask(url, *args) == 0
-    COUNT.write_text(str(passed))
+def calls_of(kind: type[Connection]) -> list[tuple[type[Connection], str]]:
+    """Each statement and commit."""
+    return [(kind, name) for name in ("rows", "insert", "_commit")]
 
 
 def check(rows: Callable[[str], list[tuple[Any, ...]]], url: str, *args: str, target: str = "") -> None:
@@ -93,43 +78,53 @@ def check(rows: Callable[[str], list[tuple[Any, ...]]], url: str, *args: str, ta
     assert answer() == first | {"is_repeated": True}
 
 
-def sqlite_rows(statement: str) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect("shop.db")
-    found = connection.execute(statement).fetchall()
+def file_rows(connect: Callable[[str], Any], path: str, *statements: str) -> list[tuple[Any, ...]]:
+    """The rows of the last statement for SQLite or DuckDB."""
+    connection = connect(path)
+    for statement in statements:
+        found: list[tuple[Any, ...]] = connection.execute(statement).fetchall()
     connection.commit()
     connection.close()
     return found
 
 
-def kill_at_places(server: Server, last: str) -> int:
-    sql = (
-        "CREATE TABLE orders (id {}, x float, y float)",
+def kill_at_places_of(server: Server, last: str) -> int:
+    orders = (
+        "CREATE TABLE orders (id bigint, x float, y float)",
         "INSERT INTO orders VALUES " + ", ".join(f"({n}, {n % 7 - 3}, {n % 5 - 2})" for n in range(ROWS)),
     )
-    server.run(sql[0].format("bigint"), sql[1])
-    for statement in (sql[0].format("INTEGER"), sql[1]):
-        sqlite_rows(statement)
-    tables = ("scores", "aifx_positions", "aifx_requests")
+    server.run(*orders)
 
     def clear_server() -> None:
-        server.run(*(f"DROP TABLE IF EXISTS {table}" for table in tables))
+        server.run(*(f"DROP TABLE IF EXISTS {table}" for table in ("scores", "aifx_positions", "aifx_requests")))
 
-    def clear_file() -> None:
-        for table in tables:
-            sqlite_rows(f"DROP TABLE IF EXISTS {table}")
+    def clear_file(connect: Callable[[str], Any], path: str) -> None:
+        for file in Path().glob(f"{path}*"):  # the journal or the WAL too
+            file.unlink()
+        file_rows(connect, path, *orders)
 
-    kills = 0
-    for url, kind, rows, clear, args in (
-        (server.url, PostgresConnection, server.rows, clear_server, ("--request", "a.1", "--since-last")),
-        ("sqlite:///shop.db", SqliteConnection, sqlite_rows, clear_file, ("--request", "a.1")),
+    def act(url: str, kind: type[Connection], args: Sequence[str], at: int | None) -> int:
+        with killed_at_calls(calls_of(kind), at) as places:
+            assert ask(url, *args) == 0
+        return places.made
+
+    once = ("--request", "a.1")
+    kills = kill_at_places(
+        clear_server,
+        partial(act, server.url, PostgresConnection, (*once, "--since-last")),
+        partial(check, server.rows, server.url, *once, "--since-last"),
+        last,
+    )
+    for url, kind, connect, path in (
+        ("sqlite:///shop.db", SqliteConnection, sqlite3.connect, "shop.db"),
+        ("duckdb:///shop.duckdb", DuckdbConnection, duckdb.connect, "shop.duckdb"),
     ):
-        assert forked(partial(killed_at, url, kind, -1, *args)) == 0
-        places = int(COUNT.read_text())
-        for at in range(0 if last == "all" else places - int(last), places):
-            assert forked(clear) == 0
-            assert forked(partial(killed_at, url, kind, at, *args)) == -signal.SIGKILL, at
-            assert forked(partial(check, rows, url, *args)) == 0, f"{kind.__name__}: killed at place {at} of {places}"
-            kills += 1
+        kills += kill_at_places(
+            partial(clear_file, connect, path),
+            partial(act, url, kind, once),
+            partial(check, partial(file_rows, connect, path), url, *once),
+            last,
+        )
     return kills + kill_at_changes(last)
 
 
@@ -137,12 +132,14 @@ def kill_at_changes(last: str) -> int:
     """Kill before each change of a file of a folder, or before the last ones."""
     url, target, args = "sqlite:///shop.db", Path.cwd() / "scores", ("--request", "a.1")
 
-    def write(at: int | None) -> None:
+    def clear() -> None:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
+
+    def act(at: int | None) -> int:
         with killed(target, at) as calls:
             assert ask(url, *args, target="scores") == 0
-        COUNT.write_text(str(len(calls.made)))
+        return len(calls.made)
 
     def rows(statement: str) -> list[tuple[Any, ...]]:
         if "scores" not in statement:
@@ -153,13 +150,7 @@ def kill_at_changes(last: str) -> int:
         check(rows, url, *args, target="scores")
         assert sorted(path.name for path in target.iterdir()) == [".lock", "00001.parquet"]
 
-    assert forked(partial(write, None)) == 0
-    places = int(COUNT.read_text())
-    kills = range(0 if last == "all" else places - int(last), places)
-    for at in kills:
-        assert forked(partial(write, at)) == -signal.SIGKILL, at
-        assert forked(again) == 0, f"killed before change {at} of {places}"
-    return len(kills)
+    return kill_at_places(clear, act, again, last)
 
 
 def kill_at_random(server: Server, count: int) -> int:
@@ -241,7 +232,7 @@ def main() -> None:
     os.environ["PGPASSWORD"] = PASSWORD
     mode, count = sys.argv[1:]
     with postgresql_server(is_durable=True) as server:
-        kills = kill_at_places(server, count) if mode == "places" else kill_at_random(server, int(count))
+        kills = kill_at_places_of(server, count) if mode == "places" else kill_at_random(server, int(count))
     sys.stdout.write(str(kills))
 
 

@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import adbc_driver_postgresql
 import duckdb
 import inprocess
 import pytest
@@ -104,6 +105,13 @@ def test_models_that_take_turns_have_positions_of_their_own(
 
 
 OLD = "prediction_id TEXT, key TEXT, model TEXT, request TEXT, scored_at TIMESTAMP"
+
+
+def test_a_driver_without_transactions_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adbc_driver_postgresql, "__version__", "1.12.1")
+    command = ["score", "main", "new.jsonl", "postgresql://localhost:1/shop/scores", "--key", "order", "--json"]
+    done = inprocess.run(command, project, os.environ)
+    assert (done.returncode, "1.12.1" in json.loads(done.stdout)["error"]["why"]) == (2, True)
 
 
 @pytest.mark.parametrize(

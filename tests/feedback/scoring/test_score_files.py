@@ -158,6 +158,11 @@ def test_a_version_has_a_key_of_its_own(project: Path) -> None:
             ["bad.jsonl:1", "bad.jsonl:6"],
         ),
         ([{"order": 1, "x": 1, "y": 1}, {"order": None, "x": 1, "y": 1}], ["--key", "order"], ["bad.jsonl:2"]),
+        (
+            [{"order": 1, "x": 1, "y": 1}, {"order": "a\ud800", "x": 1, "y": 1}],
+            ["--key", "order"],
+            ["bad.jsonl:2", "d800"],
+        ),
         ([{"order": 1, "x": 1, "y": 1}, {"order": 2, "x": "a", "y": 1}], ["--key", "order"], ["bad.jsonl:2", "'x'"]),
     ],
 )
