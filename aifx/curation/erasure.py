@@ -67,6 +67,7 @@ class Erasure(Result):
         rewritten: versions that had files in the folders of the deleted ones, and hold them now themselves, or would.
             None of the rows to erase is in them.
         remaining: versions that hold some of the rows still.
+        records: the file and line of each record of a server whose request and answer are erased, or would be.
     """
 
     reference: str
@@ -80,6 +81,7 @@ class Erasure(Result):
     dry_run: bool
     places: tuple[str, ...] = ()
     rewritten: tuple[str, ...] = ()
+    records: tuple[str, ...] = ()
 
 
 def plan_erasure(
@@ -98,7 +100,7 @@ def plan_erasure(
     evaluate.
     """
     name, version = catalog.find(reference)
-    _check_condition(where, name)
+    check_condition(where, name)
     if version != catalog.latest(name):
         why = "the version without the rows becomes the latest, and would miss what was done since"
         what, hint = f"{name}@{version} is not the latest version of {name}", f"aifx data erase {name} --where SQL"
@@ -188,7 +190,7 @@ def plan_file_erasure(
 
     Raises UsageError for a condition that is empty or that the rows cannot evaluate, DataError.
     """
-    _check_condition(where, reference)
+    check_condition(where, reference)
     version = find_implicit(reference, section, project)
     with named_rows(reference, section, project) as (key, files):
         found = _find_rows(files.open(key), where, memory_bytes, PLACE)
@@ -200,7 +202,8 @@ def plan_file_erasure(
     return replace(plan, places=tuple(place for _, place in found))
 
 
-def _check_condition(where: str, reference: str) -> None:
+def check_condition(where: str, reference: str) -> None:
+    """Raise UsageError for an empty condition."""
     if not where.strip():
         hint = f"aifx data erase {reference} --where \"_source = 'letters.jsonl'\""
         raise UsageError("--where is empty", "it is the condition of the rows to erase", hint)

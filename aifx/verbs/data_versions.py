@@ -381,9 +381,12 @@ def data_erase(
     and the line of each row.
 
     Args:
-        name: data set, whose latest version is meant, or a key of aifx.toml such as "data.train".
-        where: condition of the rows, in SQL over their columns.
-        purge: also delete all versions of the data set that hold the rows; for files, the caches of text.
+        name: data set, whose latest version is meant, a key of aifx.toml such as "data.train", or a folder with records
+            of servers such as "runs/main/records".
+        where: condition of the rows, in SQL over their columns; of records over id, time, model, fingerprint, input and
+            output.
+        purge: also delete all versions of the data set that hold the rows; for files, the caches of text; for records,
+            their requests and answers, which are only found without it.
         dry_run: find the rows, and change nothing.
         confirm: called with the plan before something is deleted. What it raises ends the erasure.
         memory: most memory to use, such as "4GB".
@@ -398,6 +401,15 @@ def data_erase(
     """
     from aifx.curation import erasure
 
+    if "/" in name:  # no name of a data set has one
+        from aifx.curation.record_erasure import erase_records
+
+        plan = erase_records(Path(project, name), where, dry_run=True)
+        if not plan.rows or not purge or dry_run:
+            return plan
+        if confirm is not None:
+            confirm(plan)
+        return erase_records(Path(project, name), where, dry_run=False)
     limits = limits_of(memory, workers)
     catalog, found = find_catalog(root, project)
     how = {"purge": purge, "dry_run": dry_run}

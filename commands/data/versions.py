@@ -367,7 +367,12 @@ def gc(
 
 
 def erase(
-    name: Annotated[str, typer.Argument(metavar="NAME", help=f"Data set, whose latest version is meant. {FILES_HELP}")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help=f"Data set, whose latest version is meant, or a folder of records. {FILES_HELP}"
+        ),
+    ],
     where: Annotated[
         str, typer.Option("--where", metavar="SQL", help="Condition of the rows to erase, in SQL over their columns.")
     ],
@@ -375,7 +380,8 @@ def erase(
         bool,
         typer.Option(
             "--purge",
-            help="Also delete all versions of the data set that hold the rows; for files, the caches of text.",
+            help="Also delete all versions of the data set that hold the rows; for files, the caches of text; for "
+            "records, their requests and answers.",
         ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
@@ -392,11 +398,15 @@ def erase(
         aifx data erase corpus --where "author = 'A. Smith'"
         aifx data erase corpus --where "author = 'A. Smith'" --purge --yes
         aifx data erase data.train --where "contains(text, 'A. Smith')" --purge
+        aifx data erase runs/main/records --where "input->>'customer' = '17'" --purge
 
     Earlier versions still hold the rows until --purge deletes them. On a terminal, aifx asks first; a script must use
     --yes. No record has the condition or the rows, only their number and a digest of their ids.
 
     aifx changes no file that the configuration names. Of these, it lists the file and the line of each row.
+
+    Records of `aifx serve` keep their chain without the content. Their columns are id, time, model, fingerprint, input
+    (the prompt, or a row as JSON) and output (the text).
     """
     with terminal(json) as out:
         from aifx.verbs.data_versions import data_erase
@@ -405,6 +415,12 @@ def erase(
             sizes = {one.reference: one.size_bytes for one in plan.held_by}
             size = sum(sizes.get(one, 0) or _bytes_in(Path(one)) for one in plan.purged)
             hint = f"aifx data erase {name} --where SQL --purge --yes"
+            if plan.records:
+                chains = {Path(one.rpartition(":")[0]) for one in plan.records}
+                size = sum(chain.with_suffix(".payload").stat().st_size for chain in chains)
+                what = f"the content of {counted(plan.rows, 'record')} of {name}"
+                confirm_deletion(out, what, f"among {readable_bytes(size)}", hint)
+                return
             confirm_deletion(out, ", ".join(plan.purged), readable_bytes(size), hint)
 
         plan = data_erase(
@@ -418,7 +434,21 @@ def erase(
             root=root,
         )
         out.result(plan)
-        _print_erasure(out, plan, dry_run)
+        if "/" in name:
+            _print_erased_records(out, plan)
+        else:
+            _print_erasure(out, plan, dry_run)
+
+
+def _print_erased_records(out: Output, plan: Erasure) -> None:
+    if not plan.rows:
+        out.print(f"no record of {plan.reference} meets the condition")
+        return
+    out.print(f"the condition holds for {counted(plan.rows, 'record')} of {plan.reference}")
+    for place in plan.records:
+        out.print(f"{one_line(place)} {'holds its request and answer' if plan.dry_run else 'is erased'}")
+    if plan.dry_run:
+        out.log("--purge erases them")
 
 
 def _bytes_in(folder: Path) -> int:
