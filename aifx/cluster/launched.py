@@ -11,6 +11,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from aifx.cluster.jobs import OVER, POLL_S, Backend, JobStatus, LaunchRecord, read_events
 from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
-from aifx.core.files import make_folders, read_file
+from aifx.core.files import exclusive, make_folders, read_file
 from aifx.core.json_files import write_json
 from aifx.core.os_errors import first_line
 from aifx.core.project import Project
@@ -29,6 +30,9 @@ from aifx.core.results import Result
 IDLE_S = 0.2
 ASKED = "asked.json"
 """The record of a launch for a request, without its job, from before it was submitted."""
+
+SUBMIT_S = 300.0
+"""For another process to submit a job: it asks its scheduler up to five times, for `hosts.LIMIT_S` each."""
 
 BACKENDS: Mapping[str, str] = {"slurm": "aifx.cluster.slurm", "kubernetes": "aifx.cluster.kubernetes"}
 """The module of each scheduler, which has a `BACKEND`. They are imported when they are asked."""
@@ -69,6 +73,15 @@ def new_id(run: str) -> str:
 def requested_id(project: Project, request: Request) -> str:
     """The id of the launch that a request makes. Another project of the same cluster has another one."""
     return f"request-{sha256_of(f'{project.root}: {request.id}')[:24]}"
+
+
+def submitting(project: Project, launch: str) -> AbstractContextManager[int]:
+    """Hold a launch for its submission, by the descriptor of a lock that the scheduler's program inherits.
+
+    Raises FolderBusy if a program that outlived its aifx hands the job over for longer than SUBMIT_S.
+    """
+    what = f"launch {launch} is being submitted"
+    return exclusive(make_folder(project, launch) / "lock", SUBMIT_S, what)
 
 
 def write_asked(project: Project, record: LaunchRecord) -> None:

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import pwd
 import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -400,6 +402,7 @@ def user_name(uid: int) -> str:
 
 
 LOCK = ".lock"
+LOCK_LOOK_S = 0.05
 REMOVED = ".removed-"
 """The beginning of the name of a folder whose removal was interrupted."""
 
@@ -434,11 +437,23 @@ def holding(folder: Path, what: str, purpose: str, *, shared: bool = False, make
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[int]:
-    """Wait until nobody else holds the lock file `path`, then hold it alone, by a descriptor. The file stays."""
-    handle = open_file(path, os.O_RDWR | os.O_CREAT)
+def exclusive(path: Path, limit_s: float = math.inf, what: str = "") -> Iterator[int]:
+    """Wait until nobody else holds the lock file `path`, then hold it alone, by a descriptor. The file stays.
+
+    Raises FolderBusy after `limit_s`, saying `what`.
+    """
+    handle, until = open_file(path, os.O_RDWR | os.O_CREAT), time.monotonic() + limit_s
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if math.isinf(limit_s) else fcntl.LOCK_NB))
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    why = f"another process has held {path} for {limit_s:g} s"
+                    hint = f"fuser -v {path}    (then end that process, and run the same command again)"
+                    raise FolderBusy(what or f"{path} is in use", why, hint) from None
+            time.sleep(LOCK_LOOK_S)
         yield handle
     finally:
         os.close(handle)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aifx.cluster.kubernetes import to_yaml
 from aifx.core.errors import AifxError, ConfigError, ExitCode, UsageError
-from aifx.core.files import exclusive, replace_file
+from aifx.core.files import replace_file
 from aifx.core.json_files import JsonLines, write_text
 from aifx.core.project import Project, check_run_name, find_project
 from aifx.core.requests import Request, find_request
@@ -308,13 +308,12 @@ def launch_slurm(
         ...
         aifx.core.errors.UsageError: ...
     """
-    from aifx.cluster.launched import find_asked, make_folder, requested_id
+    from aifx.cluster.launched import find_asked, requested_id, submitting
 
     found, asked = find_project(Path(project)), find_request(request, "launch slurm")
     if asked is None:
         return _submit_slurm(found, command, settings, options)
-    launch = requested_id(found, asked)
-    with exclusive(make_folder(found, launch) / "lock") as lock:
+    with submitting(found, requested_id(found, asked)) as lock:
         if (record := find_asked(found, asked, "slurm")) is not None:
             return record
         return _submit_slurm(found, command, settings, options, asked, lock)
@@ -415,12 +414,12 @@ def launch_k8s(
         ...
         aifx.core.errors.UsageError: ...
     """
-    from aifx.cluster.launched import find_asked, make_folder, requested_id
+    from aifx.cluster.launched import find_asked, requested_id, submitting
 
     found, asked = find_project(Path(project)), find_request(request, "launch k8s")
     if asked is None:
         return _apply_jobset(found, command, name, settings)
-    with exclusive(make_folder(found, requested_id(found, asked)) / "lock") as lock:
+    with submitting(found, requested_id(found, asked)) as lock:
         if (record := find_asked(found, asked, "kubernetes")) is not None:
             return record
         return _apply_jobset(found, command, name, settings, asked, lock)

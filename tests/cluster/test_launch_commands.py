@@ -17,8 +17,11 @@ import inprocess
 import pytest
 from stored_models import push_empty
 
+from aifx.cluster.launched import requested_id
 from aifx.core.errors import ConfigError
+from aifx.core.files import exclusive
 from aifx.core.project import Project
+from aifx.core.requests import Request
 from aifx.kinds import load_config
 
 TOML = """\
@@ -132,6 +135,21 @@ def test_a_job_is_submitted_once_for_a_request(launch: Run, project: Path) -> No
         (folder / name).unlink()
     assert ask("other", ANSWER="8").stderr.endswith(": job 8\n")
     assert launch("slurm", "--no-follow", "--request", "r2", "train", ANSWER="9").stderr.endswith(": job 9\n")
+
+
+def test_a_submission_that_outlived_its_aifx_and_hangs_is_waited_for_within_a_limit(
+    launch: Run, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aifx.cluster.launched.SUBMIT_S", 0.1)
+    folder = project / "runs" / ".launched" / requested_id(Project(project), Request("r1", "launch slurm"))
+    folder.mkdir(parents=True)
+    with exclusive(folder / "lock"):
+        done = launch("slurm", "--no-follow", "--request", "r1", "train", "--json", AIFX_ERROR_FILE="error")
+    error = json.loads((project / "error").read_text())["error"]
+    assert (done.returncode, error["transient"]) == (2, True)
+    assert f"fuser -v {folder / 'lock'}" in error["hint"]
+    assert not (project / "asked").exists()
+    assert launch("slurm", "--no-follow", "--request", "r1", "train").returncode == 0
 
 
 def test_a_job_of_a_request_keeps_the_document_of_its_command(
