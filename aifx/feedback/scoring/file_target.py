@@ -77,7 +77,7 @@ def _read(folder: Path, file: ExitStack) -> OpenFolder:
                 ids += [_packed(batch.column(ID).to_pylist()) for batch in opened.iter_batches(columns=[ID])]
                 if len(schema) > len(OWN):
                     found.schema = schema.remove_metadata()
-        except (pa.ArrowException, OSError, KeyError, ValueError) as e:
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as e:
             what = f"{part} is no file of predictions"
             raise DataError(what, first_line(e), "name another folder, or move the file out of it") from None
     found.number = max(found.entries, default=0) + 1
@@ -87,7 +87,7 @@ def _read(folder: Path, file: ExitStack) -> OpenFolder:
 
 
 def _packed(ids: Iterable[str]) -> np.ndarray[Any, np.dtype[np.bytes_]]:
-    """Ids in 16 bytes each: a set of texts takes some nine times as much memory."""
+    """Ids in 16 bytes each: a set of texts takes six times as much memory."""
     return np.frombuffer(bytes.fromhex("".join(ids)), f"S{ID_DIGITS // 2}")
 
 

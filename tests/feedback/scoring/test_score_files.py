@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import inprocess
+import pyarrow as pa
 import pytest
 from pyarrow import parquet
 from score_rows import write_rows
@@ -183,4 +184,7 @@ def test_targets_that_cannot_be_written(project: Path) -> None:
     assert "taken" in score(project, "new.jsonl", "taken", "--key", "order", code=2)["what"]
     (project / "other").mkdir()
     (project / "other" / "00001.parquet").write_bytes(b"x")
+    assert "00001.parquet" in score(project, "new.jsonl", "other", "--key", "order", code=2)["what"]
+    without_id = pa.table({"prediction_id": pa.array([None], pa.string())})
+    parquet.write_table(without_id.replace_schema_metadata({"aifx.score": "{}"}), project / "other" / "00001.parquet")
     assert "00001.parquet" in score(project, "new.jsonl", "other", "--key", "order", code=2)["what"]
