@@ -19,7 +19,6 @@ import numpy as np
 
 from aifx.config.serve_section import ServeSection
 from aifx.core.errors import AifxError, DataError, ExitCode, UsageError
-from aifx.core.json_values import plain
 from aifx.core.results import Result
 from aifx.serving.records import Record, RecordWriter, encoded, read_records
 from aifx.serving.requests import (
@@ -132,7 +131,7 @@ class Recorder:
             identity: the response's id, when the request came, the model version's digest and the fingerprint.
             rows: as the client sent them; none of pictures.
         """
-        request = {"rows": plain(rows), "batch": document_of_arrays(batch)}
+        request = {"rows": rows, "batch": document_of_arrays(batch)}
         self._keep(identity, request, {"outputs": document_of_arrays(outputs)}, done)
 
     def _keep(
@@ -234,7 +233,7 @@ def unpacked(document: Mapping[str, Any]) -> list[Any]:
 def document_of_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Arrays as JSON: the dtype, the shape and the bytes of each, by name."""
     return {
-        name: {"dtype": str(one.dtype), "shape": list(one.shape), "base64": base64.b64encode(one.tobytes()).decode()}
+        name: {"dtype": one.dtype.str, "shape": list(one.shape), "base64": base64.b64encode(one.tobytes()).decode()}
         for name, one in arrays.items()
     }
 
