@@ -34,19 +34,24 @@ class Progress:
         """The share that is done, from 0 to 1; None if the total is not known."""
         return min(self.done / self.total, 1.0) if self.total else None
 
-    def __str__(self) -> str:
+    @property
+    def amount(self) -> str:
+        """How much is done, such as "50% of 4.0 MB", with the rate and the time left once they are known."""
         if self.share is not None:
-            return f"{self.activity}: {self.share:.0%} of {_amount(self.total or 0, self.unit)}{self._rate()}"
+            return f"{self.share:.0%} of {_amount(self.total or 0, self.unit)}{self._rate()}"
         if self.done:
-            return f"{self.activity}: {_amount(self.done, self.unit)}{self._rate()}"
-        return f"{self.activity}: {self.elapsed_s:.0f} s"
+            return f"{_amount(self.done, self.unit)}{self._rate()}"
+        return f"{self.elapsed_s:.0f} s"
+
+    def __str__(self) -> str:
+        return f"{self.activity}: {self.amount}"
 
     def _rate(self) -> str:
         """The rate, and the time that the rest takes at this rate; nothing in the first second."""
         if self.elapsed_s < RATE_AFTER_S or not self.done:
             return ""
         each = self.done / self.elapsed_s
-        rate = f", {_amount(round(each), self.unit) if self.unit == 'bytes' else f'{each:.3g} {self.unit}'}/s"
+        rate = f", {_amount(round(each), self.unit) if self.unit == 'bytes' else f'{_digits(each)} {self.unit}'}/s"
         if self.total is None or self.done >= self.total:
             return rate
         return f"{rate}, {_time((self.total - self.done) / each)} left"
@@ -124,6 +129,11 @@ def report_progress(activity: str, total: int | None, unit: str) -> Iterator[Rep
 def _time(seconds: float) -> str:
     minutes, hours = seconds / 60, seconds / 3600
     return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
+
+
+def _digits(rate: float) -> str:
+    """Three digits that count: 1.23, or 58,000."""
+    return f"{float(f'{rate:.3g}'):,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _amount(count: int, unit: str) -> str:

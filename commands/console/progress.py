@@ -48,11 +48,16 @@ class ProgressDisplay:
 
     def _picture(self) -> Text:
         assert self._latest is not None
-        return progress_line(self._latest, is_ascii=not self._out.err.encoding.lower().startswith("utf"))
+        err = self._out.err
+        return progress_line(self._latest, err.width, is_ascii=not err.encoding.lower().startswith("utf"))
 
 
-def progress_line(progress: Progress, *, is_ascii: bool) -> Text:
-    """The activity in one line, with a bar if its total is known."""
+def progress_line(progress: Progress, width: int, *, is_ascii: bool) -> Text:
+    """The activity in one line, with a bar if its total is known.
+
+    Args:
+        width: of the line, in characters. The bar, then the activity's name are shortened to it.
+    """
     from rich.text import Text
 
     from aifx.core.sanitize import one_line
@@ -60,6 +65,16 @@ def progress_line(progress: Progress, *, is_ascii: bool) -> Text:
     line = Text(overflow="ellipsis", no_wrap=True)
     if progress.share is not None:
         full, rest = ("#", ".") if is_ascii else ("━", "─")
-        done = round(progress.share * BAR_WIDTH)
-        line.append(full * done, style="green").append(rest * (BAR_WIDTH - done) + " ", style="dim")
-    return line.append(one_line(str(progress)), style="dim")
+        bar_width = min(BAR_WIDTH, width // 8)
+        done = round(progress.share * bar_width)
+        line.append(full * done, style="green").append(rest * (bar_width - done) + " ", style="dim")
+    amount = f": {progress.amount}"
+    activity = _shortened(one_line(progress.activity), width - len(line) - len(amount), "..." if is_ascii else "…")
+    return line.append(activity + amount, style="dim")
+
+
+def _shortened(activity: str, room: int, mark: str) -> str:
+    """An activity of at most `room` characters: what is done, and the end of the name to which it is done."""
+    verb, _, name = activity.partition(" ")
+    kept = room - len(verb) - len(mark) - 1
+    return activity if len(activity) <= room or kept <= 0 else f"{verb} {mark}{name[-kept:]}"

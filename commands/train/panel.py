@@ -165,7 +165,7 @@ class Panel(Hook):
         if (info := self._info) is not None:
             return run_frame(self._console, info.run.name, functools.partial(self._rows, info))
         if (activity := self._activity) is not None:
-            return progress_line(activity, is_ascii=_is_ascii(self._console))
+            return progress_line(activity, self._console.width, is_ascii=_is_ascii(self._console))
         return Text(f"{self._phase} ... {time.monotonic() - self._began:.0f} s", style="dim")
 
     def _rows(self, info: RunInfo, width: int, ascii_only: bool) -> Iterator[Text]:
@@ -190,7 +190,7 @@ class Panel(Hook):
         for line in chop_cells(sample, width)[:SAMPLE_LINES]:
             yield Text(line, style="italic")
         if (activity := self._activity) is not None:
-            yield progress_line(activity, is_ascii=ascii_only)
+            yield progress_line(activity, width, is_ascii=ascii_only)
         else:
             yield Text(self._whereabouts(info), style="dim", overflow="ellipsis", no_wrap=True)
 

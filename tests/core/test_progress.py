@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from aifx.commands.console.output import Output
-from aifx.commands.console.progress import ProgressDisplay
+from aifx.commands.console.progress import ProgressDisplay, progress_line
 from aifx.commands.train.panel import Panel
 from aifx.core import progress as module
 from aifx.core.progress import Progress, listen, report_progress
@@ -62,6 +62,20 @@ def test_the_last_listener_hears(reported: list[Progress | None]) -> None:
 )
 def test_rate_and_remaining_time(done: int, total: int | None, elapsed_s: float, text: str) -> None:
     assert str(Progress("reading", done, total, "bytes", elapsed_s)) == text
+
+
+@pytest.mark.parametrize(("done", "rate"), [(3, "1.5"), (246, "123"), (116_091, "58,000"), (2_469_999, "1,230,000")])
+def test_rates_have_no_exponent(done: int, rate: str) -> None:
+    assert str(Progress("reading", done, None, "rows", 2.0)).endswith(f", {rate} rows/s")
+
+
+def test_a_narrow_line_keeps_the_time_left_and_the_end_of_the_name() -> None:
+    name = "postgresql://scorer.example.com:5432/shop/sales.orders"
+    long = Progress(f"scoring {name}", 116_091, 1_000_000, "rows", 2.0)
+    line = progress_line(long, 80, is_ascii=False).plain
+    assert len(line) == 80
+    assert re.search(r"─ scoring ….*orders: 12% of 1,000,000 rows, 58,000 rows/s, 15 s left$", line)
+    assert progress_line(long, 160, is_ascii=True).plain.endswith(str(long))
 
 
 def test_tokenizing_and_training_the_tokenizer_report_to_the_end(
