@@ -10,7 +10,7 @@ EXTRAS = {
     "sweep": ("optuna>=5.0",),
     "s3": ("s3fs>=2024.6",),
     "html": ("trafilatura>=2.0", "warcio>=1.8"),
-    "databases": ("adbc-driver-manager>=1.6", "adbc-driver-postgresql>=1.6", "sqlalchemy>=2.0"),
+    "databases": ("adbc-driver-manager>=1.6", "adbc-driver-postgresql>=1.6,!=1.12.*", "sqlalchemy>=2.0"),
     "cleanlab": ("cleanlab>=2.9",),
     "ray": ("ray[data]>=2.50",),
     "pii-names": ("presidio-analyzer>=2.2.360",),

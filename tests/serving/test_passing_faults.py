@@ -37,8 +37,7 @@ class RolledBack:
     def restore(self) -> Any:
         if self.errors:
             raise self.errors.pop(0)
-        identity = SimpleNamespace(name="fraud@v1", model_digest="1" * 64)
-        return SimpleNamespace(run=identity, step=1)
+        return SimpleNamespace(run=SimpleNamespace(name="fraud@v1"), step=1, digest="1" * 64)
 
     def newest(self) -> Candidate:
         return Candidate("v1", "entry 3", "fraud@production (v1)", self.restore, (), is_way_back=True)
