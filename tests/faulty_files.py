@@ -6,7 +6,7 @@
         ...
     kill_at_each_change(folder, prepare, write, check)    # before each change that `write` makes, one after the other
 
-Python's calls only: what TensorStore does in C++ is not seen here.
+Calls of threads count, too. Python's calls only: what TensorStore does in C++ is not seen here.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import itertools
 import os
 import shutil
 import signal
+import stat
 import sys
 import threading
 import traceback
@@ -37,12 +38,22 @@ class Calls:
         number: of the error; None kills the process instead.
         lasting: whether all later calls fail, too.
         only_changes: whether calls that open a file to read it are left out.
+        loses_power: whether files lose what no fsync has put on the disk, when the process is killed.
     """
 
-    def __init__(self, folder: Path, at: int | None, number: int | None, lasting: bool, only_changes: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        at: int | None,
+        number: int | None,
+        lasting: bool,
+        only_changes: bool,
+        loses_power: bool = False,
+    ) -> None:
         self.folder, self.at, self.number, self.lasting = str(folder), at, number, lasting
-        self.only_changes = only_changes
+        self.only_changes, self.loses_power = only_changes, loses_power
         self.made: list[str] = []
+        self.durable: dict[int, int] = {}  # bytes on the disk of each file that was written, by its inode
         self._lock = threading.Lock()
 
     @property
@@ -64,28 +75,45 @@ class Calls:
             turn = len(self.made) - 1
         if self.at is not None and (turn == self.at or (self.lasting and turn > self.at)):
             if self.number is None:
+                if self.loses_power:
+                    self.lose_power()
                 os.kill(os.getpid(), signal.SIGKILL)
-            unnamed = call in ("write", "fsync")  # as the real ones are
+            unnamed = call in ("write", "fsync", "fdatasync")  # as the real ones are
             raise OSError(self.number, os.strerror(self.number), *([] if unnamed else [path]))
         return True
+
+    def flushed(self, handle: int) -> None:
+        """Note that all that a file has is on the disk."""
+        found = os.fstat(handle)
+        self.durable[found.st_ino] = found.st_size
+
+    def lose_power(self) -> None:
+        """Cut each file to what is on the disk. Names of files stay: a file system may store them before the data."""
+        for path in Path(self.folder).rglob("*"):
+            found = path.lstat()
+            if stat.S_ISREG(found.st_mode) and found.st_size > self.durable.get(found.st_ino, found.st_size):
+                os.truncate(path, self.durable[found.st_ino])
 
 
 @contextmanager
 def failing(
     folder: Path, at: int | None = None, *, number: int = errno.EIO, lasting: bool = False, only_changes: bool = False
 ) -> Iterator[Calls]:
-    """Count `os.open`, `open`, `write`, `os.fsync`, `os.rename` and `os.mkdir` below `folder`, and fail one."""
+    """Count `os.open`, `open`, `write`, `os.fsync`, `os.rename` and the like below `folder`, and fail one."""
     with _watched(Calls(folder, at, number, lasting, only_changes)) as calls:
         yield calls
 
 
 @contextmanager
-def killed(folder: Path, at: int | None = None) -> Iterator[Calls]:
+def killed(folder: Path, at: int | None = None, *, loses_power: bool = False) -> Iterator[Calls]:
     """Count what changes something below `folder`, and kill this process before one of these calls.
 
     The files are then as after the call before it. Calls that open a file to read it are not counted.
+
+    Args:
+        loses_power: cut each file that was written to the bytes that an fsync had put on the disk.
     """
-    with _watched(Calls(folder, at, None, lasting=False, only_changes=True)) as calls:
+    with _watched(Calls(folder, at, None, lasting=False, only_changes=True, loses_power=loses_power)) as calls:
         yield calls
 
 
@@ -103,13 +131,18 @@ def _watched(calls: Calls) -> Iterator[Calls]:
             is_below = calls.pass_by(
                 name, path if folder is None else f"{os.readlink(f'/proc/self/fd/{folder}')}/{path}"
             )
-            if name == "fsync" and is_below:
-                return None  # what a loss of power would leave is not the question, and disks take their time
+            if name in ("fsync", "fdatasync") and is_below:
+                calls.flushed(path)
+                return None  # `Calls` knows what a loss of power would leave, and disks take their time
             return real(*args, **kwargs)
 
         return call
 
     class Raw(io.FileIO):
+        def __init__(self, file: Any, mode: str) -> None:
+            super().__init__(file, mode)
+            calls.flushed(self.fileno())  # it is empty, or what is appended to
+
         def write(self, data: Any) -> int:
             calls.pass_by("write", self.fileno())
             return super().write(data)
@@ -128,7 +161,7 @@ def _watched(calls: Calls) -> Iterator[Calls]:
         buffered = io.BufferedWriter(Raw(file, mode.replace("b", "").replace("t", "")))
         return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding="utf-8", write_through=True)
 
-    places = {"open": 0, "write": 0, "fsync": 0, "rename": 1, "replace": 1, "mkdir": 0}
+    places = {"open": 0, "write": 0, "fsync": 0, "fdatasync": 0, "rename": 1, "replace": 1, "mkdir": 0}
     if are_changes:
         places |= {"link": 1, "unlink": 0, "rmdir": 0, "ftruncate": 0}
     patches = [mock.patch.object(os, name, counted(name, place)) for name, place in places.items()]
@@ -164,6 +197,7 @@ def kill_at_each_change(
     below: str = "",
     first: int = 0,
     every: int = 1,
+    loses_power: bool = False,
 ) -> int:
     """Kill `write` before and after each change that it makes, one after the other. Returns the number of kills.
 
@@ -175,6 +209,7 @@ def kill_at_each_change(
         check: gets the folder after a kill, and the one that an undisturbed `write` made. Raises if a kill did harm.
         below: part of the folder in which changes count.
         first: number of the first change before which it is killed; then each `every` changes.
+        loses_power: as of `killed`.
     """
     base, calm, root, modules = (folder / name for name in ("base", "calm", "root", "modules"))
     assert forked(lambda: prepare(base)) == 0
@@ -191,13 +226,16 @@ def kill_at_each_change(
             importlib.import_module(module)
 
     def disturbed(at: int) -> None:
-        with killed(root / below, at):
+        with killed(root / below, at, loses_power=loses_power) as calls:
             write(root)
+        if loses_power:
+            calls.lose_power()
 
     for kills, at in enumerate(itertools.count(first, every)):
         shutil.copytree(base, root)
         code = forked(lambda at=at: disturbed(at))
         if code == 0:
+            assert not loses_power or forked(lambda: check(root, calm)) == 0, "after the last change"
             return kills
         assert code == -signal.SIGKILL, f"change {at}"
         assert forked(lambda: check(root, calm)) == 0, f"killed before change {at}"

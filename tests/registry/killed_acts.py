@@ -1,23 +1,28 @@
 """A program that is killed before and after each change that an act of the registry makes.
 
-    python killed_acts.py ACT FOLDER
+    python killed_acts.py ACT FOLDER [--power] [--every N]
 
 After each kill, the alias means the old version or the new one, and all digests are right. Asked again with the same
 request id, the act leaves the files and entries that the undisturbed one did. The program prints the number of kills.
+With --power, files lose at each kill what had not been flushed.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from faulty_files import kill_at_each_change
 
 from aifx.core.artifact import Artifact, seal, seal_files
 from aifx.core.files import LOCK
-from aifx.core.stores import open_store
+from aifx.core.project import Project
+from aifx.core.stores import BLOCK_BYTES, open_store
 from aifx.registry.acts import (
     Caller,
     approve,
@@ -40,6 +45,9 @@ REQUEST = "the-act"
 POLICY = '[aliases."*"]\neval = {}\n'
 WITHOUT_ENTRY = ("push_again", "pull")
 
+LARGE = BLOCK_BYTES * 5 // 2
+"""Bytes of a file that goes to S3 in three parts."""
+
 
 def root_in(folder: Path) -> Root:
     return Root(open_store(str(folder / "registry")))
@@ -61,6 +69,32 @@ def push_text(root: Root, text: str, request: str | None = None) -> None:
     push(root, "fraud", write, {}, ask(request))
 
 
+class Waiting(ThreadPoolExecutor):
+    """A pool whose caller waits for each call, so that the calls of all threads always come in one order."""
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        made = super().submit(*args, **kwargs)
+        wait([made])
+        return made
+
+
+def push_run(root: Root) -> None:
+    """Push a run, whose weights are written in small blocks. They are flushed in a thread after each of them."""
+    from aifx.checkpoint import stored  # which opens TensorStore
+    from aifx.registry import weight_file
+    from aifx.registry.versions import write_version
+
+    project = project_beside(Path(root.store.path).parent)
+    blocks = [mock.patch.object(module, "BLOCK_BYTES", 1024) for module in (stored, weight_file)]
+    with blocks[0], blocks[1], mock.patch.object(weight_file, "ThreadPoolExecutor", Waiting):
+        push(root, "fraud", partial(write_version, project.run("main"), project, 1), {}, ask(REQUEST))
+
+
+def project_beside(folder: Path) -> Project:
+    """The project whose run `push_run` pushes, beside the folders in which it is killed."""
+    return Project(folder.parent / "project")
+
+
 def attest_eval(root: Root, reference: str, request: str | None = None) -> None:
     gates = [{"expr": "accuracy >= 0.8", "value": 0.9, "passed": True}]
     attest_version(root, reference, "eval", {"metrics": {}, "gates": gates}, None, ask(request))
@@ -78,6 +112,11 @@ def withdraw(root: Root, request: str | None = None) -> None:
 def prepare(act: str, folder: Path) -> None:
     folder.mkdir()
     fill(root_in(folder), act)
+    if act == "push_run":
+        import model_runs  # which imports JAX
+
+        project = project_beside(folder)
+        model_runs.make_run(model_runs.make_project(project.root, model_runs.TABLE), "model.embed_dim=32")
 
 
 def fill(root: Root, act: str = "") -> None:
@@ -97,6 +136,8 @@ def fill(root: Root, act: str = "") -> None:
 
 ACTS: dict[str, Callable[[Root], object]] = {
     "push": lambda root: push_text(root, "d", REQUEST),
+    "push_run": push_run,
+    "push_large": lambda root: push_text(root, "d" * LARGE, REQUEST),
     "push_again": lambda root: push_text(root, "c", REQUEST),
     "push_back": lambda root: push_text(root, "c", REQUEST),
     "tag": lambda root: tag(root, "fraud@v2", {"team": "risk"}, (), ask(REQUEST)),
@@ -172,6 +213,12 @@ def check(act: str, folder: Path, calm: Path) -> None:
 
 
 if __name__ == "__main__":
-    act, place = sys.argv[1], Path(sys.argv[2])
-    kills = kill_at_each_change(place, partial(prepare, act), partial(write, act), partial(check, act))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("act")
+    parser.add_argument("place", type=Path)
+    parser.add_argument("--power", action="store_true")
+    parser.add_argument("--every", type=int, default=1)
+    given = parser.parse_args()
+    acts = [partial(function, given.act) for function in (prepare, write, check)]
+    kills = kill_at_each_change(given.place, *acts, every=given.every, loses_power=given.power)
     print(kills)  # noqa: T201

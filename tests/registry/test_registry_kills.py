@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
@@ -24,21 +25,30 @@ HERE = Path(__file__).parent
 PATHS = os.pathsep.join([str(HERE), str(HERE.parent)])
 
 
-@pytest.mark.timeout(600)
+FLUSHED = ("push_run", "push_again", "promote", "attest_file", "copy", "pull")
+"""Acts that between them flush all that the registry flushes."""
+
+
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
-    "act",
+    ("act", "options"),
     [
-        pytest.param("promote", marks=pytest.mark.representative("a killed act of the registry")),
-        *(pytest.param(act, marks=pytest.mark.slow) for act in ACTS if act != "promote"),
+        pytest.param("promote", "", marks=pytest.mark.representative("a killed act of the registry")),
+        pytest.param("push_run", "--power --every 6", marks=pytest.mark.representative("a push that loses its power")),
+        *(pytest.param(act, "", marks=pytest.mark.slow) for act in ACTS if act not in ("promote", "push_large")),
+        *(pytest.param(act, "--power", marks=pytest.mark.slow) for act in FLUSHED),
     ],
 )
-def test_a_kill_at_each_change(tmp_path: Path, act: str, record_property: Callable[[str, object], None]) -> None:
+def test_a_kill_at_each_change(
+    tmp_path: Path, act: str, options: str, record_property: Callable[[str, object], None]
+) -> None:
     (tmp_path / "root").mkdir()
     environ = {**os.environ, "PYTHONPATH": PATHS, "AIFX_CACHE_DIR": str(tmp_path / "cache")}
-    command = [sys.executable, str(HERE / "killed_acts.py"), act, str(tmp_path / "root")]
+    command = [sys.executable, str(HERE / "killed_acts.py"), act, str(tmp_path / "root"), *options.split()]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    record_property("kills of an act of the registry", int(done.stdout))
+    fault = "losses of power in" if "--power" in options else "kills of"
+    record_property(f"{fault} an act of the registry", int(done.stdout))
     assert int(done.stdout) >= (0 if act == "push_again" else 5)
 
 
@@ -48,12 +58,14 @@ class Killer:
     def __init__(self) -> None:
         self.process: BaseProcess | None = None
         self.at, self.changes, self.is_after = -1, 0, False
+        self._lock = threading.Lock()  # parts of a file arrive together
 
     def wrapped(self, moto: Application) -> Application:
         def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Any:
             is_change = self.process is not None and environ["REQUEST_METHOD"] in ("PUT", "POST", "DELETE")
-            is_turn = is_change and self.changes == self.at
-            self.changes += is_change
+            with self._lock:
+                is_turn = is_change and self.changes == self.at
+                self.changes += is_change
             if is_turn and not self.is_after:
                 self.kill()
                 return refused(start)
@@ -83,8 +95,10 @@ def do(act: str, url: str, environ: Mapping[str, str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("act", [act for act in ACTS if act not in WITHOUT_ENTRY])
-def test_a_kill_at_each_request_to_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str) -> None:
+@pytest.mark.parametrize("act", [act for act in ACTS if act not in (*WITHOUT_ENTRY, "push_run")])
+def test_a_kill_at_each_request_to_s3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str, record_property: Callable[[str, object], None]
+) -> None:
     killer, kills = Killer(), 0
     processes = multiprocessing.get_context("forkserver")  # each would import aifx again
     processes.set_forkserver_preload([__name__])
@@ -123,4 +137,5 @@ def test_a_kill_at_each_request_to_s3(tmp_path: Path, monkeypatch: pytest.Monkey
                 run(root.store.url)
                 assert said(root) == said(calm)
                 check_whole(root)
+    record_property("kills of an act of the registry on S3", kills)
     assert kills >= 2
