@@ -562,8 +562,9 @@ class MonitorSection(Section):
 
     limits: tuple[str, ...] = setting(
         (),
-        'Effects that columns may have, such as "amount <= 0.2". By default 0.1 standard deviations of numbers, and '
-        "0.05 of the rows of values and of missing values.",
+        'Effects that columns may have, such as "amount <= 0.2": by default 0.1 standard deviations of numbers, and '
+        '0.05 of the rows of values and of missing values. Limits of metrics: "outcome.accuracy >= 0.9" when outcomes '
+        'are known, as eval.gates are, and "estimate.accuracy >= 0.9" before.',
         RESUME_SAFE,
     )
     shown: tuple[str, ...] = setting((), "Columns of numbers whose medians reports show.", RESUME_SAFE)

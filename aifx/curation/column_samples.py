@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from aifx.curation.column_drift import MOST_ROWS, MOST_VALUES
-from aifx.data.columns import as_number, as_text, is_missing
+from aifx.data.columns import as_text, is_missing, number_or_nan
 from aifx.data.names import CHAT, RESERVED, ROW, SPLIT
 from aifx.data.versions.manifest import Version
 from aifx.data.versions.sql import RowTable, identifier, open_tables
@@ -45,7 +45,7 @@ def comparable(reference: Sequence[Any], now: Sequence[Any]) -> tuple[Any, Any] 
     if odd := {type(one).__name__ for one in there if not isinstance(one, (str, bool)) and not _is_number(one)}:
         return f"values of type {min(odd)}"
     if there and numbers >= LEAST_NUMBERS * len(there):
-        old, new = (np.array([_number(value) for value in side]) for side in (reference, now))
+        old, new = (np.array([number_or_nan(value) for value in side]) for side in (reference, now))
         known = set(old[np.isfinite(old)].tolist())
         if len(known) > MOST_LEVELS:
             return old, new
@@ -86,15 +86,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool) and math.isfinite(_number(value))
-
-
-def _number(value: Any) -> float:
-    """NaN for what is none."""
-    try:
-        return as_number(value)
-    except ValueError:
-        return math.nan
+    return not isinstance(value, bool) and math.isfinite(number_or_nan(value))
 
 
 def _are_dates(values: Sequence[Any]) -> bool:

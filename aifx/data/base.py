@@ -117,6 +117,11 @@ class DataFormat(ABC):
         """Fields that each row to predict for must have. By default none is known: `encode` finds what is missing."""
         return ()
 
+    @property
+    def outcome_column(self) -> str:
+        """Field of a row with its target, once that is known: one value. By default "": `read_rows` gives none."""
+        return ""
+
     def decode(self, data: bytes) -> Mapping[str, Any]:
         """The row of a file of one of `media_types`. Raises ValueError for bytes that cannot be used."""
         raise undefined(type(self), "decode", "read files of its media types")

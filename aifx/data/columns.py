@@ -92,6 +92,14 @@ def as_number(value: Any) -> float:
     return number
 
 
+def number_or_nan(value: Any) -> float:
+    """The number of a cell, NaN for a value that is none."""
+    try:
+        return as_number(value)
+    except ValueError:
+        return math.nan
+
+
 def scale_of(numbers: np.ndarray) -> float:
     """The standard deviation; 1 for numbers that are all equal, of which rounding would make a tiny one.
 

@@ -150,6 +150,12 @@ class ImageFormat(ArrayFormat):
     def media_types(self) -> tuple[str, ...]:
         return MEDIA_TYPES if self.geometry.channels in MODES else ()
 
+    @property
+    def outcome_column(self) -> str:
+        if self.spec.target_size > 1:
+            return ""  # several classes of a picture
+        return "label" if self.spec.classes else "value"
+
     def decode(self, data: bytes) -> Mapping[str, Any]:
         return {IMAGE: decode(io.BytesIO(data), self.geometry)}
 

@@ -142,6 +142,10 @@ class TableFormat(ArrayFormat):
     def input_columns(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(column.name for column in self.spec.columns))
 
+    @property
+    def outcome_column(self) -> str:
+        return self.section.target
+
     def encode(self, row: Mapping[str, Any]) -> Batch:
         numbers = []
         for column, encode in self._encoders:

@@ -19,8 +19,8 @@ def monitor_page(report: Monitored) -> str:
         "monitor.html",
         title=f"{report.model}, step {report.step}",
         command=f"aifx monitor {report.model} {report.source}",
-        status="failed" if report.drifted else "passed",
-        word="drifted" if report.drifted else "no drift",
+        status="failed" if report.drifted or report.breached else "passed",
+        word="drifted" if report.drifted else "breached" if report.breached else "no drift",
         report=report,
         picture=_picture(report),
     )
@@ -64,6 +64,22 @@ def monitor_metrics(report: Monitored) -> str:
         effect.labels(model, one.column, one.of).set(one.effect)
         usual.labels(model, one.column, one.of).set(one.usual)
         drifted.labels(model, one.column, one.of).set(one.drifted)
+    if report.performance is not None:
+        of = ("metric", "of")
+        metric = gauge("metric", "Metric of the predictions, measured by outcomes or estimated without.", of)
+        ends = gauge("metric_interval", "Ends of the metric's 95 % interval.", (*of, "end"))
+        before = gauge("reference_metric", "Metric of the reference's rows that were held out.", of)
+        for each in report.performance.metrics:
+            metric.labels(model, each.metric, each.of).set(each.value)
+            for end, value in (("low", each.low), ("high", each.high)):
+                if value is not None:
+                    ends.labels(model, each.metric, each.of, end).set(value)
+            if each.reference is not None:
+                before.labels(model, each.metric, each.of).set(each.reference)
+        breached = gauge("breached", "Whether a metric's whole interval is outside a limit.", ("limit", "of"))
+        for limit in report.performance.limits:
+            breached.labels(model, limit.expr, limit.of).set(limit.breached)
+        gauge("outcomes", "Rows with an outcome.", ()).labels(model).set(report.performance.outcomes)
     gauge("rows", "Rows that were compared.", ()).labels(model).set(report.rows)
     gauge("last_run_timestamp_seconds", "When the report was made.", ()).labels(model).set_to_current_time()
     return generate_latest(registry).decode()

@@ -15,15 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from aifx.config.gates import parse_gate
+from aifx.config.gates import Gate, parse_gate
 from aifx.core.errors import DataError, ExitCode, UsageError, did_you_mean
 from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
 from aifx.core.results import Result
 from aifx.curation.column_drift import LEAST_ROWS, MISSING, MOST_ROWS, ColumnDrift, compare_columns
 from aifx.curation.column_samples import MOST_CHARACTERS, comparable, is_text, lengths_of
-from aifx.data.names import RESERVED, SPLIT
+from aifx.data.names import RESERVED, ROW, SPLIT
 from aifx.data.readers.rows import Row
+from aifx.feedback.performance import ESTIMATE, OUTCOME, Performance, Predicted, measure_performance
 from aifx.loading.prediction import LoadedModel, predict_rows
 
 PREDICTION = "prediction."
@@ -57,6 +58,9 @@ class Monitored(Result):
         columns: the drifted ones first. Those of predictions are named "prediction.NAME".
         left_out: columns that cannot be compared, with the reason.
         drifted: names of the columns that drifted beyond their limits.
+        performance: metrics by outcomes, and an estimate without; None if there is neither.
+        unmeasured: metrics that are not known, with the reason.
+        breached: gates and limits that a metric's whole interval is outside of.
     """
 
     model: str
@@ -72,10 +76,13 @@ class Monitored(Result):
     columns: tuple[ColumnDrift, ...]
     left_out: Mapping[str, str]
     drifted: tuple[str, ...]
+    performance: Performance | None
+    unmeasured: Mapping[str, str]
+    breached: tuple[str, ...]
 
     @property
     def exit_code(self) -> ExitCode:
-        return ExitCode.VERDICT if self.drifted else ExitCode.OK
+        return ExitCode.VERDICT if self.drifted or self.breached else ExitCode.OK
 
 
 @dataclass(frozen=True)
@@ -135,14 +142,17 @@ def monitor(
     Args:
         unseen: rows of the reference that the model was not trained on, whose predictions are compared; None if there
             are none.
-        limits: the effect that a column may have, as "amount <= 0.2".
+        limits: the effect that a column may have, as "amount <= 0.2", and conditions on metrics, as
+            "outcome.accuracy >= 0.9" and "estimate.accuracy >= 0.9". Those of `eval.gates` are among them.
         shown: columns whose medians the report has: each is a value of a row.
         time: the column with the time of a row: rows are compared with those of the same part of the week.
         window: how long before `until`, by default now, a row of now may be.
 
     Raises UsageError for a limit of a column that is not there, DataError for rows that cannot be used or are too few.
     """
-    least = _least(limits)
+    gates = [parse_gate(limit) for limit in limits]
+    of_metrics = [gate for gate in gates if gate.name.startswith((OUTCOME, ESTIMATE))]
+    least = _least(gate for gate in gates if gate not in of_metrics)
     if window is not None and time is None:
         raise UsageError("--window requires --time", "rows are chosen by their time", "--time COLUMN")
     until = until or datetime.now(UTC)
@@ -162,12 +172,14 @@ def monitor(
     if unseen is not None and fresh is None:
         with suppress(DataError):  # too few rows
             fresh = _Sample(unseen, time, None, until)
+    found_now = _predictions(model, new)
+    found_before = None if fresh is None else _predictions(model, fresh)
     predictions = _Columns()
-    if fresh is None:
+    if found_before is None:
         why = f"{reference.name} has fewer than {LEAST_ROWS} rows that were held out, and a model is surer of others"
         columns.left_out["predictions"] = why
     else:
-        predictions = _columns(_predictions(model, fresh), _predictions(model, new))
+        predictions = _columns(*([_flat(one) for one in every] for every in (found_before, found_now)))
     known = [*columns.sides[0], *predictions.sides[0]]
     known += [name + MISSING for name in known if isinstance(columns.sides[0].get(name), np.ndarray)]
     if unknown := [name for name in least if name not in known]:
@@ -179,6 +191,16 @@ def monitor(
         fresh_part, fresh_parts = _parts(fresh.times, new.times)
         part = part if fresh_part == part else f"{part or 'all'}, predictions by {fresh_part or 'all'}"
         compared += compare_columns(*predictions.sides, fresh_parts, least=least)
+    performance, unmeasured = None, dict[str, str]()
+    if model.format.outcome_column:
+        performance, unmeasured = measure_performance(
+            model.trained.task.objective,
+            model.trained.task.data,
+            _with_outcomes(model, new, found_now),
+            None if fresh is None or found_before is None else _with_outcomes(model, fresh, found_before),
+            gates=[parse_gate(gate) for gate in model.trained.config.eval.gates],
+            limits=of_metrics,
+        )
     found = [one if one.column in shown else replace(one, medians=None) for one in compared]
     found = sorted(found, key=lambda one: (not one.drifted, -one.effect / max(one.least, 1e-9)))
     return Monitored(
@@ -195,15 +217,18 @@ def monitor(
         columns=tuple(found),
         left_out={**columns.left_out, **predictions.left_out},
         drifted=tuple(dict.fromkeys(one.column for one in found if one.drifted)),
+        performance=performance,
+        unmeasured=unmeasured,
+        breached=performance.breached if performance is not None else (),
     )
 
 
-def _least(limits: Iterable[str]) -> dict[str, float]:
+def _least(limits: Iterable[Gate]) -> dict[str, float]:
     found = {}
-    for limit in limits:
-        gate = parse_gate(limit)
+    for gate in limits:
         if gate.op not in ("<=", "<"):
-            raise UsageError(f"{limit!r} is not a limit", "it bounds an effect from above", f'"{gate.name} <= 0.2"')
+            why = f"it bounds the effect of a column from above; {OUTCOME} and {ESTIMATE} name metrics"
+            raise UsageError(f"{gate.expr!r} is not a limit", why, f'"{gate.name} <= 0.2"')
         found[gate.name] = gate.bound
     return found
 
@@ -315,20 +340,33 @@ def _pairs(text: Any) -> set[int]:
 
 
 def _predictions(model: LoadedModel, sample: _Sample) -> list[dict[str, Any]]:
-    """Numbers, labels, label sets as text, and the largest number of each list or mapping of them."""
     found = []
     with report_progress(f"predicting {sample.name}", len(sample.rows), "rows") as progress:
         for _, prediction in predict_rows(model.trained, sample.rows):
             progress.advance(1)
-            flat = {}
-            for name, value in prediction.items():
-                if isinstance(value, Mapping):
-                    value = list(value.values())
-                if isinstance(value, list):
-                    if "probability" in prediction:
-                        continue  # that of the likeliest class, or of each label
-                    numbers = [one for one in value if isinstance(one, (int, float))]
-                    value = max(numbers) if numbers else " ".join(sorted(map(str, value)))
-                flat[PREDICTION + name] = value
-            found.append(flat)
+            found.append(prediction)
     return found
+
+
+def _flat(prediction: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers, labels, label sets as text, and the largest number of each list or mapping of them."""
+    flat = {}
+    for name, value in prediction.items():
+        if isinstance(value, Mapping):
+            value = list(value.values())
+        if isinstance(value, list):
+            if "probability" in prediction:
+                continue  # that of the likeliest class, or of each label
+            numbers = [one for one in value if isinstance(one, (int, float))]
+            value = max(numbers) if numbers else " ".join(sorted(map(str, value)))
+        flat[PREDICTION + name] = value
+    return flat
+
+
+def _with_outcomes(model: LoadedModel, sample: _Sample, predictions: Sequence[Mapping[str, Any]]) -> Predicted:
+    """Predictions of the rows of a sample, with outcomes and groups by `eval.group` or `data.group_column`."""
+    config = model.trained.config
+    column = config.eval.group or getattr(config.data, "group_column", None) or ROW
+    groups = [row.values.get(column) for row in sample.rows] if column != ROW else None
+    outcomes = [row.values.get(model.format.outcome_column) for row in sample.rows]
+    return Predicted(predictions, outcomes, None if groups is None or None in groups else groups)

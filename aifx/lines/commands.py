@@ -44,7 +44,7 @@ COMMANDS: Mapping[str, Command] = {
         Command("eval", ("run", "step", "model", "metrics", "gates", "verdict", "data"), reads_code=True),
         Command("predict", ("run", "step", "output", "predictions"), reads_code=True),
         Command("score", ("target", "digest", "rows", "position"), is_source=True, reads_code=True, takes_request=True),
-        Command("monitor", ("digest", "reference", "drifted"), is_source=True, reads_code=True),
+        Command("monitor", ("digest", "reference", "drifted", "breached"), is_source=True, reads_code=True),
         Command("generate", reads_code=True),
         Command("export", ("path", "run", "step", "files"), reads_code=True),
         Command("bench", is_source=True, reads_code=True),

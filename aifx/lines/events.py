@@ -272,7 +272,7 @@ def _of_doctor(project: Project, source: str, record: Mapping[str, Any]) -> Iter
 
 
 def _of_monitor(project: Project, source: str, record: Mapping[str, Any]) -> Iterator[Event]:
-    if record.get("drifted"):
+    if record.get("drifted") or record.get("breached"):
         yield _drift(record, source, _time(record.get("time")), record, {"project": project.root.name})
 
 

@@ -38,7 +38,7 @@ from aifx.tasks.registry import load_task
 
 logger = logging.getLogger(__name__)
 
-CURRENT = ("eval", "generate", "serve")
+CURRENT = ("eval", "generate", "monitor", "serve")
 """Sections that say what is done with a trained model: a gate that was changed since counts."""
 
 OpenTask: TypeAlias = Callable[[Config, Project, Path], Task]

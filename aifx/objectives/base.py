@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
@@ -178,6 +178,16 @@ class Objective:
         By default it is not called. A class that defines it and `decode` decodes a batch at once, which is faster.
         """
         raise undefined(type(self), "decode_rows", "decode rows at once")
+
+    def outcome_sums(
+        self, predictions: Sequence[Mapping[str, Any]], outcomes: Sequence[Any], data: DataSpec
+    ) -> RowSums | None:
+        """What `row_sums` gives, from predictions as `decode` makes them and from what then happened, one per row.
+
+        An outcome that is missing, or that the model does not know, has the weight 0. By default None: `aifx monitor`
+        compares no predictions with outcomes then.
+        """
+        return None
 
 
 LARGER_IS_BETTER = frozenset({"accuracy", "margin", "chosen"})

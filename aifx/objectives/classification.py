@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 from scipy.special import expit, log_softmax, logit, logsumexp, softmax
 
 from aifx.config.sections import Section
+from aifx.data.columns import as_text, is_missing
 from aifx.data.spec import DataSpec
 from aifx.models.base import Model
 from aifx.objectives.base import (
@@ -172,6 +173,18 @@ class Classification(Classifier):
             {"label": classes[at], "probability": row[at], "probabilities": dict(zip(classes, row, strict=True))}
             for at, row in zip(best, values.tolist(), strict=True)
         ]
+
+    def outcome_sums(
+        self, predictions: Sequence[Mapping[str, Any]], outcomes: Sequence[Any], data: DataSpec
+    ) -> RowSums:
+        numbers = {name: number for number, name in enumerate(data.classes)}
+        labels = np.array([numbers.get("" if is_missing(one) else as_text(one), -1) for one in outcomes], np.int64)
+        probabilities = [list(one["probabilities"].values()) for one in predictions]
+        logits = np.log(np.maximum(np.array(probabilities, np.float64), np.finfo(np.float32).tiny))
+        weights, labels = (labels >= 0).astype(np.float64), np.maximum(labels, 0)
+        sums: RowSums = {"logits": (logits, weights), "labels": (labels, weights)}
+        loss = self.ratios(sums, data)["loss"]
+        return {name: Rows(*pair) for name, pair in sums.items()} | {"loss": (loss.totals, loss.weights)}
 
     def worst_errors(self, totals: Totals, data: DataSpec, count: int) -> list[WorstError]:
         """As `Objective.worst_errors`; behind each class is the probability that the model gave it."""

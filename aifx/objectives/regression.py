@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from aifx.data.columns import number_or_nan
 from aifx.data.spec import DataSpec
 from aifx.models.base import Model
 from aifx.objectives.base import (
@@ -73,6 +74,22 @@ class Regression(Objective):
         return {
             "loss": Ratio(np.square(errors).mean(axis=-1) * weights, weights),
             "mean_absolute_error": Ratio(np.abs(errors).mean(axis=-1) * weights * data.target_scale, weights),
+        }
+
+    def outcome_sums(
+        self, predictions: Sequence[Mapping[str, Any]], outcomes: Sequence[Any], data: DataSpec
+    ) -> RowSums:
+        rows, size = len(outcomes), data.target_size
+        actual = np.array([number_or_nan(one) for one in outcomes]) if size == 1 else np.array(outcomes, np.float64)
+        predicted = np.array([one["value"] for one in predictions], np.float64).reshape(rows, size)
+        error = (predicted - actual.reshape(rows, size)) / data.target_scale
+        weights = np.isfinite(error).all(axis=-1).astype(np.float64)
+        error = np.where(weights[:, None] > 0, error, 0.0)
+        return {
+            "loss": (np.square(error).mean(axis=-1) * weights, weights),
+            "mean_absolute_error": (np.abs(error).mean(axis=-1) * weights, weights),
+            "predicted": Rows((predicted - data.target_mean) / data.target_scale, weights),  # type: ignore[arg-type]
+            "errors": Rows(error, weights),  # type: ignore[arg-type]
         }
 
     def worst_errors(self, totals: Totals, data: DataSpec, count: int) -> list[WorstError]:

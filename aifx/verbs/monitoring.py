@@ -49,7 +49,11 @@ def monitor(
 ) -> Monitored:
     """Compare rows, and a model's predictions for them, with those that it was trained on.
 
-    The verdict is bad if a column drifted: its effect counts, and is larger than chance makes any column's.
+    The verdict is bad if a column drifted: its effect counts, and is larger than chance makes any column's. Also if a
+    metric's whole interval is outside a gate of `eval.gates` or a limit.
+
+    Rows with the model's target have outcomes: metrics of the predictions are measured by them. Without, the accuracy
+    of a classifier is estimated from its confidences.
 
     Args:
         model: the run's folder, or a model version: "fraud@production".
@@ -58,7 +62,8 @@ def monitor(
         time: the column with the time of a row; by default `monitor.time`. Rows are compared with those of the same
             part of the week.
         window: how old a row may be, such as "7d".
-        limits: the effect that a column may have, as "amount <= 0.2", over those of `monitor.limits`.
+        limits: the effect that a column may have, as "amount <= 0.2", and limits of metrics, as "outcome.accuracy >=
+            0.9" or "estimate.accuracy >= 0.9"; over those of `monitor.limits`.
         html: a web page to write.
         prometheus: a file of metrics to write, for the textfile collector of node_exporter.
         step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint`.

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aifx.commands.console.options import option_group
+from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.score.options import ModelArgument, ModelOptions
 from aifx.core.lifecycle import sigterm_as_ctrl_c
 from aifx.core.limits import check_limits
 from aifx.core.plurals import counted
 from aifx.verbs.jobs import refuse_job
+
+if TYPE_CHECKING:
+    from aifx.feedback.monitoring import Monitored
 
 RowsArgument = Annotated[
     list[str], typer.Argument(metavar="ROWS", help="Rows of now: files, or data sets as NAME or NAME@VERSION.")
@@ -38,7 +42,10 @@ WindowOption = Annotated[
 LimitOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--limit", metavar="COLUMN<=EFFECT", help='Effect that a column may have: "amount <= 0.2". Can be repeated.'
+        "--limit",
+        metavar="NAME<=NUMBER",
+        help='Largest effect of a column, or a limit of a metric: "amount <= 0.2", "outcome.accuracy >= 0.9". Can be '
+        "repeated.",
     ),
 ]
 
@@ -72,7 +79,8 @@ def monitor(
         aifx monitor main today.csv --against orders@3f2a --limit "amount <= 0.2"
         aifx monitor fraud@production orders --html drift.html
 
-    Exits 1 if a column drifted: its effect counts, and is larger than chance makes the effect of any column.
+    Exits 1 if a column drifted: its effect counts, and is larger than chance makes the effect of any column. Also if
+    a metric's whole interval is outside a gate of eval.gates or a limit.
     """
     with terminal(options.json) as out, sigterm_as_ctrl_c():
         refuse_job("monitor")
@@ -108,5 +116,30 @@ def monitor(
             out.log(f"{name} is not compared: {reason}")
         beside = f"{counted(found.rows, 'row')} beside {found.reference_rows:,} of {found.reference}"
         out.print(f"{beside}{f', by {found.part}' if found.part else ''}")
-        drifted = f"drifted: {', '.join(found.drifted)}" if found.drifted else "no column drifted"
-        out.print(drifted)
+        out.print(f"drifted: {', '.join(found.drifted)}" if found.drifted else "no column drifted")
+        _print_performance(out, found)
+
+
+def _print_performance(out: Output, found: Monitored) -> None:
+    one = found.performance
+    if one is not None:
+        rows = []
+        for metric in one.metrics:
+            interval = "" if metric.low is None else f"{metric.low:.4g} to {metric.high:.4g}"
+            before = "" if metric.reference is None else f"{metric.reference:.4g}"
+            rows.append([metric.metric, metric.of, f"{metric.value:.4g}", interval, before])
+        head = ["metric", "", "now", "95 % interval", "reference"]
+        out.table(head, rows, right=["now", "95 % interval", "reference"])
+        if one.outcomes:
+            out.print(f"measured: {counted(one.outcomes, 'row')} with outcomes, {one.pending:,} without so far")
+        if one.unknown:
+            out.log(f"{counted(one.unknown, 'outcome')} of classes that the model does not know: in no metric")
+        if one.assumes:
+            out.print(f"estimated, which assumes: {one.assumes}")
+        for limit in one.limits:
+            word = (
+                "passed" if limit.passed else "breached" if limit.breached else "in doubt: its interval holds the limit"
+            )
+            out.print(f"{limit.expr} ({limit.of} {limit.value:.4g}): {word}")
+    for name, reason in found.unmeasured.items():
+        out.log(f"{name}: {reason}")

@@ -82,7 +82,7 @@ def test_each_reference_has_its_own_last_comparison_and_damaged_records_are_none
     records.write_text("".join(json.dumps(one) + "\n" for one in damaged))
     for _ in range(2):
         for reference, drifted in (("training", []), ("week", ["x"]), ("month", ["y"])):
-            leave_drift({**fact, "reference": reference, "drifted": drifted}, tmp_path)
+            leave_drift({**fact, "reference": reference, "drifted": drifted, "breached": []}, tmp_path)
     written = [json.loads(row) for row in records.read_text().splitlines()[len(damaged) :]]
     assert [(one["reference"], one["drifted"]) for one in written] == [("week", ["x"]), ("month", ["y"])]
 
@@ -138,6 +138,60 @@ def test_bad_input_names_its_place(project: Path, args: list[str], what: str) ->
     error = monitor(project, write(project / "now.jsonl", rows_of(120)), *args, code=2)
     assert what in error["what"]
     assert error["hint"]
+
+
+def labelled_rows(count: int, seed: int, shift: float = 0.0) -> list[dict[str, Any]]:
+    """Rows whose label depends on "x" and "y" as in the training; `shift` moves "x"."""
+    draw = np.random.default_rng(seed)
+    x, y = draw.normal(size=(2, count))
+    labels = np.where(x + shift + y + draw.normal(size=count) > 0, "up", "down")
+    return [{"x": a + shift, "y": b, "label": c} for a, b, c in zip(x.tolist(), y.tolist(), labels, strict=True)]
+
+
+def test_outcomes_measure_the_metrics_beside_the_gates_and_the_reference(project: Path) -> None:
+    rows = labelled_rows(400, seed=5)
+    right = [{**row, "label": ""} for row in rows[:100]] + rows[100:]
+    wrong = [{**row, "label": "up" if row["label"] == "down" else "down"} for row in rows]
+    gates = ["--set", 'eval.gates=["accuracy >= 0.6", "per_class.up.recall >= 0.4"]', "--limit", "label <= 1"]
+    files = [write(project / name, one) for name, one in (("right.jsonl", right), ("wrong.jsonl", wrong))]
+
+    found = monitor(project, files[0], *gates)["performance"]
+    assert (found["outcomes"], found["pending"], found["unknown"]) == (300, 100, 0)
+    assert sum(one["weight"] for one in found["calibration"]) == 300
+    assert [(one["expr"], one["passed"]) for one in found["limits"]] == [
+        ("accuracy >= 0.6", True),
+        ("per_class.up.recall >= 0.4", True),
+    ]
+    write(project / "own.jsonl", right[100:])
+    done = inprocess.run(["eval", "--run", "main", "--data", "own.jsonl", "--json"], project, os.environ)
+    measured = json.loads(done.stdout)["datasets"][0]["metrics"]
+    for one in found["metrics"]:
+        if one["of"] == "measured" and one["metric"] in measured:
+            assert one["value"] == pytest.approx(measured[one["metric"]], abs=1e-5)
+            assert one["reference"] is not None
+    accuracy = next(one for one in found["metrics"] if one["metric"] == "accuracy")
+    assert accuracy["low"] < accuracy["value"] < accuracy["high"]
+
+    bad = monitor(project, files[1], *gates, code=1)
+    assert bad["breached"] == ["accuracy >= 0.6", "per_class.up.recall >= 0.4"]
+    assert bad["drifted"] == []
+
+
+def test_before_outcomes_accuracy_is_estimated_and_only_a_limit_of_it_makes_a_verdict(project: Path) -> None:
+    rows = labelled_rows(400, seed=6)
+    name = write(project / "now.jsonl", [{"x": row["x"], "y": row["y"]} for row in rows])
+    gates = ["--set", 'eval.gates=["accuracy >= 0.99"]']
+    found = monitor(project, name, *gates)
+    assert found["breached"] == []
+    assert "accuracy >= 0.99" in found["unmeasured"]
+    (one,) = found["performance"]["metrics"]
+    assert (one["metric"], one["of"]) == ("accuracy", "estimated")
+    assert found["performance"]["assumes"]
+    known = write(project / "known.jsonl", rows)
+    metrics = monitor(project, known, "--limit", "label <= 1")["performance"]["metrics"]
+    assert one["low"] < next(each["value"] for each in metrics if each["metric"] == "accuracy") < one["high"]
+    limit = "estimate.accuracy >= 0.99"
+    assert monitor(project, name, "--limit", limit, code=1)["breached"] == [limit]
 
 
 @pytest.mark.slow
