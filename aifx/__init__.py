@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from aifx.verbs.data_add import data_add, data_add_plan
     from aifx.verbs.data_classify import data_classify
     from aifx.verbs.data_expect import data_expect, data_expect_history, data_expect_infer
+    from aifx.verbs.data_feedback import data_feedback
     from aifx.verbs.data_labels import (
         data_label_agreement,
         data_label_apply,
@@ -181,6 +182,7 @@ _NAMES = {
     "scoring": "score",
     "monitoring": "monitor",
     "data_classify": "data_classify",
+    "data_feedback": "data_feedback",
     "generation": "generate",
     "health": "doctor doctor_diff doctor_rules doctor_serve",
     "health_fleet": "doctor_fleet doctor_bisect",

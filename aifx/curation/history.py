@@ -14,7 +14,7 @@ from aifx.core.project import Project
 from aifx.core.results import Result
 from aifx.core.sanitize import shorten
 from aifx.data.names import CLUSTER, ROW, SOURCE
-from aifx.data.versions.catalog import JOIN, Catalog, check_own_rows, rows_and_bytes
+from aifx.data.versions.catalog import FEEDBACK, JOIN, Catalog, check_own_rows, rows_and_bytes
 from aifx.data.versions.lineage import STEP_FACET, makes_version, new_sources, read_lineage, version_of
 from aifx.data.versions.made_steps import MAKE, made_steps
 from aifx.data.versions.manifest import Manifest
@@ -125,7 +125,8 @@ def ancestors(catalog: Catalog, reference: str) -> list[Manifest]:
             found.pop(one, None)  # it goes behind all that were made from it
             found[one] = manifest
             parents = manifest.row_parents
-            waiting += parents[:1] if manifest.step.name == JOIN else parents  # the events; its columns are the others'
+            is_joined = manifest.step.name in (JOIN, FEEDBACK)
+            waiting += parents[:1] if is_joined else parents  # the events; its columns are the others'
     return list(reversed(found.values()))
 
 

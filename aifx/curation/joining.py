@@ -162,7 +162,7 @@ class Join(DecidedStep):
             check_free(version, NUMBERING)
             read = self.joined if version is self.features else ()
             check_told_apart((*self.key, time, *read), version.manifest)
-        before, after = (_schema(version) for version in self.parents)
+        before, after = (schema_of(version) for version in self.parents)
         for name in self.key:
             kinds = kind_of(before.field(name).type), kind_of(after.field(name).type)
             if kinds[0] != kinds[1] or kinds[0] in ("other", "number"):
@@ -179,7 +179,7 @@ class Join(DecidedStep):
     def prepare(self, work: Path, limits: Limits) -> Mapping[str, Any]:
         self.check()
         (work / DECISIONS).mkdir()
-        schema = _schema(self.features)
+        schema = schema_of(self.features)
         fields = [schema.field(name).with_name(joined) for name, joined in self.joined.items()]
         schema = pa.schema([pa.field("row", pa.int64()), *fields])
         matched = 0
@@ -260,23 +260,23 @@ class Join(DecidedStep):
         columns = ", ".join(f"{identifier(name)} AS c{n}" for n, name in enumerate(self.joined))
         find = f"""
             CREATE TEMP TABLE newest AS
-            WITH e AS (SELECT {_number(self.events)} AS n, {event_time} AS t{keys} FROM {_files(self.events)}),
+            WITH e AS (SELECT {row_number(self.events)} AS n, {event_time} AS t{keys} FROM {_files(self.events)}),
             f AS (
                 SELECT {groups}t, max(p) AS p
-                FROM (SELECT {_number(self.features)} AS p, {feature_time} AS t{keys} FROM {_files(self.features)})
+                FROM (SELECT {row_number(self.features)} AS p, {feature_time} AS t{keys} FROM {_files(self.features)})
                 WHERE t IS NOT NULL GROUP BY ALL
             )
             SELECT e.n, {found} AS p FROM e ASOF LEFT JOIN f ON {is_equal}e.t {later} f.t"""
         read = f"""
-            WITH r AS (SELECT {_number(self.features)} AS p, {columns} FROM {_files(self.features)})
+            WITH r AS (SELECT {row_number(self.features)} AS p, {columns} FROM {_files(self.features)})
             SELECT newest.n, r.* EXCLUDE (p) FROM newest LEFT JOIN r ON r.p = newest.p ORDER BY newest.n"""
         return find, read
 
     def _times(self, connection: Any) -> tuple[str, str, bool]:
         """SQL for the times of events and features as numbers, and whether these are nanoseconds. Raises UsageError."""
         sides = (
-            _Time.find(connection, "events", self.events, self.event_time),
-            _Time.find(connection, "features", self.features, self.feature_time),
+            TimeColumn.find(connection, "events", self.events, self.event_time),
+            TimeColumn.find(connection, "features", self.features, self.feature_time),
         )
         kinds = [side.kind for side in sides]
         numbers = {"whole number", "number"}
@@ -296,7 +296,7 @@ class Join(DecidedStep):
 
 
 @dataclass(frozen=True)
-class _Time:
+class TimeColumn:
     """A column with times.
 
     Attributes:
@@ -310,8 +310,13 @@ class _Time:
     is_ns: bool = False
 
     @classmethod
-    def find(cls, connection: Any, table: str, version: Version, column: str) -> _Time:
-        type_ = _schema(version).field(column).type
+    def find(cls, connection: Any, table: str, version: Version, column: str) -> TimeColumn:
+        """The column of a table of the connection. Raises UsageError for texts that cannot be compared.
+
+        Args:
+            version: with the rows of the table.
+        """
+        type_ = schema_of(version).field(column).type
         kind, name = kind_of(type_), identifier(column)
         if kind != "text":
             return cls(column, kind, name, pa.types.is_timestamp(type_) and type_.unit == "ns")
@@ -341,7 +346,7 @@ class _Time:
         return (
             f"a {self.kind}"
             if self.kind != "other"
-            else f"values of the type {_schema(version).field(self.column).type}"
+            else f"values of the type {schema_of(version).field(self.column).type}"
         )
 
     @property
@@ -378,7 +383,7 @@ def kind_of(type_: DataType) -> Kind:
     return next((kind for test, kind in tests if test(type_)), "other")
 
 
-def _schema(version: Version) -> Schema:
+def schema_of(version: Version) -> Schema:
     return pq.read_schema(version.shards[0]).remove_metadata()
 
 
@@ -387,7 +392,7 @@ def _files(version: Version) -> str:
     return f"read_parquet([{files}])"
 
 
-def _number(version: Version) -> str:
+def row_number(version: Version) -> str:
     """SQL for the number of a row over all shards, from 0, by columns that DuckDB adds."""
     firsts = ", ".join(map(str, first_rows(version.manifest.shards)[:-1].tolist()))
     return f"file_row_number + ([{firsts}]::BIGINT[])[file_index::BIGINT + 1]"

@@ -7,10 +7,11 @@ from typing import Literal, TypeAlias
 FILE_KEYS = ("data.train", "data.validation", "data.test", "data.path")
 """The keys of `[data]` that name files."""
 
-ROW, SOURCE, SPLIT, CLUSTER = "_row", "_source", "_split", "_cluster"
-"""Columns that aifx adds: the row's id; the source that it came from; the split and the duplicate cluster it is in."""
+ROW, SOURCE, SPLIT, CLUSTER, PREDICTION = "_row", "_source", "_split", "_cluster", "_prediction"
+"""Columns that aifx adds: the row's id; the source that it came from; the split and the duplicate cluster it is in; the
+prediction whose outcome `aifx data feedback` found."""
 
-RESERVED = (ROW, SOURCE, SPLIT, CLUSTER)
+RESERVED = (ROW, SOURCE, SPLIT, CLUSTER, PREDICTION)
 
 CHAT = "chat"
 """The one column of a version of kind "chat": the JSON of a conversation or a preference, unchanged.

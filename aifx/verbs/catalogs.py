@@ -17,7 +17,7 @@ from aifx.verbs.arguments import StrPath
 
 if TYPE_CHECKING:
     from aifx.config.sections import DataSection
-    from aifx.curation.execution import Made, Runner
+    from aifx.curation.execution import Asked, Made, Runner
     from aifx.curation.step import Limits, Step
     from aifx.data.readers.sources import SourceFile
     from aifx.data.versions.catalog import Catalog
@@ -100,14 +100,16 @@ class StepPlace:
             self.meant[reference] = version.manifest.version
         return version
 
-    def execute(self, step: Step, name: str, accepts: Callable[[Manifest], bool] = lambda _: True) -> Made:
-        """Make the version of the data set `name` that `step` describes."""
+    def execute(
+        self, step: Step, name: str, accepts: Callable[[Manifest], bool] = lambda _: True, asked: Asked | None = None
+    ) -> Made:
+        """Make the version of the data set `name` that `step` describes, for a request if one asked for it."""
         from aifx.curation.execution import execute
 
         if self.chain is not None:
             return self.chain.take(self, step, accepts)
         run = partial(execute, step, name, self.catalog, self.limits, self.runner, accepts, meant=self.meant.get(name))
-        return run(set_name=self.set_name, dry_run=self.dry_run)
+        return run(set_name=self.set_name, dry_run=self.dry_run, asked=asked)
 
 
 def open_place(**options: Unpack[StepOptions]) -> StepPlace:

@@ -97,6 +97,7 @@ def command_types() -> dict[str, Any]:
     from aifx.training.records import TrainDocument
     from aifx.verbs import configuration, runs
     from aifx.verbs.data_expect import ExpectedVersion, InferredContract
+    from aifx.verbs.data_feedback import FeedbackVersion
     from aifx.verbs.data_labels import LabelServerStarted
     from aifx.verbs.data_steps import CombinedVersion, MadeMix
     from aifx.verbs.line_decisions import LineDecision, LineHistory, StationLogs
@@ -152,6 +153,7 @@ def command_types() -> dict[str, Any]:
         "data-split": MadeVersion,
         "data-join": CombinedVersion | RefusedLicenses,
         "data-classify": MadeVersion,
+        "data-feedback": FeedbackVersion | RefusedLicenses,
         "data-compact": MadeVersion,
         "data-decontaminate": Contamination | MadeVersion,
         "data-add": AddedFiles | ListedFiles | RefusedLicenses,

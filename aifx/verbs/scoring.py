@@ -100,9 +100,10 @@ def _source(
 ) -> FileSource | Selection:
     """The source that an argument names: a database, a file if there is one, otherwise a version of a data set."""
     from aifx.data.readers.sources import STDIN
+    from aifx.feedback.scoring.connections import is_database
     from aifx.feedback.scoring.sources import FileSource, default_key
 
-    if _is_database(name):
+    if is_database(name):
         from aifx.feedback.scoring.database_source import select
 
         return select(name, default_key(key, name.rpartition("@")[2]), query, growing, since_last)
@@ -118,7 +119,9 @@ def _source(
 
 def _target(name: str) -> Folder | DatabaseTable:
     """The target that an argument names. Raises UsageError for one that cannot be written."""
-    if _is_database(name):
+    from aifx.feedback.scoring.connections import is_database
+
+    if is_database(name):
         from aifx.feedback.scoring.database_target import DatabaseTable
 
         return DatabaseTable.of(name)
@@ -128,9 +131,3 @@ def _target(name: str) -> Folder | DatabaseTable:
         why = "a target is a folder of this machine, or a table of PostgreSQL, SQLite or DuckDB"
         raise UsageError(f"aifx cannot score into {name.partition('://')[0]}", why, "postgresql://HOST/DATABASE/TABLE")
     return Folder(Path(name))
-
-
-def _is_database(name: str) -> bool:
-    """Whether an argument is the URL of a database, rather than of a file in a store."""
-    scheme, separator, _ = name.partition("://")
-    return bool(separator) and scheme.partition("+")[0] in ("postgres", "postgresql", "sqlite", "duckdb", "mysql")

@@ -15,6 +15,7 @@ from aifx.commands.data import label
 from aifx.commands.data.add import add
 from aifx.commands.data.classify import classify
 from aifx.commands.data.expect import expect
+from aifx.commands.data.feedback import feedback
 from aifx.commands.data.index import index, search
 from aifx.commands.data.make import make
 from aifx.commands.data.options import FILES_HELP, RootOption
@@ -221,6 +222,7 @@ app.command()(compact)
 app.command()(make)
 app.command()(recipe)
 app.command()(join)
+app.command()(feedback)
 app.command()(classify)
 app.command()(expect)
 app.command()(mix)

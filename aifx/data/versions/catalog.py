@@ -72,6 +72,9 @@ MIX = "mix"
 JOIN = "join"
 """The step of a version whose rows are those of its first parent, with columns of its second one."""
 
+FEEDBACK = "feedback"
+"""The step of a version whose rows are those of its first parent that have an outcome, which others may have."""
+
 TOKENS = ".tokens"
 """The folder below a root of data sets that holds token stores, in a folder for each version."""
 

@@ -267,3 +267,9 @@ def _open_duckdb(path: str, read_only: bool) -> Any:
             if "Could not set lock" not in str(e) or time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
+
+
+def is_database(name: str) -> bool:
+    """Whether an argument is the URL of a database, rather than of a file in a store."""
+    scheme, separator, _ = name.partition("://")
+    return bool(separator) and scheme.partition("+")[0] in ("postgres", "postgresql", "sqlite", "duckdb", "mysql")

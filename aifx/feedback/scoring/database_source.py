@@ -19,13 +19,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import RecordBatch, Schema
+from pyarrow import RecordBatch, Schema, Table
 
 from aifx.core.errors import DataError, UsageError, did_you_mean
+from aifx.core.os_errors import first_line
 from aifx.core.parsing import parse_json
 from aifx.core.progress import Reporter, report_progress
 from aifx.curation.databases.postgresql import PostgresSnapshot, asking, connection_to
-from aifx.curation.databases.push import Target as Table
+from aifx.curation.databases.push import Target as DatabaseTable
 from aifx.curation.databases.push import parse_target
 from aifx.curation.databases.query import DatabaseUrl, Query, parse_database_url
 from aifx.data.base import DataFormat
@@ -53,7 +54,7 @@ class Selection:
     """
 
     url: DatabaseUrl
-    table: Table | None
+    table: DatabaseTable | None
     key: str
     sql: str = ""
     growing: str | None = None
@@ -153,6 +154,24 @@ class DatabaseSource(Source):
         if self.growing is None:
             return None
         return {"column": self.growing, "value": _as_position(row.values[self.growing])}
+
+    def tables(self) -> Iterator[Table]:
+        """The rows as tables of one schema. Raises DataError for a column with values of several types."""
+        if self.is_arrow:
+            with pa.memory_map(str(self.path)) as file, pa.ipc.open_stream(file) as rows:
+                yield rows.schema.empty_table()
+                for batch in rows:
+                    yield pa.Table.from_batches([batch])
+            return
+        try:
+            made = [pa.table(piece, names=self.names).schema for piece in self._pieces(self.names)]
+            schema = pa.unify_schemas(made, promote_options="permissive") if made else pa.schema([])
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as e:
+            hint = "--query 'SELECT CAST(… AS TEXT) …'"
+            raise DataError(f"{self.name}: a column has values of several types", first_line(e), hint) from None
+        yield schema.empty_table()
+        for piece in self._pieces(self.names):
+            yield pa.table(piece, names=self.names).cast(schema)
 
     def _rows(self) -> Iterator[Row]:
         number, names = 0, self.names

@@ -81,6 +81,11 @@ class OpenTable(Target):
         with self._database.transaction():
             return self._entry()["positions"].get(scoring)
 
+    def scorings(self) -> list[str]:
+        """What positions are of, by `scoring_of`."""
+        with self._database.transaction():
+            return list(self._entry()["positions"])
+
     def known(self, ids: Collection[str]) -> set[str]:
         with self._database.transaction():
             return self._known(ids)

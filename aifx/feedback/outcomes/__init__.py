@@ -1,0 +1,1 @@
+"""Outcomes: what happened to rows that a model predicted, joined with its predictions."""
