@@ -21,7 +21,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TypeAlias
@@ -67,14 +67,21 @@ def open_file(path: Path, flags: int = os.O_RDONLY, *, below: Path | None = None
     Raises UnsafeFile for a link, a FIFO, a device or a folder (with `follow`, IsADirectoryError), OSError as `os.open`
     does.
     """
-    flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY  # opening a FIFO does not wait for its other end
     with _folder_of(path, below) as folder:
-        try:
-            handle = os.open(path.name, flags if follow else flags | os.O_NOFOLLOW, 0o666, dir_fd=folder)
-        except OSError as error:
-            raise _explained(error, path) from None
+        return _open_in(folder, path.parent, path.name, flags, follow=follow)
+
+
+def _open_in(folder: int, parent: Path, name: str, flags: int, *, follow: bool = False) -> int:
+    """`open_file` in a folder that is open. Its path is for messages."""
+    flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY  # opening a FIFO does not wait for its other end
     try:
-        _check_regular(path, os.fstat(handle).st_mode, is_named=follow)
+        handle = os.open(name, flags if follow else flags | os.O_NOFOLLOW, 0o666, dir_fd=folder)
+    except OSError as error:
+        raise _explained(error, parent / name) from None
+    try:
+        kind = os.fstat(handle).st_mode
+        if not stat.S_ISREG(kind):
+            _check_regular(parent / name, kind, is_named=follow)
     except BaseException:
         os.close(handle)
         raise
@@ -84,7 +91,32 @@ def open_file(path: Path, flags: int = os.O_RDONLY, *, below: Path | None = None
 def read_file(path: Path, *, below: Path | None = None, limit: int = DOCUMENT_LIMIT, follow: bool = False) -> bytes:
     """Return the content of a regular file. Raises UnsafeFile, also for more than `limit` bytes, and OSError."""
     with open(open_file(path, below=below, follow=follow), "rb") as file:
-        return _read(file, path, limit)
+        return _read(file, path.parent, path.name, limit)
+
+
+def read_many(folder: Path, names: Iterable[str], *, limit: int = DOCUMENT_LIMIT) -> Iterator[tuple[str, bytes]]:
+    """The names and contents of those of some files in a folder that are there. A folder of that name is none.
+
+    The folder is opened once: of many small files, opening takes longest. Raises as `read_file`.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    try:
+        for name in names:
+            try:
+                with open(_open_in(handle, folder, name, os.O_RDONLY), "rb") as file:
+                    data = _read(file, folder, name, limit)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except UnsafeFile:
+                if stat.S_ISDIR(os.lstat(folder / name).st_mode):
+                    continue
+                raise
+            yield name, data
+    finally:
+        os.close(handle)
 
 
 def read_input(path: Path, *, limit: int = DOCUMENT_LIMIT) -> bytes:
@@ -95,17 +127,17 @@ def read_input(path: Path, *, limit: int = DOCUMENT_LIMIT) -> bytes:
     if not is_stream(path):
         return read_file(path, limit=limit, follow=True)
     with path.open("rb") as file:
-        return _read(file, path, limit)
+        return _read(file, path.parent, path.name, limit)
 
 
-def _read(file: IO[bytes], path: Path, limit: int) -> bytes:
+def _read(file: IO[bytes], parent: Path, name: str, limit: int) -> bytes:
     size = os.fstat(file.fileno()).st_size
     data = b"" if size > limit else file.read(size + 1) or b""  # None of a file of /proc that would wait
     if len(data) > size:  # it grows, or it is in /proc and has no size. Python makes room for all that may be read.
         data += file.read(limit + 1 - len(data)) or b""
     if max(size, len(data)) > limit:
-        what, why = f"{path} is too large", f"aifx reads {limit // 2**20} MiB of such a file"
-        raise UnsafeFile(what, why, f"ls -l {path}")
+        what, why = f"{parent / name} is too large", f"aifx reads {limit // 2**20} MiB of such a file"
+        raise UnsafeFile(what, why, f"ls -l {parent / name}")
     return data
 
 

@@ -9,7 +9,6 @@ import itertools
 import logging
 import os
 import secrets
-import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,12 +22,11 @@ from aifx.core.extras import install_command
 from aifx.core.files import (
     RECORDS_LIMIT,
     NotExclusive,
-    UnsafeFile,
     create_file,
     is_temporary,
     make_folders,
     open_file,
-    read_file,
+    read_many,
     replacing,
 )
 from aifx.core.os_errors import FULL, causes, first_line, in_brief, refusal_in
@@ -85,7 +83,7 @@ class Store:
         """
         with _naming(f"read {self.url}/{name}"):
             if (folder := self.folder) is not None:
-                return _read_on_disk(folder / name)
+                return next((data for _, data in read_many(folder, [name], limit=RECORDS_LIMIT)), None)
             try:
                 data: bytes = self.fs.cat_file(f"{self.path}/{name}")
             except (FileNotFoundError, IsADirectoryError):
@@ -103,8 +101,9 @@ class Store:
         Of a remote store, FILES_AT_ONCE are read at a time. Raises as `read`.
         """
         names = sorted(names)  # as fsspec sorts them
-        if self.folder is not None:
-            yield from ((name, data) for name in names if (data := self.read(name)) is not None)
+        if (folder := self.folder) is not None:
+            with _naming(f"read {self.url}"):
+                yield from read_many(folder, names, limit=RECORDS_LIMIT)
             return
         for start in range(0, len(names), FILES_AT_ONCE):
             some = names[start : start + FILES_AT_ONCE]
@@ -138,18 +137,18 @@ class Store:
 
     def sizes(self, name: str = "") -> list[tuple[str, int]]:
         """The names and bytes of the files in a folder; none if it does not exist."""
-        return [(one, size) for one, kind, size in self._listed(name) if kind == "file"]
+        return [(one, size) for one, kind, size in self._listed(name, sizes=True) if kind == "file"]
 
     def _entries(self, name: str, kind: str) -> list[str]:
         return [one for one, its_kind, _ in self._listed(name) if its_kind == kind]
 
-    def _listed(self, name: str) -> list[tuple[str, str, int]]:
-        """The name, the type and the bytes of each entry of a folder."""
+    def _listed(self, name: str, *, sizes: bool = False) -> list[tuple[str, str, int]]:
+        """The name, the type and, with `sizes`, the bytes of each entry of a folder."""
         path = f"{self.path}/{name}".rstrip("/")
         with _naming(f"read {self.url}/{name}"):
             try:
                 if (folder := self.folder) is not None:
-                    return list(_entries_on_disk(folder / name))
+                    return list(_entries_on_disk(folder / name, sizes))
                 found = self.fs.ls(path, detail=True, refresh=True)
             except (FileNotFoundError, NotADirectoryError):
                 return []
@@ -278,16 +277,14 @@ class Store:
         return sha256_of_blocks(self.blocks(name), progress)
 
 
-def _entries_on_disk(folder: Path) -> Iterator[tuple[str, str, int]]:
+def _entries_on_disk(folder: Path, sizes: bool) -> Iterator[tuple[str, str, int]]:
     """`_listed` of a folder on a disk. A link is of another type; an entry that is deleted meanwhile is left out."""
     with os.scandir(folder) as entries:
         for one in entries:
+            is_folder, is_file = one.is_dir(follow_symlinks=False), one.is_file(follow_symlinks=False)
             with suppress(FileNotFoundError):
-                found = one.stat(follow_symlinks=False)
-                kind = (
-                    "directory" if stat.S_ISDIR(found.st_mode) else "file" if stat.S_ISREG(found.st_mode) else "other"
-                )
-                yield one.name, kind, found.st_size
+                size = one.stat(follow_symlinks=False).st_size if sizes else 0  # a request of its own for each
+                yield one.name, "directory" if is_folder else "file" if is_file else "other", size
 
 
 class _Disk:
@@ -344,17 +341,6 @@ def _naming(what: str) -> Iterator[None]:
         again = "run the same command again: what arrived stays"
         hint = f"make room there, then {again}" if refusal_in(e) in FULL else again
         raise EnvironmentFault(f"could not {what}", why, hint) from e
-
-
-def _read_on_disk(path: Path) -> bytes | None:
-    try:
-        return read_file(path, limit=RECORDS_LIMIT)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except UnsafeFile:
-        if path.is_dir() and not path.is_symlink():
-            return None
-        raise
 
 
 def _status_of(error: BaseException) -> int | None:

@@ -39,8 +39,8 @@ from aifx.registry.roots import (
     Root,
     check_alias,
     check_in_service,
-    check_model_name,
     current_actor,
+    done_before,
     find_version,
     is_link,
     names_always,
@@ -178,17 +178,23 @@ def _planned(state: ModelState, entry: Entry) -> Act:
     return replace(_act(Outcome(state, entry)), entry=None, head=None, request=None, dry_run=True)
 
 
-def _done_before(root: Root, name: str, caller: Caller, asked: _Asked) -> Act | None:
+def _done_before(root: Root, state: ModelState, caller: Caller, asked: _Asked) -> Act | None:
     """What the caller's request did before, if it did. Raises UsageError if that was another act."""
-    found = None if caller.request is None else root.done(name, caller.request)
+    found = done_before(state, caller.request)
     return None if found is None else _act(asked.check(root, found))
 
 
 def _write(
-    root: Root, name: str, request: str | None, asked: _Asked, decide: Callable[[ModelState], Entry], *, again: bool
+    root: Root,
+    state: ModelState,
+    request: str | None,
+    asked: _Asked,
+    decide: Callable[[ModelState], Entry],
+    *,
+    again: bool,
 ) -> Outcome:
     """As `Root.act`. Raises UsageError if another call with the same id has just done another act."""
-    outcome = root.act(name, request, decide, again=again)
+    outcome = root.act(state.name, request, decide, again=again, known=state.entries)
     return asked.check(root, outcome) if outcome.is_repeated else outcome
 
 
@@ -199,15 +205,14 @@ def push(root: Root, name: str, write: Write, facts: Mapping[str, Any], caller: 
 
     The artefact is in its place before the entry names it, so that a kill in between leaves no entry without files.
     """
-    check_model_name(name)
+    state = root.now(ModelState(name, ()))
     asked, author = _Asked(("push",), facts={"run": facts.get("run")}), _Asked(("attest",), facts={"kind": "author"})
-    made = root.done(name, caller.request) if caller.request else None
-    if made is not None:
+    if (made := done_before(state, caller.request)) is not None:
         return _act((author if made.entry.action == "attest" else asked).check(root, made))
     if key is not None:
         read_private_key(key)  # what cannot be signed is not stored
-    digest, folder, repaired = _store(root, name, write, dry_run=caller.dry_run)
-    state = ModelState(name, root.ledger(name).entries())
+    digest, folder, repaired = _store(root, state, write, dry_run=caller.dry_run)
+    state = root.now(state)
     entry = Entry("push", caller.name, version=digest, reason=caller.reason, facts=facts)
     if (known := state.versions.get(digest)) is not None and not known.is_withdrawn:
         if not caller.dry_run:
@@ -224,10 +229,10 @@ def push(root: Root, name: str, write: Write, facts: Mapping[str, Any], caller: 
     def decide(state: ModelState) -> Entry:
         nonlocal folder
         if folder != state.folders(digest)[-1]:  # it was withdrawn meanwhile, and its files belong elsewhere
-            _, folder, _ = _store(root, name, write, dry_run=False)
+            _, folder, _ = _store(root, state, write, dry_run=False)
         return entry
 
-    outcome = _write(root, name, caller.request, asked, decide, again=True)
+    outcome = _write(root, state, caller.request, asked, decide, again=True)
     _delete_withdrawn(root, outcome.state, digest)  # where this call may have written while `rm` deleted
     return replace(_act(outcome), repaired=repaired)
 
@@ -239,20 +244,20 @@ def _has_author(root: Root, state: ModelState, digest: str, key: Path) -> bool:
     return any(one.kind == "author" and one.envelope.signers(keys) for one in attested)
 
 
-def _store(root: Root, name: str, write: Write, *, dry_run: bool) -> tuple[str, str, tuple[str, ...]]:
+def _store(root: Root, state: ModelState, write: Write, *, dry_run: bool) -> tuple[str, str, tuple[str, ...]]:
     """Write a version, and put it in its place below the root unless it is a dry run.
 
     One that is there is read, and what is damaged is written again. Returns its digest, the name of its folder, and
     the damage.
     """
-    local = root.versions(name).folder
+    local = root.versions(state.name).folder
     folder = local if local and not dry_run else cache_path("pushes")
     with unfinished(folder / "push") as written:
         try:
             artifact = write(written)
         except OSError as e:
             raise cannot_write(written, e) from e
-        state = ModelState(name, root.ledger(name).entries())
+        state = root.now(state)
         store, place = root.version_store(state, artifact.digest), state.folders(artifact.digest)[-1]
         damage = _damage(root, state, artifact)
         if dry_run or damage == ():
@@ -301,7 +306,7 @@ def tag(root: Root, reference: str, given: Mapping[str, str], removed: tuple[str
     state, version = root.find(reference)
     facts = {"set": dict(given), "removed": list(removed)}
     asked = _Asked(("tag",), "", reference, facts)
-    if (done := _done_before(root, state.name, caller, asked)) is not None:
+    if (done := _done_before(root, state, caller, asked)) is not None:
         return done
 
     def decide(state: ModelState) -> Entry:
@@ -315,7 +320,7 @@ def tag(root: Root, reference: str, given: Mapping[str, str], removed: tuple[str
 
     if caller.dry_run:
         return _planned(state, decide(state))
-    return _act(_write(root, state.name, caller.request, asked, decide, again=True))
+    return _act(_write(root, state, caller.request, asked, decide, again=True))
 
 
 def attest_version(
@@ -330,7 +335,7 @@ def attest_version(
     """Add evidence about a version, and keep the bytes of a file, if that is the evidence."""
     state, version = root.find(reference)
     asked = _Asked(("attest",), "", reference, {"kind": kind}, content if kind == "file" else None)
-    if (done := _done_before(root, state.name, caller, asked)) is not None:
+    if (done := _done_before(root, state, caller, asked)) is not None:
         return done
 
     def entry(state: ModelState, evidence: tuple[str, ...] = ()) -> Entry:
@@ -347,7 +352,7 @@ def attest_version(
     if data is not None:
         root.put(data)
     made = attest(root, kind, version.digest, caller.name, content, key)
-    return _act(_write(root, state.name, caller.request, asked, lambda state: entry(state, (made.digest,)), again=True))
+    return _act(_write(root, state, caller.request, asked, lambda state: entry(state, (made.digest,)), again=True))
 
 
 def _with_config_digest(root: Root, state: ModelState, version: NumberedVersion) -> NumberedVersion:
@@ -416,7 +421,7 @@ def approve(root: Root, reference: str, alias: str, key: Path | None, caller: Ca
     state, version = root.find(reference)
     check_alias(alias)
     asked = _Asked(("approve",), alias, reference)
-    if (done := _done_before(root, state.name, caller, asked)) is not None:
+    if (done := _done_before(root, state, caller, asked)) is not None:
         return done
     check_in_service(state, version.digest)
     case = case_of(root, state, version, alias)
@@ -445,7 +450,7 @@ def approve(root: Root, reference: str, alias: str, key: Path | None, caller: Ca
         check_in_service(state, version.digest)
         return replace(entry, evidence=(made.digest,))
 
-    return _act(_write(root, state.name, caller.request, asked, decide, again=True))
+    return _act(_write(root, state, caller.request, asked, decide, again=True))
 
 
 def promote(root: Root, reference: str, alias: str, caller: Caller, *, serve_check: bool = False) -> Act:
@@ -456,11 +461,10 @@ def promote(root: Root, reference: str, alias: str, caller: Caller, *, serve_che
 
     Raises LostRace if another entry came first: evidence and incumbent may have changed.
     """
-    name = reference.partition("@")[0]
     check_alias(alias)
-    root.find(reference)
+    state, _ = root.find(reference)
     asked = _Asked(("promote", "refuse"), alias, reference)
-    if (done := _done_before(root, name, caller, asked)) is not None:
+    if (done := _done_before(root, state, caller, asked)) is not None:
         return done
 
     def decide(state: ModelState) -> Entry:
@@ -478,9 +482,8 @@ def promote(root: Root, reference: str, alias: str, caller: Caller, *, serve_che
         return Entry(action, caller.name, "", version.digest, alias, evidence, caller.reason, facts)
 
     if caller.dry_run:
-        state = root.state(name)
         return _planned(state, decide(state))
-    return _act(_write(root, name, caller.request, asked, decide, again=False))
+    return _act(_write(root, state, caller.request, asked, decide, again=False))
 
 
 def _serve_check(root: Root, case: Case) -> Finding:
@@ -503,10 +506,11 @@ def rollback(root: Root, name: str, alias: str, to: str | None, caller: Caller) 
     act moved the alias meanwhile. Other entries, such as evidence that a line attests, do not stop it.
     """
     check_alias(alias)
+    state = root.state(name)
     asked = _Asked(("rollback",), alias, f"{name}@{to.partition('@')[2] or to}" if to else "")
-    if (done := _done_before(root, name, caller, asked)) is not None:
+    if (done := _done_before(root, state, caller, asked)) is not None:
         return done
-    first = root.state(name).aliases.get(alias)
+    first = state.aliases.get(alias)
 
     def decide(state: ModelState) -> Entry:
         held = state.aliases.get(alias)
@@ -535,9 +539,8 @@ def rollback(root: Root, name: str, alias: str, to: str | None, caller: Caller) 
         return Entry("rollback", caller.name, "", version.digest, alias, (), caller.reason, facts)
 
     if caller.dry_run:
-        state = root.state(name)
         return _planned(state, decide(state))
-    return _act(_write(root, name, caller.request, asked, decide, again=True))
+    return _act(_write(root, state, caller.request, asked, decide, again=True))
 
 
 def remove(
@@ -557,13 +560,13 @@ def remove(
         return Entry("withdraw", caller.name, version=found.digest, reason=caller.reason)
 
     asked = _Asked(("withdraw",), "", reference)
-    done = _done_before(root, state.name, caller, asked)
+    done = _done_before(root, state, caller, asked)
     if done is None and version.is_withdrawn:
         done = Act("withdraw", state.name, f"{state.name}@{version.label}", version.digest, dry_run=caller.dry_run)
     if caller.dry_run:
         return done or _planned(state, decide(state))
     if done is None:
-        outcome = _write(root, state.name, caller.request, asked, decide, again=True)
+        outcome = _write(root, state, caller.request, asked, decide, again=True)
         done, state = _act(outcome), outcome.state
     _delete_withdrawn(root, state, version.digest)  # also what a killed call left
     return done
@@ -619,7 +622,8 @@ def copy_version(source: Root, reference: str, target: Root, caller: Caller) -> 
     """
     state, version = source.find(reference)
     asked = _Asked(("push",), "", f"{state.name}@{version.digest}" if names_always(reference) else "")
-    before = _done_before(target, state.name, caller, asked)  # perhaps by one that was killed: its evidence follows
+    there = target.now(ModelState(state.name, ()))
+    before = _done_before(target, there, caller, asked)  # perhaps by one that was killed: its evidence follows
     artifact = source.available(state, version)
     pushed, request = version.pushed, caller.request or new_request()
     origin = {"root": source.store.url, "entry": pushed.digest, "actor": pushed.actor}
@@ -627,11 +631,11 @@ def copy_version(source: Root, reference: str, target: Root, caller: Caller) -> 
     facts = {**pushed.facts, "copied_from": {**origin, **earlier}}
     entry = Entry("push", caller.name, "", version.digest, "", pushed.evidence, caller.reason, facts)
     if caller.dry_run:
-        return before or _planned(ModelState(state.name, (*target.ledger(state.name).entries(), entry)), entry)
+        return before or _planned(ModelState(state.name, (*there.entries, entry)), entry)
     for evidence in pushed.evidence:
         target.put(source.get(evidence))
-    folder = _copy_files(source, state, artifact, target)
-    there = ModelState(state.name, target.ledger(state.name).entries())
+    folder = _copy_files(source, state, artifact, target, there)
+    there = target.now(there)
     known = there.versions.get(version.digest)
     done = Act("push", state.name, f"{state.name}@{known.label}", version.digest) if known else None
     if known is None or known.is_withdrawn:
@@ -639,10 +643,10 @@ def copy_version(source: Root, reference: str, target: Root, caller: Caller) -> 
         def decide(there: ModelState) -> Entry:
             nonlocal folder
             if folder != there.folders(version.digest)[-1]:  # it was withdrawn meanwhile
-                folder = _copy_files(source, state, artifact, target)
+                folder = _copy_files(source, state, artifact, target, there)
             return entry
 
-        outcome = _write(target, state.name, request, asked, decide, again=True)
+        outcome = _write(target, there, request, asked, decide, again=True)
         done, there = _act(outcome), outcome.state
     _delete_withdrawn(target, there, version.digest)
     for attested in state.about(version.digest, "attest", "approve"):
@@ -659,7 +663,7 @@ def copy_version(source: Root, reference: str, target: Root, caller: Caller) -> 
             return again
 
         try:
-            target.act(state.name, again.request, add, again=True)
+            there = target.act(state.name, again.request, add, again=True, known=there.entries).state
         except UsageError as e:
             if not looks:
                 raise
@@ -668,9 +672,9 @@ def copy_version(source: Root, reference: str, target: Root, caller: Caller) -> 
     return before or done
 
 
-def _copy_files(source: Root, state: ModelState, artifact: Artifact, target: Root) -> str:
-    """Copy the files of a version to another root. Returns the name of their folder."""
-    digest, there = artifact.digest, ModelState(state.name, target.ledger(state.name).entries())
+def _copy_files(source: Root, state: ModelState, artifact: Artifact, target: Root, there: ModelState) -> str:
+    """Copy the files of a version to another root, in which its model is `there`. Returns the name of their folder."""
+    digest = artifact.digest
     _remove_link(target.version_store(there, digest))
     with repairable(state.name):
         copy_artifact(source.version_store(state, digest), artifact, target.version_store(there, digest))

@@ -4,6 +4,9 @@
     <folder>/00000002.json
     ...
 
+The digest of an entry is the SHA-256 of its file without the digest, `, "digest": "<64 digits>"` before the last brace,
+and without the line break.
+
 What a ledger says at any time is a fold over its entries. So nothing can change without an entry, and two writers
 cannot both write entry n: one of them finds the name taken (`Store.create`). A changed, missing or reordered entry
 breaks the chain. A removed last entry does not, and shows only against a digest that was kept elsewhere (Haber and
@@ -17,15 +20,14 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from aifx.core.digests import sha256_of_json
+from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, DataError, ExitCode
 from aifx.core.json_files import encode
-from aifx.core.json_values import encode_json, plain
+from aifx.core.json_values import encode_json
 from aifx.core.parsing import parse_json
 from aifx.core.stores import Store
 
@@ -57,6 +59,7 @@ class Entry:
         time: in UTC, by the clock of the machine that wrote it.
         request: the id by which the caller can ask again.
         facts: what else the act says, by its kind.
+        digest: of its file; empty until it is in its place in a ledger.
     """
 
     action: str
@@ -70,25 +73,37 @@ class Entry:
     number: int = 0
     previous: str = ""
     time: str = ""
-
-    @cached_property
-    def document(self) -> dict[str, Any]:
-        return {**{name: getattr(self, name) for name in self.__dataclass_fields__}, "facts": plain(self.facts)}
-
-    @cached_property
-    def digest(self) -> str:
-        return sha256_of_json(self.document)
+    digest: str = ""
 
     def requested(self, request: str) -> Entry:
         """The same entry, made by a request."""
         return replace(self, request=request)
 
+    def sealed(self, number: int, previous: str, time: str) -> Entry:
+        """The entry in its place in a ledger, with its digest."""
+        placed = replace(self, number=number, previous=previous, time=time)
+        return replace(placed, digest=sha256_of(placed._body()))
+
     def encode(self) -> bytes:
-        """The bytes of its file: always the same for the same entry."""
-        return encode(encode_json({**self.document, "digest": self.digest}, ensure_ascii=False) + "\n")
+        """The bytes of the file of an entry that is sealed: always the same for the same entry."""
+        return self._body()[:-1] + _end(self.digest)
+
+    def _body(self) -> bytes:
+        """Its file without the digest."""
+        values = {name: value for name, value in vars(self).items() if name != "digest"}
+        return encode(encode_json(values, ensure_ascii=False))
+
+
+def _end(digest: str) -> bytes:
+    """The end of the file of an entry."""
+    return b', "digest": "%b"}\n' % digest.encode()
 
 
 _DIGEST = re.compile("[0-9a-f]{64}")
+
+
+_UNREAD: Any = None
+"""A default that nothing reads, in place of an empty list or dict, which pydantic would copy for each entry."""
 
 
 class _Finding(BaseModel):
@@ -98,7 +113,7 @@ class _Finding(BaseModel):
     passed: bool
     found: str = ""
     hint: str = ""
-    evidence: list[str] = []
+    evidence: list[str] = _UNREAD
 
 
 class _Pushed(BaseModel):
@@ -119,11 +134,11 @@ class _Facts(BaseModel):
     previous: str | None = None
     checkpoint: str | None = None
     config_digest: str | None = None
-    data: list[str] = []
-    licenses: list[str] = []
-    set: dict[str, str] = {}
-    removed: list[str] = []
-    findings: list[_Finding] = []
+    data: list[str] = _UNREAD
+    licenses: list[str] = _UNREAD
+    set: dict[str, str] = _UNREAD
+    removed: list[str] = _UNREAD
+    findings: list[_Finding] = _UNREAD
     kind: str | None = None
     head: str | None = None
     head_number: int | None = None
@@ -199,7 +214,7 @@ class Ledger:
         """
         number, previous = len(entries) + 1, entries[-1].digest if entries else ""
         time = datetime.now(UTC).isoformat(timespec="microseconds")
-        made = replace(entry, number=number, previous=previous, time=time)
+        made = entry.sealed(number, previous, time)
         if not self.store.create(file_name(number), made.encode()):
             what = f"another entry of {self.name} came first"
             raise LostRace(what, f"entry {number} was written meanwhile", "run the same command again")
@@ -212,7 +227,7 @@ def _parse(data: bytes | None, number: int) -> Entry:
         raise ValueError("is missing")
     try:
         doc = parse_json(data)
-        digest = doc.pop("digest")
+        end = _end(doc["digest"])
         entry: Entry = _ENTRY.validate_python(doc)
         _Facts.model_validate(entry.facts, strict=True)
         if datetime.fromisoformat(entry.time).tzinfo is None:
@@ -225,7 +240,7 @@ def _parse(data: bytes | None, number: int) -> Entry:
         raise ValueError(f"is no entry: {str(e).splitlines()[0]}") from e
     if entry.number != number:
         raise ValueError(f"has the number {entry.number}")
-    if digest != entry.digest or data != entry.encode():
+    if not data.endswith(end) or sha256_of(data.removesuffix(end) + b"}") != entry.digest:
         raise ValueError("has other bytes than were written")
     return entry
 

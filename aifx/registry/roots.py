@@ -18,7 +18,7 @@ import random
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +162,7 @@ class Root:
 
     def state(self, name: str) -> ModelState:
         """A model by its ledger. Raises UsageError if there is none of this name, DamagedLedger."""
-        state = ModelState(name, self.ledger(name).entries())
+        state = self.now(ModelState(name, ()))
         if not state.entries:
             why, hint = did_you_mean(name, self.names()), "aifx registry ls"
             if not why:
@@ -180,13 +180,19 @@ class Root:
         state = self.state(name)
         return state, find_version(state, reference)
 
-    def done(self, name: str, request: str) -> Outcome | None:
-        """What a request did before; None if it did nothing."""
-        entries = self.ledger(name).entries()
-        made = find_request(entries, request)
-        return None if made is None else Outcome(ModelState(name, entries), made, is_repeated=True)
+    def now(self, state: ModelState) -> ModelState:
+        """A model as it is now. The entries that `state` has are not read again. Raises as `Ledger.entries`."""
+        return ModelState(state.name, self.ledger(state.name).entries(state.entries))
 
-    def act(self, name: str, request: str | None, decide: Callable[[ModelState], Entry], *, again: bool) -> Outcome:
+    def act(
+        self,
+        name: str,
+        request: str | None,
+        decide: Callable[[ModelState], Entry],
+        *,
+        again: bool,
+        known: Sequence[Entry] = (),
+    ) -> Outcome:
         """Add an entry to a model's ledger.
 
         Args:
@@ -194,21 +200,22 @@ class Root:
             decide: returns the entry from the model as it is.
             again: decide again if another entry came first. Otherwise LostRace is raised: the decision rests on
                 evidence that may be stale.
+            known: the first entries, as of `Ledger.entries`.
 
         Raises LostRace, and as `Ledger.entries` and `Ledger.append`.
         """
-        ledger, request = self.ledger(name), request or new_request()
+        state, request = ModelState(name, tuple(known)), request or new_request()
         for attempt in range(MOST_TRIES):
-            entries = ledger.entries()
-            if (made := find_request(entries, request)) is not None:
-                return Outcome(ModelState(name, entries), made, is_repeated=True)
-            entry = decide(ModelState(name, entries))
+            state = self.now(state)
+            if (done := done_before(state, request)) is not None:
+                return done
+            entry = decide(state)
             try:
-                made = ledger.append(entries, entry.requested(request))
-                return Outcome(ModelState(name, (*entries, made)), made)
+                made = self.ledger(name).append(state.entries, entry.requested(request))
+                return Outcome(ModelState(name, (*state.entries, made)), made)
             except LostRace:
                 # The same request may have come twice at once: then the other call made its entry.
-                if (not again and find_request(ledger.entries(), request) is None) or attempt == MOST_TRIES - 1:
+                if (not again and done_before(self.now(state), request) is None) or attempt == MOST_TRIES - 1:
                     raise
             time.sleep(random.uniform(0, 0.01 * min(attempt, 10)))
         raise AssertionError
@@ -227,6 +234,12 @@ class Root:
             why = "it is missing" if data is None else "its SHA-256 is another one"
             raise DataError(f"{self.store.url}/{OBJECTS}/{digest} is damaged", why, "aifx registry verify")
         return data
+
+
+def done_before(state: ModelState, request: str | None) -> Outcome | None:
+    """What a request did before; None if it did nothing."""
+    made = find_request(state.entries, request) if request else None
+    return None if made is None else Outcome(state, made, is_repeated=True)
 
 
 def is_link(store: Store) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import tomli
 
 from aifx.core.artifact import short
-from aifx.core.digests import sha256_of_json
+from aifx.core.digests import sha256_of, sha256_of_json
 
 DEEP: Any = []
 for _ in range(45):
@@ -172,7 +172,7 @@ class HostileRoot:
                 if own_document.get("previous") == before["previous"] and ledger in previous:
                     entry["previous"] = previous[ledger]
                 entry.pop("digest", None)
-                digest = _digest(entry)
+                digest = sha256_of(_line(entry).removesuffix(b"\n"))
                 renamed[before["digest"]] = previous[ledger] = digest
                 entry["digest"] = digest
             put(name, _line(entry))

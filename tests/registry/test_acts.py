@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -194,14 +194,14 @@ def test_a_server_reads_each_entry_once_and_the_last_one_again(
 ) -> None:
     """At each look, a ledger of 10,000 entries in a store would be as many requests."""
     promoted(root, "a", "b")
-    asked, real = list[str](), Store.read
+    asked, real = list[str](), Store.read_many
 
-    def read(store: Store, name: str) -> bytes | None:
+    def read_many(store: Store, names: list[str]) -> Iterator[tuple[str, bytes]]:
         if store.url.endswith("fraud/ledger"):
-            asked.append(name)
-        return real(store, name)
+            asked.extend(sorted(names))
+        return real(store, names)
 
-    monkeypatch.setattr(Store, "read", read)
+    monkeypatch.setattr(Store, "read_many", read_many)
     source = VersionOfAlias(root, "fraud@production", "", Project(tmp_path), (), server="host-8000")
 
     def looked() -> tuple[str, list[str]]:
@@ -215,10 +215,10 @@ def test_a_server_reads_each_entry_once_and_the_last_one_again(
     assert looked() == ("fraud@production (v1)", [str(count), str(count + 1)])
     file = Path(root.store.path) / "models/fraud/ledger" / file_name(count + 1)
     last = root.state("fraud").entries[-1]
-    file.write_bytes(replace(last, actor="eve").encode())
+    file.write_bytes(replace(last, actor="eve").sealed(last.number, last.previous, last.time).encode())
     with pytest.raises(AifxError, match="not the one that this server has seen"):
         source.newest()
-    file.write_bytes(replace(last, previous="5" * 64).encode())
+    file.write_bytes(last.sealed(last.number, "5" * 64, last.time).encode())
     with pytest.raises(AifxError, match="is damaged"):
         source.newest()
     file.unlink()

@@ -122,7 +122,7 @@ def test_each_change_of_the_files_is_found(tmp_path_factory: pytest.TempPathFact
 def test_an_entry_rewritten_with_its_digests_is_found(root: Root) -> None:
     write(root, push(V1), push(V2), push(V3))
     ledger, second = root.ledger("fraud"), root.ledger("fraud").entries()[1]
-    forged = Entry("push", "eve", second.request, V2, number=2, previous=second.previous, time=second.time)
+    forged = Entry("push", "eve", second.request, V2).sealed(2, second.previous, second.time)
     (ledger_folder(root) / file_name(2)).write_bytes(forged.encode())
     with pytest.raises(DamagedLedger, match="is damaged"):
         ledger.entries()
