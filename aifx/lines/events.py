@@ -29,9 +29,8 @@ from aifx.core.json_values import encode_json
 from aifx.core.os_errors import first_line
 from aifx.core.project import RUN_NAME, Project, RunDirectory
 from aifx.core.redaction import redact_values
-from aifx.lines.drifted import FACTS, MONITOR
 from aifx.lines.journal import JOURNAL, Record
-from aifx.lines.nodes import DOCTOR, MOST_TEXT, summaries, unhealthy
+from aifx.lines.reports import DOCTOR, MONITOR, MOST_TEXT, summaries, unhealthy
 from aifx.registry.ledger import file_name
 from aifx.registry.roots import MODELS, Root
 from aifx.registry.state import MOVES, ModelState
@@ -118,8 +117,8 @@ def read_events(project: Project, root: Root, positions: Mapping[str, Position])
     events, moved, problems = list[Event](), dict[str, Position](), list[AifxError]()
     name = project.root.name
     sources = [("journal", project.root / "line" / JOURNAL, f"{name}/line", _of_journal)]
-    sources += [("doctor", project.root / "line" / DOCTOR, f"{name}/doctor", _of_doctor)]
-    sources += [("monitor", project.root / "line" / MONITOR, f"{name}/monitor", _of_monitor)]
+    sources += [("doctor", project.root / "line" / DOCTOR.file, f"{name}/doctor", _of_doctor)]
+    sources += [("monitor", project.root / "line" / MONITOR.file, f"{name}/monitor", _of_monitor)]
     sources += [(f"run:{run}", path, f"{name}/runs/{run}", _of_run) for run, path in _run_files(project)]
     for key, path, source, derive in sources:
         try:
@@ -277,7 +276,7 @@ def _of_monitor(project: Project, source: str, record: Mapping[str, Any]) -> Ite
 
 
 def _drift(record: Any, source: str, time: float, report: Mapping[str, Any], data: Mapping[str, Any]) -> Event:
-    facts = {key: report.get(key) for key in FACTS}
+    facts = {key: report.get(key) for key in (*MONITOR.subject, *MONITOR.facts)}
     return _event(record, "drift", source, str(facts["model"]), time, {**data, **facts})
 
 

@@ -14,7 +14,7 @@ from aifx.core.facts import to_document
 from aifx.core.json_values import plain
 from aifx.core.results import SCHEMA_VERSION, Result
 from aifx.health.report import SEVERITIES, Finding, Group, Report, by_reason, counts, grouped, skipped_rules
-from aifx.lines.nodes import leave_report
+from aifx.lines.reports import leave_doctor_report
 from aifx.verbs.arguments import StrPath
 from aifx.verbs.servers import RunningServer
 
@@ -143,7 +143,7 @@ def doctor(
     ids = tuple(rule.id for rule in rules)
     faults = _save(snapshot, report, ids, path_of(record), path_of(html))
     if replay is None:
-        leave_report(report.document(), "doctor node")
+        leave_doctor_report(report.document(), "doctor node")
     measured = None if stress is None else snapshot.facts["stress"]
     return NodeHealth(report, ids, snapshot, measured, tuple(faults), strict, with_snapshot)
 

@@ -17,7 +17,7 @@ from aifx.core.plurals import counted
 from aifx.core.results import SCHEMA_VERSION, Result
 from aifx.health.fleet.report import FleetReport, Node, NodeGroup, Suspect, grouped
 from aifx.health.report import Report
-from aifx.lines.nodes import leave_report
+from aifx.lines.reports import leave_doctor_report
 from aifx.verbs.arguments import StrPath
 from aifx.verbs.health import StressLevel, code_of_status, path_of
 
@@ -176,7 +176,7 @@ def doctor_fleet(
     )
     faults = _save(report, path_of(html))
     if replay is None:
-        leave_report(report.document(), "doctor fleet")
+        leave_doctor_report(report.document(), "doctor fleet")
     return FleetHealth(report, search, tuple(faults), ended or code_of_status(report.status, strict, faults))
 
 
@@ -296,7 +296,7 @@ def doctor_bisect(
     result, ended = _search(targets.all, tests, budget_s, expected_gb_s, margin)
     found = SearchedNodes(result, len(targets.all), ended)
     if not rehearse:
-        leave_report(found.document(), "doctor bisect")
+        leave_doctor_report(found.document(), "doctor bisect")
     return found
 
 

@@ -80,7 +80,7 @@ def monitor(
     """
     from aifx.feedback.monitoring import MonitoredRows
     from aifx.feedback.monitoring import monitor as compare
-    from aifx.lines.drifted import leave_drift
+    from aifx.lines.reports import leave_monitor_report
     from aifx.lines.schedule import parse_duration
 
     try:
@@ -115,7 +115,7 @@ def monitor(
         from aifx.feedback.monitor_output import monitor_metrics
 
         write_output(Path(prometheus), monitor_metrics(report).encode())
-    leave_drift(report.document(), loaded.trained.project.root)
+    leave_monitor_report(report.document(), loaded.trained.project.root)
     return report
 
 

@@ -17,8 +17,8 @@ from made_once import made_once
 from table_project import train_table_project
 
 from aifx.core.project import Project
-from aifx.lines.drifted import leave_drift
 from aifx.lines.events import read_events
+from aifx.lines.reports import leave_monitor_report
 from aifx.registry.roots import open_root
 
 START = datetime(2026, 11, 2, tzinfo=UTC)
@@ -82,7 +82,7 @@ def test_each_reference_has_its_own_last_comparison_and_damaged_records_are_none
     records.write_text("".join(json.dumps(one) + "\n" for one in damaged))
     for _ in range(2):
         for reference, drifted in (("training", []), ("week", ["x"]), ("month", ["y"])):
-            leave_drift({**fact, "reference": reference, "drifted": drifted, "breached": []}, tmp_path)
+            leave_monitor_report({**fact, "reference": reference, "drifted": drifted, "breached": []}, tmp_path)
     written = [json.loads(row) for row in records.read_text().splitlines()[len(damaged) :]]
     assert [(one["reference"], one["drifted"]) for one in written] == [("week", ["x"]), ("month", ["y"])]
 
