@@ -225,9 +225,10 @@ def test_a_step_reads_each_manifest_once(catalog: Catalog, monkeypatch: pytest.M
             clean(collect(catalog, texts[:each]), catalog)
         parent, versions = collect(catalog, texts[:count]), len(catalog.versions("pets"))
         names: list[str] = []
-        real = Store.read
+        read, read_many = Store.read, Store.read_many
         with monkeypatch.context() as patched:
-            patched.setattr(Store, "read", lambda store, name: names.append(name) or real(store, name))
+            patched.setattr(Store, "read", lambda store, name: names.append(name) or read(store, name))
+            patched.setattr(Store, "read_many", lambda store, some: names.extend(some) or read_many(store, some))
             made = clean(parent, catalog)
         assert len(made.manifest.holders) == count - 1
         return len(names) - versions
