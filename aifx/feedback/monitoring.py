@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import random
-import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,17 +17,14 @@ from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
 from aifx.core.results import Result
 from aifx.curation.column_drift import LEAST_ROWS, MISSING, MOST_ROWS, ColumnDrift, compare_columns
-from aifx.curation.column_samples import MOST_CHARACTERS, comparable, is_text, lengths_of
 from aifx.data.names import RESERVED, ROW, SPLIT
 from aifx.data.readers.rows import Row
+from aifx.feedback.columns import LENGTH, Columns, columns_of
 from aifx.feedback.performance import ESTIMATE, OUTCOME, Performance, Predicted, measure_performance
 from aifx.loading.prediction import LoadedModel, predict_rows
 
 PREDICTION = "prediction."
 """Before the name of a column of predictions."""
-
-LENGTH, UNSEEN = ".length", ".unseen"
-"""After the name of a column of texts: characters, and the share of pairs of words that the reference does not have."""
 
 PARTS: Mapping[str, Callable[[datetime], int]] = {
     "4 hours of a day of the week": lambda time: time.weekday() * 6 + time.hour // 4,
@@ -100,21 +93,6 @@ class MonitoredRows:
     splits: tuple[str, ...] = ()
 
 
-class _Columns:
-    """Columns of both sides as `compare_columns` takes them.
-
-    Attributes:
-        left_out: columns that cannot be compared, with the reason.
-    """
-
-    def __init__(self) -> None:
-        self.sides: tuple[dict[str, Any], dict[str, Any]] = {}, {}
-        self.left_out: dict[str, str] = {}
-
-    def add(self, name: str, old: Any, new: Any) -> None:
-        self.sides[0][name], self.sides[1][name] = old, new
-
-
 def _values_of(row: Row, chosen: Sequence[str] | None, time: str | None) -> dict[str, Any]:
     """The values that are compared.
 
@@ -166,7 +144,7 @@ def monitor(
             why = f"the model reads {', '.join(read)}"
             raise DataError(f"{sample.name} lacks {', '.join(map(repr, lacking))}", why, "name rows with these columns")
     part, parts = _parts(old.times, new.times)
-    columns = _columns(*([_values_of(row, chosen, time) for row in sample.rows] for sample in (old, new)))
+    columns = columns_of(*([_values_of(row, chosen, time) for row in sample.rows] for sample in (old, new)))
     # Beside rows that the model was not trained on: it is surer of those that it knows.
     fresh = old if unseen is reference else None
     if unseen is not None and fresh is None:
@@ -174,12 +152,12 @@ def monitor(
             fresh = _Sample(unseen, time, None, until)
     found_now = _predictions(model, new)
     found_before = None if fresh is None else _predictions(model, fresh)
-    predictions = _Columns()
+    predictions = Columns()
     if found_before is None:
         why = f"{reference.name} has fewer than {LEAST_ROWS} rows that were held out, and a model is surer of others"
         columns.left_out["predictions"] = why
     else:
-        predictions = _columns(*([_flat(one) for one in every] for every in (found_before, found_now)))
+        predictions = columns_of(*([_flat(one) for one in every] for every in (found_before, found_now)))
     known = [*columns.sides[0], *predictions.sides[0]]
     known += [name + MISSING for name in known if isinstance(columns.sides[0].get(name), np.ndarray)]
     if unknown := [name for name in least if name not in known]:
@@ -301,42 +279,6 @@ def _parts(old: list[datetime] | None, new: list[datetime] | None) -> tuple[str,
         if counts[np.unique(parts[1])].min() >= LEAST_ROWS_OF_PART:
             return name, (parts[0], parts[1])
     return "", None
-
-
-def _columns(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> _Columns:
-    """The columns of both sides."""
-    found = _Columns()
-    names = [dict.fromkeys(name for row in rows for name in row) for rows in (old, new)]
-    for name in dict.fromkeys([*names[0], *names[1]]):
-        if name not in names[0] or name not in names[1]:
-            found.left_out[name] = "only now" if name in names[1] else "only in the reference"
-            continue
-        sides = [[row.get(name) for row in rows] for rows in (old, new)]
-        if is_text(sides[0]):
-            found.add(name + LENGTH, *map(lengths_of, sides))
-            found.add(name + UNSEEN, *_unseen(*sides))
-        elif isinstance(made := comparable(sides[0], sides[1]), str):
-            found.left_out[name] = made
-        else:
-            found.add(name, *made)
-    return found
-
-
-def _unseen(old: Sequence[Any], new: Sequence[Any]) -> tuple[Any, Any]:
-    """The share of each text's pairs of words that no other text of the reference has."""
-    pairs = [_pairs(text) for text in old]
-    texts_with = Counter(itertools.chain.from_iterable(pairs))
-
-    def share(found: set[int], own: int) -> float:
-        return sum(texts_with[pair] <= own for pair in found) / len(found) if found else math.nan
-
-    return np.array([share(one, 1) for one in pairs]), np.array([share(_pairs(text), 0) for text in new])
-
-
-def _pairs(text: Any) -> set[int]:
-    """The hashes of a text's pairs of words."""
-    words = re.findall(r"\w+", text[:MOST_CHARACTERS].casefold()) if isinstance(text, str) else []
-    return {hash(pair) for pair in itertools.pairwise(words)}
 
 
 def _predictions(model: LoadedModel, sample: _Sample) -> list[dict[str, Any]]:
