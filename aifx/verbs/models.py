@@ -58,7 +58,7 @@ def open_model(model: StrPath, trust_code: str | None = None) -> tuple[RunDirect
     if not is_reference(model):
         if trust_code is not None:
             why = "the code of a run is that of its project"
-            raise UsageError("--trust-code requires --model", why, "--model NAME@ALIAS")
+            raise UsageError("--trust-code requires a model version", why, "name a version: NAME@ALIAS")
         return open_run(model)
     from aifx.registry.versions import open_stored
 

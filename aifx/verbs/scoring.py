@@ -109,8 +109,8 @@ def _source(
         return select(name, default_key(key, name.rpartition("@")[2]), query, growing, since_last)
     for option, given in (("--query", query), ("--growing", growing), ("--since-last", since_last)):
         if given:
-            why = f"{name} is none, and rows that were scored are left out anyway"
-            raise UsageError(f"{option} is for databases", why, f"aifx score MODEL {name} TARGET")
+            why = f"{name} is no database, so it is read as a whole; rows with predictions are left out"
+            raise UsageError(f"{option} is for databases", why, f"aifx score MODEL {name} TARGET --key COLUMN")
     if name == STDIN:
         raise UsageError("- cannot be scored", "its rows are read more than once", "cat > rows.jsonl")
     found = row_files(name, "aifx score", root, project)

@@ -73,7 +73,7 @@ def test_own_code_is_refused_with_the_option_that_trusts_it(project: Project) ->
     code, out, _ = run("eval", "--model", "tiny@v1", "--trust-code", digest, "--json")
     assert code == 0
     assert json.loads(out)["model"].startswith(digest)
-    with pytest.raises(UsageError, match="--trust-code requires --model"):
+    with pytest.raises(UsageError, match="--trust-code requires a model version"):
         aifx.load("runs/main", trust_code=digest)
 
 

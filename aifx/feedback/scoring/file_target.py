@@ -10,6 +10,7 @@ A file is written beside its place and renamed, so it is there with all that the
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from aifx.core.files import LOCK, FolderBusy, exclusive, remove_temporary, repla
 from aifx.core.json_values import encode_json
 from aifx.core.os_errors import first_line
 from aifx.core.requests import Request, check_act
+from aifx.data.readers.rows import FORMATS
 from aifx.feedback.scoring.predictions import ID, ID_DIGITS, OWN
 from aifx.feedback.scoring.targets import Target
 
@@ -47,14 +49,21 @@ class Folder:
 
     @contextmanager
     def open(self) -> Iterator[OpenFolder]:
-        if self.path.exists() and not self.path.is_dir():
-            why = "predictions go into a folder, one Parquet file per call"
-            raise UsageError(f"{self.path} is a file", why, f"aifx score MODEL SOURCE {self.path.with_suffix('')}")
+        self._check_path()
         self.path.mkdir(parents=True, exist_ok=True)
         with exclusive(self.path / LOCK):
             remove_temporary(self.path)
             with ExitStack() as file:
                 yield _read(self.path, file)
+
+    def _check_path(self) -> None:
+        """Raise UsageError for a path that is a file or below one, and for a new folder with the name of a file."""
+        why, path = "predictions go into a folder, one Parquet file per call", self.path
+        for one in (path, *path.parents):
+            if os.path.lexists(one) and not one.is_dir():
+                raise UsageError(f"{one} is not a folder", why, f"aifx score MODEL SOURCE {one.with_suffix('')}-scores")
+        if not path.is_dir() and path.suffix.lower().removeprefix(".") in FORMATS:
+            raise UsageError(f"{path} is the name of a file", why, f"aifx score MODEL SOURCE {path.with_suffix('')}")
 
 
 def _read(folder: Path, file: ExitStack) -> OpenFolder:

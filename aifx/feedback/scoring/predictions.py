@@ -49,17 +49,20 @@ class KeyedRow:
 
 
 def key_text(key: Any, place: str, column: str) -> str:
-    """A key as text. Raises DataError if it is missing, or has no UTF-8."""
+    """A key as text. Raises DataError if it is missing, has no UTF-8, or has NUL, which databases do not keep."""
     if key is None or key == "":
         hint = "--key COLUMN, of a column with a value in each row"
         raise DataError(f"{place}: the row has no key", f"its {column!r} is missing", hint)
-    text = str(key)
+    text, wrong = str(key), ""
     try:
         text.encode()
     except UnicodeEncodeError as e:
-        what = f"{place}: the key cannot be written"
-        why = f"its {column!r} has half of a surrogate pair at character {e.start + 1}: {text[e.start]!a}"
-        raise DataError(what, why, "correct the row, or --key COLUMN of another column") from None
+        wrong = f"half of a surrogate pair at character {e.start + 1}: {text[e.start]!a}"
+    if (at := text.find("\0")) >= 0:
+        wrong = f"NUL at character {at + 1}"
+    if wrong:
+        what, hint = f"{place}: the key cannot be written", "correct the row, or --key COLUMN of another column"
+        raise DataError(what, f"its {column!r} has {wrong}", hint)
     return text
 
 

@@ -164,6 +164,12 @@ def test_a_version_has_a_key_of_its_own(project: Path) -> None:
             ["--key", "order"],
             ["bad.jsonl:2", "d800"],
         ),
+        (
+            [{"order": 1, "x": 1, "y": 1}, {"order": "a\0b", "x": 1, "y": 1}],
+            ["--key", "order"],
+            ["bad.jsonl:2", "NUL at character 2"],
+        ),
+        ([{"order": 1, "x": 1, "y": 1}], ["--key", "order", "--since-last"], ["--since-last", "as a whole"]),
         ([{"order": 1, "x": 1, "y": 1}, {"order": 2, "x": "a", "y": 1}], ["--key", "order"], ["bad.jsonl:2", "'x'"]),
     ],
 )
@@ -181,7 +187,9 @@ def test_rows_that_cannot_be_scored(
 
 def test_targets_that_cannot_be_written(project: Path) -> None:
     (project / "taken").write_text("")
-    assert "taken" in score(project, "new.jsonl", "taken", "--key", "order", code=2)["what"]
+    for target, named in (("taken", "taken is"), ("taken/in/it", "taken is"), ("scores.csv", "the name of a file")):
+        assert named in score(project, "new.jsonl", target, "--key", "order", code=2)["what"]
+    assert not (project / "scores.csv").exists()
     (project / "other").mkdir()
     (project / "other" / "00001.parquet").write_bytes(b"x")
     assert "00001.parquet" in score(project, "new.jsonl", "other", "--key", "order", code=2)["what"]
