@@ -41,13 +41,9 @@ class Interval:
 
 
 def ratio_interval(totals: np.ndarray, weights: np.ndarray, alpha: float = 0.05) -> Interval:
-    """The ratio of the sum of `totals` to that of `weights`, `[groups]` each, with its 1 - alpha interval.
-
-    That of a share is Wilson's: if nearly all rows are right, a bootstrap that draws none of the others sees no error
-    at all (Brown, Cai and DasGupta, Interval estimation for a binomial proportion, Statistical Science 16, 2001).
-    """
+    """The ratio of the sum of `totals` to that of `weights`, `[groups]` each, with its 1 - alpha interval."""
     if np.all(weights == 1) and np.isin(totals, (0, 1)).all():
-        return _wilson(float(totals.sum()), len(totals), alpha)
+        return share_interval(float(totals.sum()), len(totals), alpha)
     return _interval(np.stack([totals, weights], axis=1)[:, None], alpha)
 
 
@@ -60,12 +56,26 @@ def difference_interval(first: np.ndarray, second: np.ndarray, alpha: float = 0.
     return _interval(np.stack([first, second], axis=1), alpha)
 
 
-def _wilson(right: float, count: int, alpha: float) -> Interval:
+def share_interval(right: float, count: int, alpha: float = 0.05) -> Interval:
+    """The share of rows that are right with Wilson's interval.
+
+    If nearly all rows are right, a bootstrap that draws none of the others sees no error at all (Brown, Cai and
+    DasGupta, Interval estimation for a binomial proportion, Statistical Science 16, 2001).
+    """
     share, z = right / count, NormalDist().inv_cdf(1 - alpha / 2)
     middle, scale = (share + z**2 / (2 * count)), 1 + z**2 / count
     half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     error = math.sqrt(share * (1 - share) / count)
     return Interval(share, max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0), error)
+
+
+def mean_interval(mean: float, deviation: float, count: int, alpha: float = 0.05) -> Interval:
+    """The mean of rows that each are a group, with the interval that a bootstrap of them finds, without drawing."""
+    from scipy.special import stdtrit  # as below
+
+    error = deviation / math.sqrt(count)
+    half = error * float(stdtrit(count - 1, 1 - alpha / 2))
+    return Interval(mean, mean - half, mean + half, error)
 
 
 def _interval(sums: np.ndarray, alpha: float) -> Interval:

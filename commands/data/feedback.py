@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -139,6 +139,38 @@ def _print(out: Output, made: FeedbackVersion) -> None:
             out.print(f"{counted(facts[fact], 'outcome')} of {facts['outcomes']:,}: {what}")
     if facts["predictions_without_row"]:
         out.print(f"{counted(facts['predictions_without_row'], 'prediction')} of rows that are not there")
+    _print_metrics(out, facts)
+
+
+def _print_metrics(out: Output, facts: Mapping[str, Any]) -> None:
+    for one in facts["metrics"]:
+        rows = counted(one["rows"], "row")
+        out.print(f"{one['metric']}: {one['value']:.4g} of {rows}, 95 % interval {_interval(one)}")
+    if not facts["metrics"]:
+        out.log("no metric: SCORED has neither labels nor numbers that outcomes can be compared with")
+        return
+    name = facts["metrics"][0]["metric"]
+    if len(facts["periods"]) > 1:
+        found = [
+            (part["start"], f"{part['scored']:,}", f"{part['joined']:,}", *_cells(part["metrics"], name))
+            for part in facts["periods"]
+        ]
+        length = 16 if facts["period"] == "hour" else 10
+        head = [f"scored, {facts['period']} of", "rows", "with outcome", name, "95 % interval"]
+        out.table(head, [(start[:length], *rest) for start, *rest in found], right=head[1:])
+    if len(facts["models"]) > 1:
+        head = ["model", "with outcome", name, "95 % interval"]
+        models = [(one["model"][:12], f"{one['rows']:,}", *_cells(one["metrics"], name)) for one in facts["models"]]
+        out.table(head, models, right=head[1:])
+
+
+def _cells(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[str | None, str | None]:
+    found = next((one for one in metrics if one["metric"] == name), None)
+    return (None, None) if found is None else (f"{found['value']:.4g}", _interval(found))
+
+
+def _interval(one: Mapping[str, Any]) -> str:
+    return "unknown" if one["low"] is None else f"{one['low']:.4g} to {one['high']:.4g}"
 
 
 def _counts(found: Mapping[str, Any]) -> str:

@@ -29,6 +29,7 @@ from aifx.data.versions.manifest import Manifest, ShardFile, Source, StepRecord,
 from aifx.data.versions.shards import dropped_rows
 from aifx.data.versions.sql import RowTable, batches_of, check_told_apart, identifier, open_tables, quoted
 from aifx.feedback.outcomes.inputs import Input, Predictions, table_version
+from aifx.feedback.outcomes.measures import has_value, measure, metrics_sql
 from aifx.feedback.scoring.predictions import ID, OWN
 
 PART_ROWS = 1 << 17
@@ -127,6 +128,9 @@ class Feedback(DecidedStep):
             facts = self._facts(connection)
             if not facts["joined"]:
                 raise self._no_match(connection)
+            metrics = metrics_sql(self.predictions.version.manifest.columns, "p", "o.label")
+            connection.execute(_judged_sql(metrics))
+            facts |= measure(connection, list(metrics))
             reader = connection.sql(self._decisions_sql()).to_arrow_reader(PART_ROWS)
             for part, batch in enumerate(batches_of(reader)):
                 write_decisions(work, pa.Table.from_batches([batch]), part)
@@ -178,7 +182,7 @@ class Feedback(DecidedStep):
             time = self._times(connection)
         return f"""
             SELECT {key}::VARCHAR AS key, {time} AS time, {label} AS label
-            FROM outcomes WHERE {key} IS NOT NULL AND {label} IS NOT NULL"""
+            FROM outcomes WHERE {key} IS NOT NULL AND {has_value(label)}"""
 
     def _times(self, connection: Any) -> str:
         """SQL for the times of the outcomes. Raises UsageError for those that cannot be compared with others."""
@@ -282,12 +286,6 @@ class Feedback(DecidedStep):
             "outcomes_early": early,
             "outcomes_unknown": strange - early,
             "late_s": None if late[0] is None else dict(zip(QUANTILES, late, strict=True)),
-            "models": dict(
-                connection.execute(
-                    f"SELECT p.model, count(*) FROM outcomes_of AS o JOIN predictions AS p ON p.{ID} = o.id "
-                    "WHERE o.labels = 1 GROUP BY 1 ORDER BY 1"
-                ).fetchall()
-            ),
         }
 
     def _decisions_sql(self) -> str:
@@ -299,12 +297,15 @@ class Feedback(DecidedStep):
         return f"""
             SELECT newest.n AS row, o.label, struct_pack({", ".join(fields)}) AS prediction,
                 CASE WHEN o.labels IS NULL THEN '{MISSING}' WHEN o.labels > 1 THEN '{CONFLICT}' END AS rule
-            FROM (SELECT n, arg_max({ROW}, time) AS id FROM keyed GROUP BY n) AS newest
-            LEFT JOIN outcomes_of AS o ON o.n = newest.n
-            LEFT JOIN first_outcome ON first_outcome.id = o.id
-            JOIN predictions AS p ON p.{ID} = coalesce(o.id, newest.id)
+            {_CHOSEN} LEFT JOIN first_outcome ON first_outcome.id = o.id
             ORDER BY newest.n"""
 
+
+# Each scored row with its prediction that has an outcome, otherwise the newest one.
+_CHOSEN = f"""
+    FROM (SELECT n, arg_max({ROW}, time) AS id FROM keyed GROUP BY n) AS newest
+    LEFT JOIN outcomes_of AS o ON o.n = newest.n
+    JOIN predictions AS p ON p.{ID} = coalesce(o.id, newest.id)"""
 
 _MATCHED = """
     CREATE TEMP TABLE matched AS
@@ -316,6 +317,15 @@ _MATCHED = """
     FROM matched GROUP BY n;
     CREATE TEMP TABLE first_outcome AS SELECT id, min(scored) AS scored, min(time) AS time FROM matched GROUP BY id;
 """
+
+
+def _judged_sql(metrics: Mapping[str, str]) -> str:
+    """SQL that makes the table that `measure` reads."""
+    found = "".join(f", CASE WHEN o.labels = 1 THEN {sql} END AS {name}" for name, sql in metrics.items())
+    return f"""
+        CREATE TEMP TABLE judged AS
+        SELECT p.scored_at::TIMESTAMPTZ AS scored, p.model, coalesce(o.labels = 1, false) AS is_known{found}
+        {_CHOSEN}"""
 
 
 def _written(connection: Any, sql: str, name: str, work: Path) -> Version:

@@ -34,14 +34,21 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     return found
 
 
-def predict(folder: str, days: Mapping[str, float], label: str = "up", key: str = "order", model: str = MODEL) -> None:
+def predict(
+    folder: str,
+    days: Mapping[str, float],
+    label: str = "up",
+    key: str = "order",
+    model: str = MODEL,
+    value: Mapping[str, Any] | None = None,
+) -> None:
     """Add predictions of rows, by key, that many days after the first."""
     with Folder(Path(folder)).open() as target:
         for order, day in days.items():
             row = keyed(Row("", 1, "", {key: order, "day": day}), key, model)
             time = DAY + timedelta(days=day)
             target.add(
-                prediction_batch([(row, {"label": label, "probability": 0.75})], model, None, time),
+                prediction_batch([(row, value or {"label": label, "probability": 0.75})], model, None, time),
                 "",
                 None,
                 None,
@@ -96,3 +103,42 @@ def test_rows_have_the_outcome_of_the_newest_prediction_before_it(project: Proje
     assert facts == {"outcomes": 9, **counted}
     assert made.facts["missing_by_age"] == {"1d": 0, "7d": 2, "30d": 0, "older": 0}
     assert made.facts["late_s"]["max"] == 5 * 86_400
+
+
+def test_metrics_have_intervals_over_time_and_by_model(project: Project) -> None:
+    make_version(project, "many", {"order": [f"o{n}" for n in range(400)], "x": list(range(400))}, "table", 3)
+    for week, model in enumerate(["a" * 64, "a" * 64, "b" * 64, "b" * 64]):
+        orders = [f"o{n}" for n in range(week * 100, week * 100 + 100)]
+        predict("scores", dict.fromkeys(orders, week * 7.0), model=model)
+    wrong = {0: 10, 1: 10, 2: 40}
+    know([(f"o{n}", 60, "down" if n % 100 < wrong[n // 100] else "up") for n in range(300)])
+    facts = feed(rows="many").facts
+    (whole,) = facts["metrics"]
+    assert (whole["metric"], whole["rows"], whole["value"]) == ("accuracy", 300, 0.8)
+    wilson = 0.7511, 0.8413  # of 240 of 300: R's binom::binom.confint(240, 300, methods = "wilson")
+    assert (whole["low"], whole["high"]) == pytest.approx(wilson, abs=1e-4)
+    assert facts["period"] == "day"
+    parts = [(part["start"], part["scored"], part["joined"]) for part in facts["periods"]]
+    days = ["2026-05-01T00:00:00Z", "2026-05-08T00:00:00Z", "2026-05-15T00:00:00Z", "2026-05-22T00:00:00Z"]
+    assert parts == [(day, 100, joined) for day, joined in zip(days, [100, 100, 100, 0], strict=True)]
+    assert [[one["value"] for one in part["metrics"]] for part in facts["periods"]] == [[0.9], [0.9], [0.6], []]
+    found = {one["model"][0]: (one["rows"], one["metrics"][0]["value"]) for one in facts["models"]}
+    assert found == {"a": (200, 0.9), "b": (100, 0.6)}
+
+
+def test_errors_of_numbers_have_an_interval_of_the_mean(project: Project) -> None:
+    make_version(project, "many", {"order": [f"o{n}" for n in range(50)], "x": list(range(50))}, "table", 3)
+    predict("scores", {f"o{n}": 0 for n in range(50)}, value={"value": 10.0})
+    know([(f"o{n}", 1, 10 + n % 5) for n in range(50)])
+    (found,) = feed(rows="many").facts["metrics"]
+    assert (found["metric"], found["value"]) == ("mean_absolute_error", 2.0)
+    half = 2.0096 * 1.42857 / 50**0.5  # Student's t of 49 degrees of freedom, and the sample's deviation
+    assert (found["low"], found["high"]) == pytest.approx((2 - half, 2 + half), abs=1e-4)
+
+
+def test_a_brier_score_leaves_out_what_the_model_does_not_know(project: Project) -> None:
+    sure = {"label": "up", "probabilities": {"up": 0.75, "down": 0.25}}
+    predict("scores", {"o1": 0, "o2": 0, "o3": 0}, value=sure)
+    know([("o1", 1, "up"), ("o2", 1, "down"), ("o3", 1, "sideways")])
+    found = {one["metric"]: (one["rows"], one["value"]) for one in feed().facts["metrics"]}
+    assert found == {"accuracy": (2, 0.5), "brier": (2, (0.125 + 1.125) / 2)}
