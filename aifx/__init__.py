@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from aifx.core.version import __version__
 
 if TYPE_CHECKING:
+    from aifx.verbs.accounting import kpis
     from aifx.verbs.benchmarks import (
         bench,
         bench_compare,
@@ -181,6 +182,7 @@ _NAMES = {
     "prediction": "load predict predict_files",
     "scoring": "score",
     "monitoring": "monitor",
+    "accounting": "kpis",
     "data_classify": "data_classify",
     "data_feedback": "data_feedback",
     "generation": "generate",

@@ -40,6 +40,7 @@ COMMANDS: dict[str, Entry] = {
     "serve": Entry("serve.group", "app", "Serve a trained model over HTTP, with OpenAI's API.", TRAIN, default="start"),
     "export": Entry("export.command", "export", "Write a run's model for Hugging Face's ecosystem.", TRAIN),
     "runs": Entry("runs.group", "app", "List, show, compare, watch, tag, rename and delete runs.", LOOK),
+    "kpis": Entry("kpis.command", "kpis", "Add up what projects used: time, money, energy, promotions.", LOOK),
     "ckpt": Entry("ckpt.group", "app", "List, verify, compare, delete and average checkpoints.", LOOK),
     "registry": Entry(
         "registry.group", "app", "Name models, and decide on evidence which version an alias means.", LOOK

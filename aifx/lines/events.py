@@ -15,11 +15,11 @@ the same records whenever and wherever it reads them: the id of an event is a di
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from aifx.core.digests import sha256_of, sha256_of_json
 from aifx.core.errors import AifxError
@@ -114,25 +114,9 @@ class Reading:
 
 def read_events(project: Project, root: Root, positions: Mapping[str, Position]) -> Reading:
     """The events after some positions; all of them without positions."""
-    events, moved, problems = list[Event](), dict[str, Position](), list[AifxError]()
-    name = project.root.name
-    sources = [("journal", project.root / "line" / JOURNAL, f"{name}/line", _of_journal)]
-    sources += [("doctor", project.root / "line" / DOCTOR.file, f"{name}/doctor", _of_doctor)]
-    sources += [("monitor", project.root / "line" / MONITOR.file, f"{name}/monitor", _of_monitor)]
-    sources += [(f"run:{run}", path, f"{name}/runs/{run}", _of_run) for run, path in _run_files(project)]
-    for key, path, source, derive in sources:
-        try:
-            records, position = _read_lines(path, positions.get(key))
-        except (AifxError, OSError) as e:
-            problems.append(_unreadable(str(path), e))
-            continue
-        if position != positions.get(key):
-            moved[key] = position
-        for record in records:
-            try:
-                events += derive(project, source, record)
-            except DAMAGE as e:
-                problems.append(_damaged(str(path), e, f"less {path}"))
+    runs = [(f"run:{run}", path, f"{project.root.name}/runs/{run}", _of_run) for run, path in _run_files(project)]
+    files = _read_files(project, [*_line_files(project), *runs], positions)
+    events, moved, problems = list(files.events), dict(files.positions), list(files.problems)
     try:
         names = [one for one in root.store.folders(MODELS) if RUN_NAME.fullmatch(one)]
     except AifxError as e:
@@ -151,6 +135,42 @@ def read_events(project: Project, root: Root, positions: Mapping[str, Position])
         if position != positions.get(key):
             moved[key] = position
         events += found
+    return Reading(tuple(events), moved, tuple(problems))
+
+
+def read_line_events(project: Project) -> Reading:
+    """All events of the journal of the line, and of reports of `aifx doctor` and `aifx monitor` outside of it."""
+    return _read_files(project, _line_files(project), {})
+
+
+File: TypeAlias = tuple[str, Path, str, Callable[[Project, str, Mapping[str, Any]], Iterator[Event]]]
+"""A file of records: the key of its position, its path, the source of its events, and what derives them."""
+
+
+def _line_files(project: Project) -> list[File]:
+    folder, name = project.root / "line", project.root.name
+    return [
+        ("journal", folder / JOURNAL, f"{name}/line", _of_journal),
+        ("doctor", folder / DOCTOR.file, f"{name}/doctor", _of_doctor),
+        ("monitor", folder / MONITOR.file, f"{name}/monitor", _of_monitor),
+    ]
+
+
+def _read_files(project: Project, files: Sequence[File], positions: Mapping[str, Position]) -> Reading:
+    events, moved, problems = list[Event](), dict[str, Position](), list[AifxError]()
+    for key, path, source, derive in files:
+        try:
+            records, position = _read_lines(path, positions.get(key))
+        except (AifxError, OSError) as e:
+            problems.append(_unreadable(str(path), e))
+            continue
+        if position != positions.get(key):
+            moved[key] = position
+        for record in records:
+            try:
+                events += derive(project, source, record)
+            except DAMAGE as e:
+                problems.append(_damaged(str(path), e, f"less {path}"))
     return Reading(tuple(events), moved, tuple(problems))
 
 
@@ -306,10 +326,11 @@ def _read_ledger(root: Root, model: str, position: Position | None) -> tuple[lis
         return [], dict(position or {})
     if number > len(entries) or (number and entries[number - 1].digest != digest):
         number = 0  # another registry is at its place
-    return list(_of_entries(ModelState(model, entries), number)), {"entry": len(entries), "digest": entries[-1].digest}
+    return list(entry_events(ModelState(model, entries), number)), {"entry": len(entries), "digest": entries[-1].digest}
 
 
-def _of_entries(state: ModelState, number: int) -> Iterator[Event]:
+def entry_events(state: ModelState, number: int) -> Iterator[Event]:
+    """The events of a model's entries after the first `number`."""
     for entry in state.entries[number:]:
         if (type := _ACTIONS.get(entry.action)) is None:
             continue

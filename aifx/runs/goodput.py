@@ -108,6 +108,36 @@ def read_goodput(events: Sequence[Event], *, alive: bool = False) -> Goodput:
     return found
 
 
+def read_goodput_between(events: Sequence[Event], begin: float | None, end: float, *, alive: bool = False) -> Goodput:
+    """The part of `read_goodput` that lines from `begin` until `end` record, as Unix times.
+
+    The time and energy of a line count where the line was written: at most a minute of a run lies on the other side.
+    """
+    whole = read_goodput(_until(events, end), alive=alive)
+    if begin is None:
+        return whole
+    before = read_goodput(_until(events, begin), alive=True)
+    seconds = {name: max(whole.seconds[name] - before.seconds[name], 0.0) for name in CATEGORIES}
+    seconds["down"] = min(seconds["down"], end - begin)
+    return Goodput(
+        seconds,
+        whole.num_starts - before.num_starts,
+        whole.num_processes,
+        max(whole.num_failures - before.num_failures, 0),
+        max(whole.num_steps - before.num_steps, 0),
+        whole.num_checkpoints - before.num_checkpoints,
+        None if whole.joules is None else whole.joules - (before.joules or 0.0),
+        max(whole.energy_s - before.energy_s, 0.0),
+        whole.energy_bases,
+    )
+
+
+def _until(events: Sequence[Event], end: float) -> Sequence[Event]:
+    """The events before the first one that a clock dates `end` or later."""
+    late = (i for i, event in enumerate(events) if (time := _moment(event)) is not None and time >= end)
+    return events[: next(late, len(events))]
+
+
 def _processes(events: Sequence[Event]) -> list[Sequence[Event]]:
     """The events of each process of the run; lines before the first start belong to no process."""
     begins = [i for i, event in enumerate(events) if event.get("event") in BEGINNINGS]

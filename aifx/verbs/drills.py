@@ -42,9 +42,12 @@ def drill(
         True
     """
     from aifx.drills.guarantees import ALL
+    from aifx.drills.record import leave_drills
     from aifx.drills.scenarios import chosen, run_drills
 
     drills = chosen(names, phases)
     file = None if config is None else Path(config)
     found = find_project(Path(project))
-    return run_drills(found, drills, overrides(settings), file, is_all=ALL in names, every=every, keep=keep)
+    report = run_drills(found, drills, overrides(settings), file, is_all=ALL in names, every=every, keep=keep)
+    leave_drills(report, found.runs_path)
+    return report

@@ -75,6 +75,7 @@ def command_types() -> dict[str, Any]:
     from aifx.hub.exported import ExportedModel
     from aifx.hub.starting import ImportDocument
     from aifx.kernels import report as kernels
+    from aifx.kpis.report import Kpis
     from aifx.lines import delivery
     from aifx.lines.checks import CheckedLine
     from aifx.lines.graph import LineGraph
@@ -130,6 +131,7 @@ def command_types() -> dict[str, Any]:
         "predict": Predictions,
         "score": Scored,
         "monitor": Monitored,
+        "kpis": Kpis,
         "generate": GeneratedText,
         "serve": Listening,
         "serve-replay": ReplayReport,

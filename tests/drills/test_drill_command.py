@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from aifx.core.json_files import read_jsonl
+from aifx.drills.record import DRILLS
 from aifx.verbs.completion import complete_drill
 
 KILL = ("kill", "--phase", "step")
@@ -33,6 +35,8 @@ def test_a_run_that_recovers_passes(drilled) -> None:
     assert corrupt["steps_lost"] > 6
     assert all(measured["state"] == "equal" and measured["next_step_s"] > 0 for measured in (kill, preempt, corrupt))
     assert not left(drilled.root)
+    (record,) = read_jsonl(drilled.root / "runs" / DRILLS)
+    assert (record["passed"], record["drills"]) == (True, ["kill", "preempt", "corrupt-ckpt"])
 
 
 @pytest.mark.parametrize(

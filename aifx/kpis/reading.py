@@ -1,0 +1,215 @@
+"""The runs, ledgers of models, lines and drills of a project, in a period. No code of the project runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aifx.config.places import with_registry
+from aifx.config.sections import CostsSection
+from aifx.core.artifact import MANIFEST, short_reference
+from aifx.core.errors import AifxError
+from aifx.core.files import read_file
+from aifx.core.json_files import read_jsonl
+from aifx.core.json_values import number
+from aifx.core.parsing import parse_toml
+from aifx.core.project import Project, RunDirectory
+from aifx.drills.record import DRILLS
+from aifx.lines.events import DAMAGE, Event, entry_events, read_line_events
+from aifx.lines.journal import Journal
+from aifx.registry.roots import open_root
+from aifx.registry.state import ModelState
+from aifx.runs.bill import read_costs
+from aifx.runs.goodput import Goodput, read_goodput_between
+from aifx.runs.lock import is_held
+from aifx.runs.provenance import read_provenance
+
+
+@dataclass(frozen=True)
+class Period:
+    """From `begin` up to `end`, as Unix times. `begin` is None for all that is on disk."""
+
+    begin: float | None
+    end: float
+
+    def __contains__(self, time: float) -> bool:
+        return (self.begin is None or self.begin <= time) and time < self.end
+
+
+@dataclass(frozen=True)
+class RunUse:
+    """What a run used in a period.
+
+    Attributes:
+        platform: of its devices, such as "cpu" or "gpu"; None if it is not known.
+        num_devices: of all its processes; None if it is not known.
+    """
+
+    name: str
+    platform: str | None
+    num_devices: int | None
+    found: Goodput
+    costs: CostsSection
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """The first time that an alias meant a version of a model.
+
+    Attributes:
+        data: versions of data sets that it was trained on.
+        rows_at: Unix time at which the newest of these was asked for, or was made; None if it is not known.
+    """
+
+    model: str
+    version: str
+    time: float
+    data: tuple[str, ...]
+    rows_at: float | None
+
+
+@dataclass
+class ProjectUse:
+    """What a project has on disk.
+
+    Attributes:
+        registry: URL of its models; None if it cannot be read.
+        events: promotions, refusals and drift, by id: projects that share a registry have the same ones.
+        drilled_at: Unix time of the end of the last drill.
+        problems: what could not be read.
+    """
+
+    root: Path
+    registry: str | None = None
+    runs: list[RunUse] = field(default_factory=list)
+    events: dict[str, Event] = field(default_factory=dict)
+    deliveries: list[Delivery] = field(default_factory=list)
+    drilled_at: float | None = None
+    problems: list[str] = field(default_factory=list)
+
+    def count(self, type: str, source: str = "") -> list[str]:
+        """The ids of its events of a type."""
+        return [id for id, one in self.events.items() if one.type == type and one.source.startswith(source)]
+
+
+def read_project(project: Project, period: Period) -> ProjectUse:
+    """Read a project. What cannot be read is among the problems."""
+    use = ProjectUse(project.root)
+    for run in project.runs():
+        try:
+            if (one := read_run(run, project, period)) is not None:
+                use.runs.append(one)
+        except (AifxError, OSError) as error:
+            use.problems.append(f"{run.path}: {error}")
+    lines = read_line_events(project)
+    use.problems += [error.what for error in lines.problems]
+    use.events |= {one.id: one for one in lines.events if one.time in period}
+    asked_at = _read_journal(project, use)
+    ends = [time for one in read_jsonl(project.runs_path / DRILLS) if (time := number(one.get("time"))) is not None]
+    use.drilled_at = max([*ends, *([] if use.drilled_at is None else [use.drilled_at])], default=None)
+    _read_models(project, period, use, asked_at)
+    return use
+
+
+def read_run(run: RunDirectory, project: Project, period: Period) -> RunUse | None:
+    """What a run used; None if nothing happened in the period."""
+    try:
+        if period.begin is not None and run.events.stat().st_mtime < period.begin:
+            return None
+    except FileNotFoundError:
+        return None
+    found = read_goodput_between(read_jsonl(run.events), period.begin, period.end, alive=is_held(run))
+    if found.running_s <= 0:
+        return None
+    hardware = read_provenance(run).get("hardware")
+    hardware = hardware if isinstance(hardware, Mapping) else {}
+    platform, num_devices = hardware.get("platform"), hardware.get("num_devices")
+    return RunUse(
+        run.name,
+        platform if isinstance(platform, str) else None,
+        num_devices if isinstance(num_devices, int) and num_devices > 0 else None,
+        found,
+        read_costs(run, project),
+    )
+
+
+def _read_journal(project: Project, use: ProjectUse) -> dict[str, float]:
+    """The time at which a station began that made a version of a data set, by reference; notes the last drill."""
+    asked_at: dict[str, float] = {}
+    began: dict[str, float] = {}
+    try:
+        records = Journal(project.root / "line").records()
+    except (AifxError, OSError) as error:
+        use.problems.append(str(error))
+        return {}
+    for record in records:
+        if record.kind == "started":
+            began.setdefault(record.attempt, record.time)
+        elif record.kind == "ended":
+            outputs = record.facts.get("outputs")
+            reference = outputs.get("reference") if isinstance(outputs, Mapping) else None
+            if isinstance(reference, str):
+                asked_at.setdefault(short_reference(reference), began.get(record.attempt, record.time))
+            if str(record.facts.get("command") or "").startswith("drill") and record.facts.get("outcome") != "failed":
+                use.drilled_at = record.time
+    return asked_at
+
+
+def _read_models(project: Project, period: Period, use: ProjectUse, asked_at: Mapping[str, float]) -> None:
+    placed = with_registry(project)
+    if placed is None:
+        use.problems.append(f"[registry] in {project.config_path} cannot be read without the whole configuration")
+        return
+    try:
+        root = open_root(None, placed)
+        states = [root.state(name) for name in root.names()]
+    except (AifxError, OSError) as error:
+        use.problems.append(str(error))
+        return
+    use.registry = root.store.url
+    for state in states:
+        try:
+            events = list(entry_events(state, 0))
+            use.events |= {one.id: one for one in events if one.time in period}
+            use.deliveries += [one for one in _deliveries(project, state, events, asked_at) if one.time in period]
+        except DAMAGE as error:
+            use.problems.append(f"the ledger of {state.name} is damaged: {error}")
+
+
+def _deliveries(
+    project: Project, state: ModelState, events: Sequence[Event], asked_at: Mapping[str, float]
+) -> Iterator[Delivery]:
+    served = set[str]()
+    for event in events:
+        digest = str(event.data.get("digest"))
+        if event.type != "promoted" or digest in served or digest not in state.versions:
+            continue
+        served.add(digest)
+        data = state.versions[digest].data
+        times = [_made_at(project, short_reference(one), asked_at) for one in data]
+        known = [time for time in times if time is not None]
+        rows_at = max(known) if known and len(known) == len(times) else None
+        yield Delivery(state.name, state.label(digest), event.time, data, rows_at)
+
+
+def _made_at(project: Project, reference: str, asked_at: Mapping[str, float]) -> float | None:
+    """When the line began to make a version, otherwise when its manifest was written; None without either."""
+    if (time := asked_at.get(reference)) is not None:
+        return time
+    name, _, digits = reference.partition("@")
+    root = _datasets(project)
+    try:
+        return (root / name / digits / MANIFEST).stat().st_mtime if root is not None else None
+    except OSError:
+        return None
+
+
+def _datasets(project: Project) -> Path | None:
+    """The folder of the project's data sets; None if it is a URL or cannot be read."""
+    try:
+        root: Any = parse_toml(read_file(project.config_path).decode()).get("datasets", {}).get("root", "datasets")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return project.root / Path(root).expanduser() if isinstance(root, str) and "://" not in root else None

@@ -1,0 +1,68 @@
+"""`aifx kpis`: what projects used and what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aifx.commands.console.options import JsonOption
+from aifx.commands.console.output import Output
+from aifx.commands.console.terminal import terminal
+
+if TYPE_CHECKING:
+    from aifx.verbs.accounting import Kpi, Kpis
+
+ProjectsArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="[PROJECT]...", help="Folders of projects. By default the project here."),
+]
+
+
+def kpis(
+    projects: ProjectsArgument = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="AGE", help="Count what is not older, such as 30d. By default all."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Add up what projects used and what came of it: time, money, promotions.
+
+    Examples:
+        aifx kpis
+        aifx kpis --since 30d
+        aifx kpis fraud/ search/ --since 1w --json
+
+    Reads what is on disk, and runs no code of the projects. A number that is not known is "-", never 0.
+    """
+    with terminal(json) as out:
+        from aifx.verbs.accounting import kpis as add_up
+
+        found = add_up(*(projects or ()), since=since)
+        out.result(found)
+        _print(out, found)
+
+
+def _print(out: Output, found: Kpis) -> None:
+    out.table(["kpi", "value", "unit"], [(one.name, _value(one), one.unit) for one in found.kpis], right=["value"])
+    rows = [
+        (name, *(f"{one.categories[name]:,.4g}" for one in found.hours))
+        for name in found.hours[0].categories
+        if any(one.categories[name] for one in found.hours)
+    ]
+    if rows:
+        names = [f"{one.devices} h" for one in found.hours]
+        out.table(["where the time went", *names], rows, right=names)
+    for one in found.kpis:
+        for lack in one.missing:
+            out.print(f"not in {one.name}: {lack}")
+    for problem in found.problems:
+        out.log(f"not read: {problem}")
+
+
+def _value(one: Kpi) -> str | None:
+    if one.value is None:
+        return None
+    return f"{one.value:.1%}" if one.unit == "share" else f"{one.value:,.6g}"

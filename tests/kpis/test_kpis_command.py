@@ -1,0 +1,144 @@
+"""`aifx kpis` adds up what real runs, promotions and drills left on disk, and says what it does not know."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import inprocess
+import pytest
+from made_once import made_once
+from table_project import make_table_project
+
+from aifx.core.json_files import read_jsonl
+from aifx.core.project import Project
+from aifx.drills.guarantees import DrillReport, DrillResult
+from aifx.drills.record import leave_drills
+
+pytestmark = pytest.mark.representative("KPIs add up what projects left on disk")
+
+
+def aifx(root: Path, *args: str, code: int = 0) -> Any:
+    done = inprocess.run([*args, "--json"], root, os.environ)
+    assert done.returncode == code, done.stderr + done.stdout
+    return json.loads(done.stdout)
+
+
+def make_factory(folder: Path) -> None:
+    """A run on a data set with a price and one on a file without, a promoted version, and a refused promotion."""
+    root = make_table_project(folder / "project", 480).root
+    aifx(root, "data", "add", "rows", "rows.csv", "--license", "CC0-1.0")
+    split = aifx(root, "data", "split", "rows", "--validation", "0.2", "--test", "0.2")["reference"]
+    settings = (root / "aifx.toml").read_text()
+    keys = ("path", "validation_fraction", "test_fraction")
+    lines = [line for line in settings.splitlines(keepends=True) if not line.startswith(keys)]
+    (root / "table.toml").write_text("".join(lines).replace("[data]\n", f'[data]\ndataset = "{split}"\n'))
+    costs = ("costs.price_per_hour=3600", "costs.power_w=100", "costs.gco2e_per_kwh=400")
+    aifx(root, "train", "--config", "table.toml", "--run", "priced", *(x for one in costs for x in ("--set", one)))
+    aifx(root, "train", "--run", "plain", "--set", "train.num_steps=2")
+    aifx(root, "registry", "push", "priced", "tiny")
+    aifx(root, "registry", "promote", "tiny@v1", "production")
+    aifx(root, "registry", "init")  # production needs an evaluation from now on
+    aifx(root, "registry", "promote", "tiny@v1", "production", code=1)
+
+
+@pytest.fixture
+def project(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    root = tmp_path / "project"
+    shutil.copytree(made_once(tmp_path_factory, "kpi-factory", make_factory) / "project", root, symlinks=True)
+    return Project(root)
+
+
+def values(document: Any) -> dict[str, Any]:
+    return {one["name"]: one["value"] for one in document["kpis"]}
+
+
+def missing(document: Any, name: str) -> str:
+    return " ".join(lack for one in document["kpis"] if one["name"] == name for lack in one["missing"])
+
+
+def test_sums_are_those_of_the_runs(project: Project) -> None:
+    found = aifx(project.root, "kpis")
+    kpis = values(found)
+    bills = {name: aifx(project.root, "runs", "show", name)["bill"] for name in ("priced", "plain")}
+    num_devices = json.loads(project.run("plain").provenance.read_text())["hardware"]["num_devices"]
+    running_s = {name: bill["running_s"] for name, bill in bills.items()}
+    assert kpis["runs"] == 2
+    assert kpis["accelerator_hours"] == 0  # known: the runs have CPUs alone
+    assert kpis["cpu_hours"] == pytest.approx(sum(running_s.values()) * num_devices / 3600)
+    steps = sum(bill["seconds"]["step"] for bill in bills.values())
+    assert kpis["goodput"] == pytest.approx(steps / sum(bill["elapsed_s"] for bill in bills.values()))
+    assert kpis["money"] == pytest.approx(running_s["priced"])
+    assert kpis["energy"] == pytest.approx(sum((bill["energy"] or {"joules": 0})["joules"] for bill in bills.values()))
+    assert kpis["emissions"] == pytest.approx(bills["priced"]["energy"]["operational_gco2e"])
+    assert "1 of 2 runs have no costs.price_per_hour: plain" in missing(found, "money")
+    hours = {one["devices"]: one["categories"] for one in found["hours"]}["cpu"]
+    assert hours["setup"] == pytest.approx(
+        sum(bill["seconds"]["setup"] for bill in bills.values()) * num_devices / 3600
+    )
+    assert found["problems"] == []
+
+
+def test_promotions_refusals_and_the_time_from_rows_to_service(project: Project) -> None:
+    kpis = values(aifx(project.root, "kpis", "--since", "1d"))
+    assert (kpis["promotions"], kpis["refused_promotions"], kpis["drift_alarms"]) == (1, 1, 0)
+    entries = aifx(project.root, "registry", "history", "tiny")["entries"]
+    (entry,) = (one for one in entries if one["action"] == "promote")
+    promoted_at = time.mktime(time.strptime(entry["time"][:19], "%Y-%m-%dT%H:%M:%S")) - time.timezone
+    reference = json.loads(project.run("priced").provenance.read_text())["dataset"]["reference"]
+    name, digest = reference.split("@")
+    (manifest,) = (project.root / "datasets" / name).glob(f"{digest[:12]}/manifest.json")
+    assert kpis["rows_to_service"] == pytest.approx(promoted_at - manifest.stat().st_mtime, abs=1.1)
+
+
+def test_what_is_not_known_is_null_and_said(project: Project) -> None:
+    shutil.rmtree(project.run("priced").path)
+    project.run("plain").provenance.write_text("{}")
+    found = aifx(project.root, "kpis")
+    kpis = values(found)
+    assert kpis["runs"] == 1
+    for name in ("accelerator_hours", "cpu_hours", "goodput", "money", "emissions", "days_since_drill"):
+        assert kpis[name] is None, name
+        assert missing(found, name), name
+
+
+def test_a_period_counts_what_lies_in_it(project: Project, tmp_path: Path) -> None:
+    run = project.run("priced")
+    whole = values(aifx(project.root, "kpis"))
+    shutil.copytree(project.root, tmp_path / "moved", symlinks=True)
+    moved = Project(tmp_path / "moved").run("priced")
+    # The first line of the run becomes two days old: its time counts before the period, all the rest within.
+    lines = read_jsonl(run.events)
+    lines[0]["time"] -= 2 * 86400
+    moved.events.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    last = values(aifx(tmp_path / "moved", "kpis", "--since", "1d"))
+    first_s = sum(lines[0]["account"]["seconds"].values())
+    assert last["money"] == pytest.approx(whole["money"] - first_s, abs=0.05)
+    old = time.time() - 3 * 86400
+    os.utime(run.events, (old, old))
+    assert values(aifx(project.root, "kpis", "--since", "1d"))["runs"] == 1
+
+
+def test_projects_add_up_and_a_shared_registry_counts_once(project: Project, tmp_path: Path) -> None:
+    shutil.copytree(project.root, tmp_path / "second", symlinks=True)
+    leave_drills(
+        DrillReport(True, 24, 6, "", None, None, [DrillResult("kill", "step", "passed", [])]), project.runs_path
+    )
+    second = tmp_path / "second" / "aifx.toml"
+    second.write_text(f'{second.read_text()}\n[registry]\nroot = "{project.root / "registry"}"\n')
+    one = values(aifx(project.root, "kpis"))
+    found = aifx(project.root, "kpis", ".", "../second", "../second")
+    both = values(found)
+    assert (both["runs"], both["money"]) == (4, pytest.approx(2 * one["money"]))
+    assert (both["promotions"], both["refused_promotions"]) == (1, 1)
+    assert 0 <= both["days_since_drill"] < 1
+    assert "second" in missing(found, "days_since_drill")
+
+
+def test_bad_arguments_are_named(project: Project, tmp_path: Path) -> None:
+    assert "--since soon" in aifx(project.root, "kpis", "--since", "soon", code=2)["error"]["what"]
+    assert "aifx.toml" in aifx(project.root, "kpis", str(tmp_path), code=2)["error"]["what"]
