@@ -17,7 +17,7 @@ from aifx.core.json_values import number
 from aifx.core.parsing import parse_toml
 from aifx.core.project import Project, RunDirectory
 from aifx.drills.record import DRILLS
-from aifx.lines.events import DAMAGE, Event, entry_events, read_line_events
+from aifx.lines.events import DAMAGE, Event, entry_events, read_events
 from aifx.lines.journal import Journal
 from aifx.registry.roots import open_root
 from aifx.registry.state import ModelState
@@ -103,9 +103,9 @@ def read_project(project: Project, period: Period) -> ProjectUse:
                 use.runs.append(one)
         except (AifxError, OSError) as error:
             use.problems.append(f"{run.path}: {error}")
-    lines = read_line_events(project)
+    lines = read_events(project, None, {}, is_wanted=lambda event: event.time in period)
     use.problems += [error.what for error in lines.problems]
-    use.events |= {one.id: one for one in lines.events if one.time in period}
+    use.events |= {one.id: one for one in lines.events}
     asked_at = _read_journal(project, use)
     ends = [time for one in read_jsonl(project.runs_path / DRILLS) if (time := number(one.get("time"))) is not None]
     use.drilled_at = max([*ends, *([] if use.drilled_at is None else [use.drilled_at])], default=None)
@@ -171,7 +171,7 @@ def _read_models(project: Project, period: Period, use: ProjectUse, asked_at: Ma
     use.registry = root.store.url
     for state in states:
         try:
-            events = list(entry_events(state, 0))
+            events = [event for entry in state.entries for event in entry_events(state, entry)]
             use.events |= {one.id: one for one in events if one.time in period}
             use.deliveries += [one for one in _deliveries(project, state, events, asked_at) if one.time in period]
         except DAMAGE as error:

@@ -21,7 +21,7 @@ from aifx.core.errors import AifxError, DataError, ErrorDocument, ExitCode, Usag
 from aifx.core.os_errors import first_line, is_passing
 from aifx.core.project import Project
 from aifx.core.results import Result
-from aifx.lines.events import TEST, Event, read_events
+from aifx.lines.events import TEST, Event, Reading, read_events
 from aifx.lines.file import Target
 from aifx.lines.outbox import Letter, Outbox
 from aifx.lines.webhook import Receiver, Refused, open_connections, open_receiver, post
@@ -37,6 +37,12 @@ FIRST_S = 3 * 86400.0
 """A new target gets the events of so many seconds before it is first seen."""
 
 LIMIT_S = 60.0
+MOST_WAITING = 10_000
+"""Events of a target in its outbox above which it takes in no others: they stay in their sources."""
+
+MOST_NEW = 1000
+"""Events of a source after which an outbox takes in those of the next source."""
+
 MOST_DOWN = 3
 """Attempts without an answer after which a target is left alone until the next call."""
 
@@ -74,6 +80,7 @@ class TargetState:
         url_from: the environment variable with its URL.
         positions: how far each source was read for it.
         waiting: events that were not sent yet, in order per subject.
+        has_more: whether their sources have further events, which the outbox takes in later.
         dead: events that are not sent any more: `aifx notify replay` sends them.
         problem: why nothing can be sent to it now.
     """
@@ -85,6 +92,7 @@ class TargetState:
     waiting: tuple[EventState, ...]
     dead: tuple[EventState, ...]
     problem: ErrorDocument | None
+    has_more: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,8 +103,9 @@ class Delivery:
         sent: events that the receiver accepted; with --dry-run, those that would be tried.
         failed: events whose attempt failed, and that wait for another one.
         dead: events whose last attempt failed.
-        waiting: events that were not accepted yet.
+        waiting: events of the outbox that were not accepted yet.
         problem: why nothing was tried.
+        has_more: whether their sources have further events, which the outbox takes in later.
     """
 
     target: str
@@ -105,6 +114,7 @@ class Delivery:
     dead: tuple[EventState, ...]
     waiting: int
     problem: ErrorDocument | None
+    has_more: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,17 +171,36 @@ class TargetTest(Result):
 class _Turn:
     """The work of one call for a target."""
 
+    project: Project
+    root: Root
     target: Target
-    outbox: Outbox
+    clock: Clock
     sent: list[EventState] = field(default_factory=list)
     failed: list[EventState] = field(default_factory=list)
     dead: list[EventState] = field(default_factory=list)
     problem: AifxError | None = None
+    has_more: bool = False
+
+    def __post_init__(self) -> None:
+        self.outbox = outbox_of(self.project, self.target)
+
+    def take_in(self, problems: list[AifxError]) -> bool:
+        """Let new events wait, unless many do. Returns whether some may have come, and adds what cannot be read."""
+        if len(self.outbox.waiting) >= MOST_WAITING:
+            self.has_more = True
+            return False
+        if self.outbox.since is None:
+            self.outbox.begin(self.clock() - FIRST_S)
+        reading = _new_events(self.project, self.root, self.target, self.outbox, self.clock())
+        self.outbox.add(reading.events, reading.positions)
+        problems += reading.problems
+        self.has_more = reading.has_more
+        return True
 
     def result(self) -> Delivery:
         problem = self.problem.document() if self.problem else None
-        waiting = len(self.outbox.waiting)
-        return Delivery(self.target.name, tuple(self.sent), tuple(self.failed), tuple(self.dead), waiting, problem)
+        sent, failed, dead, waiting = tuple(self.sent), tuple(self.failed), tuple(self.dead), len(self.outbox.waiting)
+        return Delivery(self.target.name, sent, failed, dead, waiting, problem, self.has_more)
 
 
 def outbox_of(project: Project, target: Target) -> Outbox:
@@ -199,7 +228,7 @@ def deliver(
     root, problems = open_root(None, project), list[AifxError]()
 
     async def serve_all() -> list[Delivery]:
-        works = (_serve(project, root, one, environ, limit_s, clock, (again or {}).get(one.name, ()), problems)
+        works = (_serve(_Turn(project, root, one, clock), environ, limit_s, (again or {}).get(one.name, ()), problems)
                  for one in targets)  # fmt: skip
         return list(await asyncio.gather(*works))
 
@@ -213,58 +242,64 @@ def _documents(problems: Sequence[AifxError]) -> tuple[ErrorDocument, ...]:
 
 
 async def _serve(
-    project: Project, root: Root, target: Target, environ: Mapping[str, str], limit_s: float, clock: Clock,
-    again: Sequence[Event], problems: list[AifxError],
-) -> Delivery:  # fmt: skip
-    turn = _Turn(target, outbox_of(project, target))
+    turn: _Turn, environ: Mapping[str, str], limit_s: float, again: Sequence[Event], problems: list[AifxError]
+) -> Delivery:
+    name = turn.target.name
     try:
         with turn.outbox.writing():
-            problems += _take_in(project, root, turn.outbox, target, clock())
+            turn.take_in(problems)
             for event in again:
                 turn.outbox.again(event)
             if turn.outbox.waiting:
-                await _send_due(turn, open_receiver(target, environ), limit_s, clock)
+                await _send_due(turn, open_receiver(turn.target, environ), limit_s, problems)
     except AifxError as e:
         turn.problem = e
     except OSError as e:
-        what, hint = f"the outbox {turn.outbox.path} cannot be used", f"df -h {project.root}"
+        what, hint = f"the outbox {turn.outbox.path} cannot be used", f"df -h {turn.project.root}"
         turn.problem = AifxError(what, first_line(e), hint, transient=is_passing(e))
     except Exception as e:  # a fault of aifx must not keep events of other targets back; its text may have the URL
-        logger.error("the delivery to %s ended: %s", target.name, "".join(traceback.format_tb(e.__traceback__)))
-        what = f"the delivery to {target.name} ended with {type(e).__name__}, a fault of aifx"
+        logger.error("the delivery to %s ended: %s", name, "".join(traceback.format_tb(e.__traceback__)))
+        what = f"the delivery to {name} ended with {type(e).__name__}, a fault of aifx"
         turn.problem = AifxError(what, "the log has where", "aifx notify ls")
     return turn.result()
 
 
-def _take_in(project: Project, root: Root, outbox: Outbox, target: Target, now: float) -> tuple[AifxError, ...]:
-    """Let new events of a target wait. Returns the sources that could not be read."""
-    if outbox.since is None:
-        outbox.begin(now - FIRST_S)
-    reading = read_events(project, root, outbox.positions)
-    outbox.add(_wanted(reading.events, target, outbox.since, now), reading.positions)
-    return reading.problems
+def _new_events(project: Project, root: Root, target: Target, outbox: Outbox, now: float) -> Reading:
+    """The next events of a target after the positions of its outbox."""
+    first = now - FIRST_S
+    begin = first if outbox.since is None else min(outbox.since, first)  # the clock may have been ahead at first
+
+    def is_wanted(event: Event) -> bool:
+        return event.type in target.on and event.time >= begin and event.id not in outbox.waiting
+
+    return read_events(project, root, outbox.positions, is_wanted=is_wanted, most=MOST_NEW)
 
 
-def _wanted(events: Sequence[Event], target: Target, since: float | None, now: float) -> list[Event]:
-    begin = now - FIRST_S if since is None else min(since, now - FIRST_S)  # the clock may have been ahead at first
-    return [event for event in events if event.type in target.on and event.time >= begin]
-
-
-async def _send_due(turn: _Turn, receiver: Receiver, limit_s: float, clock: Clock) -> None:
-    down, until = 0, time.monotonic() + limit_s  # not from the begin of the call: a long outbox takes longer to read
+async def _send_due(turn: _Turn, receiver: Receiver, limit_s: float, problems: list[AifxError]) -> None:
+    """Send what is due, and what comes into its place."""
+    until = time.monotonic() + limit_s  # not from the begin of the call: a long outbox takes longer to read
     async with open_connections(receiver) as connections:
-        for queue in turn.outbox.queues():
-            for letter in queue:
-                if not is_due(letter, clock()):
-                    break
-                if time.monotonic() >= until or down >= MOST_DOWN:
-                    return
-                if (refused := await _attempt(connections, turn, receiver, letter, clock)) is None:
-                    down = 0
-                    continue
-                down = down + 1 if refused.is_down else 0
-                if letter.event.id in turn.outbox.waiting:
-                    break
+        while await _send_queues(turn, receiver, connections, until):
+            if not (turn.has_more and turn.take_in(problems)):
+                return
+
+
+async def _send_queues(turn: _Turn, receiver: Receiver, connections: httpx.AsyncHTTPTransport, until: float) -> bool:
+    """Send what is due. Returns whether there was time for it, and a receiver."""
+    down = 0
+    for queue in turn.outbox.queues():
+        for letter in queue:
+            if not is_due(letter, turn.clock()):
+                break
+            if time.monotonic() >= until or down >= MOST_DOWN:
+                return False
+            if (refused := await _attempt(connections, turn, receiver, letter)) is None:
+                down = 0
+                continue
+            down = down + 1 if refused.is_down else 0
+            if letter.event.id in turn.outbox.waiting:
+                break
+    return down < MOST_DOWN
 
 
 def is_due(letter: Letter, now: float) -> bool:
@@ -273,10 +308,10 @@ def is_due(letter: Letter, now: float) -> bool:
 
 
 async def _attempt(
-    connections: httpx.AsyncHTTPTransport, turn: _Turn, receiver: Receiver, letter: Letter, clock: Clock
+    connections: httpx.AsyncHTTPTransport, turn: _Turn, receiver: Receiver, letter: Letter
 ) -> Refused | None:
     """Send an event, and write down what became of it."""
-    now = clock()
+    now = turn.clock()
     try:
         await post(connections, receiver, letter.event)
     except Refused as e:
@@ -308,24 +343,15 @@ def list_targets(
         except DataError as e:
             states.append(TargetState(target.name, target.on, target.url_from, {}, (), (), e.document()))
             continue
-        waiting, found = _with_new(project, root, target, outbox, now)
-        problems += found
+        new = _new_events(project, root, target, outbox, now)
+        problems += new.problems
+        waiting = [*outbox.waiting.values(), *(Letter(event) for event in new.events)]
         dead = tuple(_state(letter, now) for letter in outbox.dead.values())
         queued = tuple(_state(letter, now) for letter in waiting)
         states.append(TargetState(
-            target.name, target.on, target.url_from, outbox.positions, queued, dead, problem
+            target.name, target.on, target.url_from, outbox.positions, queued, dead, problem, new.has_more
         ))  # fmt: skip
     return TargetList(tuple(states), _documents(problems))
-
-
-def _with_new(
-    project: Project, root: Root, target: Target, outbox: Outbox, now: float
-) -> tuple[list[Letter], tuple[AifxError, ...]]:
-    """What waits in an outbox, and what a sender would take in."""
-    reading = read_events(project, root, outbox.positions)
-    wanted = _wanted(reading.events, target, outbox.since, now)
-    new = [Letter(event) for event in wanted if event.id not in outbox.waiting]
-    return [*outbox.waiting.values(), *new], reading.problems
 
 
 def plan_delivery(
@@ -336,7 +362,7 @@ def plan_delivery(
     done = []
     for one in found.targets:
         due = tuple(event for event in one.waiting if event.next_at is None)
-        done.append(Delivery(one.name, due, (), (), len(one.waiting), one.problem))
+        done.append(Delivery(one.name, due, (), (), len(one.waiting), one.problem, one.has_more))
     return Deliveries(tuple(done), found.problems, is_planned=True)
 
 
@@ -350,7 +376,12 @@ def find_again(
     boxes = {target.name: outbox_of(project, target).read() for target in targets}
     if not ids and since is None:
         return {name: [letter.event for letter in box.dead.values()] for name, box in boxes.items()}
-    known = {event.id: event for event in read_events(project, open_root(None, project), {}).events}
+
+    def is_meant(event: Event) -> bool:
+        return (since is not None and event.time >= since) or event.id.startswith(tuple(ids))
+
+    found = read_events(project, open_root(None, project), {}, is_wanted=is_meant).events
+    known = {event.id: event for event in found}
     known |= {letter.event.id: letter.event for box in boxes.values()
               for letters in (box.waiting, box.dead) for letter in letters.values()}  # fmt: skip
     events = [] if since is None else [event for event in known.values() if event.time >= since]

@@ -14,12 +14,14 @@ the same records whenever and wherever it reads them: the id of an event is a di
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from aifx.core.digests import sha256_of, sha256_of_json
 from aifx.core.errors import AifxError
@@ -31,7 +33,7 @@ from aifx.core.project import RUN_NAME, Project, RunDirectory
 from aifx.core.redaction import redact_values
 from aifx.lines.journal import JOURNAL, Record
 from aifx.lines.reports import DOCTOR, MONITOR, MOST_TEXT, summaries, unhealthy
-from aifx.registry.ledger import file_name
+from aifx.registry.ledger import Entry, file_name
 from aifx.registry.roots import MODELS, Root
 from aifx.registry.state import MOVES, ModelState
 
@@ -104,74 +106,78 @@ class Reading:
     Attributes:
         events: in order per source.
         positions: those that moved, by source.
-        problems: sources that cannot be read now. Their positions stay.
+        problems: sources that cannot be read now, whose positions stay, and damaged records.
+        has_more: whether a source may have further events.
     """
 
     events: tuple[Event, ...]
     positions: Mapping[str, Position]
     problems: tuple[AifxError, ...]
+    has_more: bool = False
 
 
-def read_events(project: Project, root: Root, positions: Mapping[str, Position]) -> Reading:
-    """The events after some positions; all of them without positions."""
-    runs = [(f"run:{run}", path, f"{project.root.name}/runs/{run}", _of_run) for run, path in _run_files(project)]
-    files = _read_files(project, [*_line_files(project), *runs], positions)
-    events, moved, problems = list(files.events), dict(files.positions), list(files.problems)
+Step = tuple[Sequence[Event], Position]
+"""The events of a record, and the position after it."""
+
+
+def read_events(
+    project: Project,
+    root: Root | None,
+    positions: Mapping[str, Position],
+    *,
+    is_wanted: Callable[[Event], bool] = lambda event: True,
+    most: float = math.inf,
+) -> Reading:
+    """The events after some positions; all of them without positions.
+
+    Args:
+        root: of the models; without it, the journal of the line and the reports outside of it are read alone.
+        is_wanted: whether an event counts.
+        most: events of a source after which the rest of it is left for the next reading.
+    """
+    events, moved, problems, has_more = list[Event](), dict[str, Position](), dict[str, AifxError](), False
+
+    def report(error: AifxError) -> None:
+        problems.setdefault(str(error), error)
+
+    for key, place, steps in _sources(project, root, positions, report):
+        count = 0
+        try:
+            for found, position in steps:
+                wanted = [event for event in found if is_wanted(event)]
+                events += wanted
+                count += len(wanted)
+                moved[key] = position
+                if count >= most:
+                    has_more = True
+                    break
+        except (AifxError, OSError) as e:
+            report(_unreadable(place, e))
+    return Reading(tuple(events), moved, tuple(problems.values()), has_more)
+
+
+def _sources(
+    project: Project, root: Root | None, positions: Mapping[str, Position], report: Callable[[AifxError], None]
+) -> Iterator[tuple[str, str, Iterator[Step]]]:
+    """The key of each source, its place, and its steps after a position. Those of a line alone without a root."""
+    name, folder = project.root.name, project.root / "line"
+    sources = [("journal", folder / JOURNAL, f"{name}/line", _of_journal)]
+    sources += [("doctor", folder / DOCTOR.file, f"{name}/doctor", _of_doctor)]
+    sources += [("monitor", folder / MONITOR.file, f"{name}/monitor", _of_monitor)]
+    if root is not None:
+        sources += [(f"run:{run}", path, f"{name}/runs/{run}", _of_run) for run, path in _run_files(project)]
+    for key, path, source, derive in sources:
+        yield key, str(path), _line_steps(path, positions.get(key), partial(derive, project, source), report)
+    if root is None:
+        return
     try:
         names = [one for one in root.store.folders(MODELS) if RUN_NAME.fullmatch(one)]
     except AifxError as e:
-        problems.append(e)
-        names = []
+        report(e)
+        return
     for model in sorted(names):
         key = f"model:{model}"
-        try:
-            found, position = _read_ledger(root, model, positions.get(key))
-        except AifxError as e:
-            problems.append(e)
-            continue
-        except DAMAGE as e:
-            problems.append(_damaged(f"the ledger of {model}", e, "aifx registry verify"))
-            continue
-        if position != positions.get(key):
-            moved[key] = position
-        events += found
-    return Reading(tuple(events), moved, tuple(problems))
-
-
-def read_line_events(project: Project) -> Reading:
-    """All events of the journal of the line, and of reports of `aifx doctor` and `aifx monitor` outside of it."""
-    return _read_files(project, _line_files(project), {})
-
-
-File: TypeAlias = tuple[str, Path, str, Callable[[Project, str, Mapping[str, Any]], Iterator[Event]]]
-"""A file of records: the key of its position, its path, the source of its events, and what derives them."""
-
-
-def _line_files(project: Project) -> list[File]:
-    folder, name = project.root / "line", project.root.name
-    return [
-        ("journal", folder / JOURNAL, f"{name}/line", _of_journal),
-        ("doctor", folder / DOCTOR.file, f"{name}/doctor", _of_doctor),
-        ("monitor", folder / MONITOR.file, f"{name}/monitor", _of_monitor),
-    ]
-
-
-def _read_files(project: Project, files: Sequence[File], positions: Mapping[str, Position]) -> Reading:
-    events, moved, problems = list[Event](), dict[str, Position](), list[AifxError]()
-    for key, path, source, derive in files:
-        try:
-            records, position = _read_lines(path, positions.get(key))
-        except (AifxError, OSError) as e:
-            problems.append(_unreadable(str(path), e))
-            continue
-        if position != positions.get(key):
-            moved[key] = position
-        for record in records:
-            try:
-                events += derive(project, source, record)
-            except DAMAGE as e:
-                problems.append(_damaged(str(path), e, f"less {path}"))
-    return Reading(tuple(events), moved, tuple(problems))
+        yield key, f"the ledger of {model}", _ledger_steps(root, model, positions.get(key), report)
 
 
 def _unreadable(what: str, error: AifxError | OSError) -> AifxError:
@@ -212,27 +218,37 @@ def _shortened(data: dict[str, Any]) -> dict[str, Any]:
 # same name, such as that of a run that was deleted and trained again, is read from its beginning.
 
 
-def _read_lines(path: Path, position: Position | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The records after a position, and the new position. Only what is new is read."""
+def _line_steps(
+    path: Path,
+    position: Position | None,
+    derive: Callable[[Mapping[str, Any]], Iterator[Event]],
+    report: Callable[[AifxError], None],
+) -> Iterator[Step]:
+    """The records after a position, one after the other. Only what is new is read. Raises OSError, UnsafeFile."""
     at, first = int((position or {}).get("bytes", 0)), str((position or {}).get("first", ""))
     try:
         handle = open_file(path)
     except FileNotFoundError:
-        return [], dict(position or {})
+        return
     with open(handle, "rb") as file:
         size = os.fstat(handle).st_size
         if size == at and position:
-            return [], dict(position)
+            return
         head = sha256_of(file.readline())
         if size < at or head != first:
             at = 0
         file.seek(at)
-        data = file.read()
-    data = data[: data.rfind(b"\n") + 1]
-    if not data:
-        return [], dict(position or {})
-    records = [record for line in data.splitlines() if (record := parse_line(line)) is not None]
-    return records, {"bytes": at + len(data), "first": head}
+        for line in file:
+            if not line.endswith(b"\n"):  # it is being written
+                return
+            at += len(line)
+            events = list[Event]()
+            if (record := parse_line(line)) is not None:
+                try:
+                    events += derive(record)
+                except DAMAGE as e:
+                    report(_damaged(str(path), e, f"less {path}"))
+            yield events, {"bytes": at, "first": head}
 
 
 def _run_files(project: Project) -> Iterator[tuple[str, Path]]:
@@ -315,35 +331,39 @@ def _time(value: Any) -> float:
 # Ledgers. A position is the number of the last entry, with its digest. A ledger without a new entry costs one request.
 
 
-def _read_ledger(root: Root, model: str, position: Position | None) -> tuple[list[Event], dict[str, Any]]:
-    """The events of the entries after a position, and the new position. Raises DamagedLedger, EnvironmentFault."""
-    number, digest = int((position or {}).get("entry", 0)), (position or {}).get("digest")
-    ledger = root.ledger(model)
-    if position and ledger.store.read(file_name(number + 1)) is None:
-        return [], dict(position)
-    entries = ledger.entries()
-    if not entries:
-        return [], dict(position or {})
-    if number > len(entries) or (number and entries[number - 1].digest != digest):
-        number = 0  # another registry is at its place
-    return list(entry_events(ModelState(model, entries), number)), {"entry": len(entries), "digest": entries[-1].digest}
+def _ledger_steps(
+    root: Root, model: str, position: Position | None, report: Callable[[AifxError], None]
+) -> Iterator[Step]:
+    """The entries after a position, one after the other. Raises DamagedLedger, EnvironmentFault."""
+    try:
+        number, digest = int((position or {}).get("entry", 0)), (position or {}).get("digest")
+        ledger = root.ledger(model)
+        if position and ledger.store.read(file_name(number + 1)) is None:
+            return
+        entries = ledger.entries()
+        if number > len(entries) or (number and entries[number - 1].digest != digest):
+            number = 0  # another registry is at its place
+        state = ModelState(model, entries)
+        for entry in entries[number:]:
+            yield list(entry_events(state, entry)), {"entry": entry.number, "digest": entry.digest}
+    except DAMAGE as e:
+        report(_damaged(f"the ledger of {model}", e, "aifx registry verify"))
 
 
-def entry_events(state: ModelState, number: int) -> Iterator[Event]:
-    """The events of a model's entries after the first `number`."""
-    for entry in state.entries[number:]:
-        if (type := _ACTIONS.get(entry.action)) is None:
-            continue
-        findings: Sequence[Mapping[str, Any]] = entry.facts.get("findings", ())
-        previous = entry.facts.get("previous")
-        if entry.action in MOVES and previous == state.label(entry.version):
-            continue  # the alias meant it already
-        data = {
-            "model": state.name, "alias": entry.alias, "version": f"{state.name}@{state.label(entry.version)}",
-            "digest": entry.version, "previous": previous, "actor": entry.actor, "reason": entry.reason,
-            "entry": entry.number,
-            "failed_rules": [{key: one.get(key) for key in ("rule", "found", "hint")}
-                             for one in findings if not _passed(one)],
-        }  # fmt: skip
-        time = datetime.fromisoformat(entry.time).timestamp()
-        yield _event(entry.digest, type, f"registry/models/{state.name}", state.name, time, data)
+def entry_events(state: ModelState, entry: Entry) -> Iterator[Event]:
+    """The events of an entry of a model."""
+    if (type := _ACTIONS.get(entry.action)) is None:
+        return
+    findings: Sequence[Mapping[str, Any]] = entry.facts.get("findings", ())
+    previous = entry.facts.get("previous")
+    if entry.action in MOVES and previous == state.label(entry.version):
+        return  # the alias meant it already
+    data = {
+        "model": state.name, "alias": entry.alias, "version": f"{state.name}@{state.label(entry.version)}",
+        "digest": entry.version, "previous": previous, "actor": entry.actor, "reason": entry.reason,
+        "entry": entry.number,
+        "failed_rules": [{key: one.get(key) for key in ("rule", "found", "hint")}
+                         for one in findings if not _passed(one)],
+    }  # fmt: skip
+    time = datetime.fromisoformat(entry.time).timestamp()
+    yield _event(entry.digest, type, f"registry/models/{state.name}", state.name, time, data)

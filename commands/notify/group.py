@@ -73,7 +73,14 @@ def ls(file: FileOption = None, json: JsonOption = False) -> None:
         found = notify_ls(file=file)
         out.result(found)
         rows = [
-            (one.name, one.url_from, len(one.positions), len(one.waiting), len(one.dead), ", ".join(one.on))
+            (
+                one.name,
+                one.url_from,
+                len(one.positions),
+                _count(len(one.waiting), one.has_more),
+                len(one.dead),
+                ", ".join(one.on),
+            )
             for one in found.targets
         ]
         out.table(
@@ -148,13 +155,18 @@ def send_test(
             out.print(f"{done.target}: {done.place} did not accept event {done.id[:12]}: {done.reason}")
 
 
+def _count(waiting: int, has_more: bool) -> str:
+    """The number of events that wait, with a plus sign if further ones come after them."""
+    return f"{waiting}+" if has_more else str(waiting)
+
+
 def _print_deliveries(out: Output, done: Deliveries) -> None:
     out.result(done)
     for one in done.targets:
+        sent, waiting = len(one.sent), _count(one.waiting, one.has_more)
         if done.is_planned:
-            out.print(f"{one.target}: would send {len(one.sent)} of {one.waiting} waiting (not done: --dry-run)")
+            out.print(f"{one.target}: would send {sent} of {waiting} waiting (not done: --dry-run)")
         else:
-            sent, waiting = len(one.sent), one.waiting
             out.print(f"{one.target}: {sent} sent, {len(one.failed)} failed, {len(one.dead)} dead, {waiting} waiting")
         for event in one.sent if done.is_planned else ():
             out.print(f"  {_name(event)}")

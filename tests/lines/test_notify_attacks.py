@@ -238,8 +238,10 @@ def test_a_long_outbox_is_sent_although_reading_it_takes_longer_than_the_limit(
     fail(project, "a")
     monotonic, late = time.monotonic, [0.0]
     monkeypatch.setattr(delivery.time, "monotonic", lambda: monotonic() + late[0])
-    take_in = delivery._take_in
-    monkeypatch.setattr(delivery, "_take_in", lambda *args: (take_in(*args), late.append(late.pop() + 100))[0])
+    real = delivery.read_events
+    monkeypatch.setattr(
+        delivery, "read_events", lambda *args, **options: (real(*args, **options), late.append(late.pop() + 100))[0]
+    )
     with receiver() as at:
         assert len(send(project, at).targets[0].sent) == 1
 

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -418,6 +419,93 @@ def test_an_outbox_that_is_mostly_history_is_replaced_by_a_short_one(project: Pr
         at.answer = lambda event: 204
         send(project, at, clock=lambda: time.time() + 10)
         assert subjects(at) == ["a", "b"]
+
+
+def diverge(project: Project, count: int) -> None:
+    folder = project.runs_path / "main"
+    folder.mkdir(parents=True)
+    record = {"time": time.time(), "event": "stop", "status": "diverged"}
+    (folder / "events.jsonl").write_text("".join(json.dumps({**record, "step": step}) + "\n" for step in range(count)))
+
+
+def test_events_that_an_outbox_has_no_room_for_stay_in_their_sources(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "MOST_WAITING", 5)
+    monkeypatch.setattr(delivery, "MOST_NEW", 3)
+    diverge(project, 20)
+    with receiver() as at:
+        at.answer = lambda event: 500 if event["subject"] == "main" else 204
+        fail(project, "a")
+        (found,) = send(project, at).targets
+        assert (subjects(at), found.waiting, found.has_more) == (["a"], 6, True)
+        fail(project, "b")
+        (found,) = send(project, at).targets
+        assert (found.sent, found.waiting, found.has_more) == ((), 6, True)
+        (listed,) = list_targets(project, [TARGET], environ(at)).targets
+        assert (len(listed.waiting), listed.has_more) == (6 + 4, True)
+        at.answer = lambda event: 204
+        (found,) = send(project, at, clock=lambda: time.time() + 6).targets
+        assert (found.waiting, found.has_more) == (0, False)
+    assert [event["data"]["step"] for event in at.accepted if event["subject"] == "main"] == list(range(20))
+    assert subjects(at).count("b") == 1
+
+
+def test_the_memory_of_a_sender_does_not_grow_with_the_events_that_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "MOST_WAITING", 300)
+    monkeypatch.setattr(delivery, "MOST_NEW", 200)
+    peaks = []
+    with receiver() as at:
+        at.answer = lambda event: 500
+        for count in (1_000, 10_000):
+            project = Project(tmp_path / str(count))
+            diverge(project, count)
+            tracemalloc.start()
+            assert send(project, at).targets[0].has_more
+            assert list_targets(project, [TARGET], environ(at)).targets[0].has_more
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0], peaks
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_process_that_sends_does_not_grow_with_the_events_that_wait(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    peaks = []
+    with receiver() as at:
+        for count in (10_000, 100_000):
+            project = Project(tmp_path / str(count))
+            diverge(project, count)
+            at.accepted.clear()
+            paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+            command = [sys.executable, "-c", MEASURED_SENDER, str(project.root), *paths]
+            done = subprocess.run(command, env={**os.environ, **environ(at)}, capture_output=True, check=True)
+            peaks.append(int(done.stdout))
+            assert [event["data"]["step"] for event in at.accepted] == list(range(len(at.accepted)))
+            assert len(at.accepted) > delivery.MOST_NEW
+    record_property("kB of a sender of 10,000 and of 100,000 events", peaks)
+    assert peaks[1] < 1.2 * peaks[0], peaks
+
+
+MEASURED_SENDER = """
+import os, resource, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+from test_notify_delivery import TARGET
+from aifx.core.project import Project
+from aifx.lines.delivery import deliver, list_targets
+from aifx.lines.file import EVENT_TYPES
+from dataclasses import replace
+project = Project(Path(sys.argv[1]))
+others = replace(TARGET, name="others", on=tuple(set(EVENT_TYPES) - {"run.diverged"}))
+for _ in range(2):  # also of a target that wants none of them
+    deliver(project, [TARGET, others], os.environ, limit_s=8)
+list_targets(project, [TARGET, others], os.environ)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 
 
 def test_two_senders_at_once_send_each_event_once(project: Project) -> None:
