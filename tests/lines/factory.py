@@ -27,7 +27,7 @@ from aifx.data.versions.catalog import open_catalog
 from aifx.lines.events import read_events
 from aifx.registry.ledger import Entry
 from aifx.registry.reports import verify_root
-from aifx.registry.roots import Root
+from aifx.registry.roots import MODELS, Root
 from aifx.verbs.registry import registry_init
 
 SETTINGS = """
@@ -106,6 +106,7 @@ BATCHES = ((range(400), 0.3), (range(400, 1600), 1.0), (range(1600), 0.0))
 PROMOTED = ("push", "attest", "attest", "promote")
 REFUSED = ("push", "attest", "attest", "refuse")
 PROBES = tuple({"id": -1, "heat": heat, "load": load} for heat in (0.0, 3.5) for load in (0.0, 3.5))
+TABLE = "clean_readings"
 WAIT_S = 120
 
 
@@ -169,7 +170,6 @@ class Factory(Ticking):
     def said(self) -> dict[str, Any]:
         """What there is: attempts, versions, runs, entries and rows, without times and random ids."""
         project, root = Project(self.root), Root(open_store(str(self.root / "registry")))
-        catalog = open_catalog(str(self.root / "datasets"))
         kinds = ("tick", "started", "ended", "reported")
         attempts = (self.root / "line" / "attempts").iterdir()
         return {
@@ -181,13 +181,7 @@ class Factory(Ticking):
             ),
             "attempts": Counter(path.name.partition("-")[0] for path in attempts),
             "events": Counter((one.type, one.subject) for one in read_events(project, root, {}).events),
-            "versions": {name: sorted(catalog.versions(name)) for name in catalog.names()},
-            "runs": sorted(run.name for run in project.runs()),
-            "entries": [(one.number, one.action, one.version, one.alias) for one in self.entries()],
-            "problems": verify_root(root, (), ()).problems,
-            "rows": self.server.rows("SELECT id, heat, load, failing FROM clean_readings ORDER BY id"),
-            "requests": self.server.rows("SELECT count(*) FROM aifx_requests"),
-        }  # fmt: skip
+        } | stored(self.root, self.server)
 
     @contextmanager
     def served(self, port: int = 0) -> Iterator[Served]:
@@ -204,6 +198,21 @@ class Factory(Ticking):
                 yield Served(self, process, json.loads(line)["url"])
             finally:
                 process.kill()
+
+
+def stored(root: Path, server: Server) -> dict[str, Any]:
+    """What a project and its database have: versions, runs, entries and rows, without times."""
+    catalog, registry = open_catalog(str(root / "datasets")), Root(open_store(str(root / "registry")))
+    tables = {name for (name,) in server.rows("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")}
+    return {
+        "versions": {name: sorted(catalog.versions(name)) for name in catalog.names()},
+        "runs": sorted(run.name for run in Project(root).runs()),
+        "entries": [(model, one.number, one.action, one.version, one.alias)
+                    for model in registry.store.folders(MODELS) for one in registry.state(model).entries],
+        "problems": verify_root(registry, (), ()).problems,
+        "rows": server.rows(f"SELECT id, heat, load, failing FROM {TABLE} ORDER BY id") if TABLE in tables else [],
+        "requests": server.rows("SELECT count(*) FROM aifx_requests") if "aifx_requests" in tables else [],
+    }  # fmt: skip
 
 
 @dataclass

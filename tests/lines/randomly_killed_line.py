@@ -1,9 +1,10 @@
 """A line that is killed at random moments, alone or with all its stations, and run again until it ends.
 
-    python randomly_killed_line.py FOLDER SEED LINES
+    python randomly_killed_line.py FOLDER SEED LINES SECONDS
 
 Each of the lines has three ticks, of which the second and the third find another file. Each ends as an undisturbed
-one: no attempt, effect or record is more or less. The program prints the number of kills.
+one: no attempt, effect or record is more or less. None begins after SECONDS. The program prints the number of kills
+and that of lines.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def said(root: Path, exact: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    folder, dice, lines = Path(sys.argv[1]), random.Random(int(sys.argv[2])), int(sys.argv[3])
+    folder, dice, lines, limit_s = Path(sys.argv[1]), random.Random(int(sys.argv[2])), *map(int, sys.argv[3:])
     calm, kills, duration_s = folder / "calm", 0, 0.0
     prepare(calm)
     for tick in range(1, TICKS + 1):
@@ -146,8 +147,11 @@ def main() -> None:
         began = time.monotonic()
         assert forked(lambda: run(calm)) == 0
         duration_s = max(duration_s, time.monotonic() - began)
-    root = folder / "root"
+    root, until = folder / "root", time.monotonic() + limit_s
     for number in range(lines):
+        if time.monotonic() > until:
+            lines = number
+            break
         exact = number % 2 == 0
         prepare(root)
         for tick in range(1, TICKS + 1):
@@ -160,7 +164,7 @@ def main() -> None:
         found, expected = said(root, exact), said(calm, exact)
         assert found == expected, f"line {number}:\n{found}\n{expected}"
         root.rename(folder / f"line-{number}")
-    sys.stdout.write(str(kills))
+    sys.stdout.write(f"{kills} {lines}")
 
 
 if __name__ == "__main__":

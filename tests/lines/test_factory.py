@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -150,3 +151,19 @@ def test_a_killed_factory_ends_as_an_undisturbed_one(
     assert done.returncode == 0, f"seed {seed}:\n{done.stderr[-4000:]}"
     record_property(f"kills of a factory: {kind}", kills := int(done.stdout))
     assert kills >= least
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize(("tick", "least"), [(0, 400), (1, 50), (2, 400)])
+def test_each_command_that_is_killed_at_any_of_its_changes_ends_as_an_undisturbed_one(
+    tmp_path: Path, tick: int, least: int, record_property: Callable[[str, object], None]
+) -> None:
+    here = Path(__file__).parent
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    program = [sys.executable, str(here / "killed_effects.py"), str(tmp_path), str(tick), "1" if IS_LONG else "24"]
+    done = subprocess.run(program, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    kills = json.loads(done.stdout)
+    record_property(f"kills of commands in tick {tick}", kills)
+    assert sum(kills.values()) >= least

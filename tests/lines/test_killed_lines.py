@@ -63,11 +63,12 @@ def test_kills_at_random_of_lines_and_of_their_stations(
 ) -> None:
     program = [sys.executable, str(HERE / "randomly_killed_line.py"), str(tmp_path), str(seed := seed_of_commit())]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
-    lines = 250 if IS_LONG else 25
-    done = subprocess.run([*program, str(lines)], env=environ, capture_output=True, text=True, check=False)
+    most, limit_s = (250, 3600) if IS_LONG else (25, 600)
+    done = subprocess.run([*program, str(most), str(limit_s)], env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"seed {seed}:\n{done.stderr[-4000:]}"
-    record_property("kills of a line at random", kills := int(done.stdout))
-    assert kills >= 2 * lines
+    kills, lines = map(int, done.stdout.split())
+    record_property("kills of a line at random", kills)
+    assert kills >= 2 * lines > 0
 
 
 def test_a_record_is_flushed_before_its_process_starts(tmp_path: Path) -> None:
