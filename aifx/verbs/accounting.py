@@ -12,7 +12,7 @@ from aifx.core.project import Project, find_project
 from aifx.verbs.arguments import StrPath
 
 if TYPE_CHECKING:
-    from aifx.kpis.report import DeviceHours, Kpi, Kpis
+    from aifx.accounting.report import DeviceHours, Kpi, Kpis
 
 
 def kpis(*projects: StrPath, since: str | None = None) -> Kpis:
@@ -28,8 +28,8 @@ def kpis(*projects: StrPath, since: str | None = None) -> Kpis:
         >>> [one.value for one in aifx.kpis(since="1w").kpis if one.name == "runs"]
         [2]
     """
-    from aifx.kpis.reading import Period, read_project
-    from aifx.kpis.report import make_report
+    from aifx.accounting.reading import Period, read_project
+    from aifx.accounting.report import make_report
     from aifx.lines.schedule import parse_duration
 
     now = time.time()

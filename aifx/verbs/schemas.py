@@ -41,6 +41,7 @@ def command_types() -> dict[str, Any]:
 
     "bench" is that of all suites, "doctor" that of `aifx doctor node`.
     """
+    from aifx.accounting.report import Kpis
     from aifx.benchmarking import compare, history, results
     from aifx.checkpoint import inspection
     from aifx.checkpoint.copying import CopiedCheckpoint
@@ -75,7 +76,6 @@ def command_types() -> dict[str, Any]:
     from aifx.hub.exported import ExportedModel
     from aifx.hub.starting import ImportDocument
     from aifx.kernels import report as kernels
-    from aifx.kpis.report import Kpis
     from aifx.lines import delivery
     from aifx.lines.checks import CheckedLine
     from aifx.lines.graph import LineGraph

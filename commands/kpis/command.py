@@ -55,6 +55,9 @@ def _print(out: Output, found: Kpis) -> None:
     if rows:
         names = [f"{one.devices} h" for one in found.hours]
         out.table(["where the time went", *names], rows, right=names)
+    if found.costs:
+        parts = [(one.name, f"{one.cost:,.6g}") for one in found.costs]
+        out.table(["where the money went", "currency"], parts, right=["currency"])
     for one in found.kpis:
         for lack in one.missing:
             out.print(f"not in {one.name}: {lack}")

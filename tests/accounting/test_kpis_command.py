@@ -6,18 +6,23 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import inprocess
+import numpy as np
 import pytest
 from made_once import made_once
 from table_project import make_table_project
 
+from aifx.accounting.served import Served, read_served
 from aifx.core.json_files import read_jsonl
-from aifx.core.project import Project
+from aifx.core.project import Project, RunDirectory
 from aifx.drills.guarantees import DrillReport, DrillResult
 from aifx.drills.record import leave_drills
+from aifx.serving.record import document_of_arrays, packed
+from aifx.serving.records import RecordWriter, encoded, erase_payloads
 
 pytestmark = pytest.mark.representative("KPIs add up what projects left on disk")
 
@@ -137,6 +142,54 @@ def test_projects_add_up_and_a_shared_registry_counts_once(project: Project, tmp
     assert (both["promotions"], both["refused_promotions"]) == (1, 1)
     assert 0 <= both["days_since_drill"] < 1
     assert "second" in missing(found, "days_since_drill")
+
+
+def record(run: RunDirectory, counts: Sequence[int]) -> RecordWriter:
+    """Answers of a server with some rows each."""
+    writer = RecordWriter(run.records)
+    for number, count in enumerate(counts):
+        request, answer = {"rows": [{"x": 1.0}] * count}, {"outputs": document_of_arrays({"p": np.zeros((count, 2))})}
+        writer.append(f"id-{number}", time.time(), "m" * 64, "fp", encoded(request), encoded(answer))
+    writer.close()
+    return writer
+
+
+def test_unit_costs_are_all_money_by_what_came_of_it(project: Project) -> None:
+    record(project.run("priced"), [3, 5, 2])
+    found = aifx(project.root, "kpis")
+    kpis = values(found)
+    assert (kpis["rows_served"], kpis["tokens_served"], kpis["cost_per_million_tokens"]) == (10, None, None)
+    assert kpis["cost_per_million_rows"] == pytest.approx(kpis["money"] * 1e5)
+    assert kpis["cost_per_promotion"] == pytest.approx(kpis["money"])
+    parts = {one["name"]: one["cost"] for one in found["costs"]}
+    steps_s = aifx(project.root, "runs", "show", "priced")["bill"]["seconds"]["step"]
+    assert parts == {
+        "training": pytest.approx(steps_s),  # at 3,600 per hour
+        "failed trials": 0,
+        "idle": pytest.approx(kpis["money"] - steps_s),
+    }
+    assert "plain" in missing(found, "cost_per_million_rows")
+    shutil.rmtree(project.root / "registry")
+    parts = {one["name"]: one["cost"] for one in aifx(project.root, "kpis")["costs"]}
+    assert (parts["training"], parts["failed trials"]) == (0, pytest.approx(steps_s))
+
+
+def test_answers_are_counted_by_their_records(project: Project) -> None:
+    run = project.run("priced")
+    folder = record(run, [3, 5, 2]).folder
+    erase_payloads(folder, lambda records: {one.place for one in records if one.id == "id-1"}, dry_run=False)
+    assert read_served(run.records, lambda _: True) == Served(3, 0, 5, 1)
+    assert read_served(run.records, lambda _: False) == Served()
+    writer = RecordWriter(project.run("plain").records)
+    text = encoded({"tokens": packed("i", [4, 5, 6]), "logprobs": packed("f", [])})
+    writer.append("id", time.time(), "m" * 64, "fp", encoded({}), text, 2)
+    writer.close()
+    assert read_served(project.run("plain").records, lambda _: True) == Served(1, 3, 0, 2)
+    (chain,) = folder.glob("*.chain")
+    chain.write_bytes(chain.read_bytes().replace(b"id-2", b"id-9"))
+    found = aifx(project.root, "kpis")
+    assert values(found)["runs"] == 1
+    assert ".chain:3" in found["problems"][0]
 
 
 def test_bad_arguments_are_named(project: Project, tmp_path: Path) -> None:

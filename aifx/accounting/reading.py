@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aifx.accounting.served import Served, read_served
 from aifx.config.places import with_registry
 from aifx.config.sections import CostsSection
 from aifx.core.artifact import MANIFEST, short_reference
@@ -25,6 +27,10 @@ from aifx.runs.bill import read_costs
 from aifx.runs.goodput import Goodput, read_goodput_between
 from aifx.runs.lock import is_held
 from aifx.runs.provenance import read_provenance
+from aifx.runs.status import read_settings
+
+TEXT_TASKS = ("language", "chat", "preference")
+"""Values of `task.kind` whose models write text."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class RunUse:
     Attributes:
         platform: of its devices, such as "cpu" or "gpu"; None if it is not known.
         num_devices: of all its processes; None if it is not known.
+        writes_text: whether its model serves tokens, and not rows.
+        served: by its servers; None without records of them.
     """
 
     name: str
@@ -52,6 +60,8 @@ class RunUse:
     num_devices: int | None
     found: Goodput
     costs: CostsSection
+    writes_text: bool
+    served: Served | None
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,8 @@ class ProjectUse:
     Attributes:
         registry: URL of its models; None if it cannot be read.
         events: promotions, refusals and drift, by id: projects that share a registry have the same ones.
+        in_service: the runs whose models were ever promoted.
+        data_s: seconds of the line's stations that made data sets.
         drilled_at: Unix time of the end of the last drill.
         problems: what could not be read.
     """
@@ -86,6 +98,8 @@ class ProjectUse:
     runs: list[RunUse] = field(default_factory=list)
     events: dict[str, Event] = field(default_factory=dict)
     deliveries: list[Delivery] = field(default_factory=list)
+    in_service: set[str] = field(default_factory=set)
+    data_s: float = 0.0
     drilled_at: float | None = None
     problems: list[str] = field(default_factory=list)
 
@@ -106,7 +120,7 @@ def read_project(project: Project, period: Period) -> ProjectUse:
     lines = read_events(project, None, {}, is_wanted=lambda event: event.time in period)
     use.problems += [error.what for error in lines.problems]
     use.events |= {one.id: one for one in lines.events}
-    asked_at = _read_journal(project, use)
+    asked_at = _read_journal(project, period, use)
     ends = [time for one in read_jsonl(project.runs_path / DRILLS) if (time := number(one.get("time"))) is not None]
     use.drilled_at = max([*ends, *([] if use.drilled_at is None else [use.drilled_at])], default=None)
     _read_models(project, period, use, asked_at)
@@ -115,13 +129,11 @@ def read_project(project: Project, period: Period) -> ProjectUse:
 
 def read_run(run: RunDirectory, project: Project, period: Period) -> RunUse | None:
     """What a run used; None if nothing happened in the period."""
-    try:
-        if period.begin is not None and run.events.stat().st_mtime < period.begin:
-            return None
-    except FileNotFoundError:
+    if period.begin is not None and _changed_at(run) < period.begin:
         return None
     found = read_goodput_between(read_jsonl(run.events), period.begin, period.end, alive=is_held(run))
-    if found.running_s <= 0:
+    served = read_served(run.records, period.__contains__)
+    if found.running_s <= 0 and not (served and served.answers):
         return None
     hardware = read_provenance(run).get("hardware")
     hardware = hardware if isinstance(hardware, Mapping) else {}
@@ -132,11 +144,22 @@ def read_run(run: RunDirectory, project: Project, period: Period) -> RunUse | No
         num_devices if isinstance(num_devices, int) and num_devices > 0 else None,
         found,
         read_costs(run, project),
+        read_settings(run).get("task.kind") in TEXT_TASKS,
+        served,
     )
 
 
-def _read_journal(project: Project, use: ProjectUse) -> dict[str, float]:
-    """The time at which a station began that made a version of a data set, by reference; notes the last drill."""
+def _changed_at(run: RunDirectory) -> float:
+    """The Unix time at which its events or records were written last; 0 without any."""
+    times = [0.0]
+    for path in (run.events, *run.records.glob("*/*.chain")):
+        with suppress(OSError):
+            times.append(path.stat().st_mtime)
+    return max(times)
+
+
+def _read_journal(project: Project, period: Period, use: ProjectUse) -> dict[str, float]:
+    """The time at which a station began that made a version of a data set, by reference; notes what else it says."""
     asked_at: dict[str, float] = {}
     began: dict[str, float] = {}
     try:
@@ -152,8 +175,11 @@ def _read_journal(project: Project, use: ProjectUse) -> dict[str, float]:
             reference = outputs.get("reference") if isinstance(outputs, Mapping) else None
             if isinstance(reference, str):
                 asked_at.setdefault(short_reference(reference), began.get(record.attempt, record.time))
-            if str(record.facts.get("command") or "").startswith("drill") and record.facts.get("outcome") != "failed":
+            command = str(record.facts.get("command") or "")
+            if command.startswith("drill") and record.facts.get("outcome") != "failed":
                 use.drilled_at = record.time
+            if command.startswith("data") and record.time in period:
+                use.data_s += max(number(record.facts.get("duration_s")) or 0.0, 0.0)
     return asked_at
 
 
@@ -173,13 +199,18 @@ def _read_models(project: Project, period: Period, use: ProjectUse, asked_at: Ma
         try:
             events = [event for entry in state.entries for event in entry_events(state, entry)]
             use.events |= {one.id: one for one in events if one.time in period}
-            use.deliveries += [one for one in _deliveries(project, state, events, asked_at) if one.time in period]
+            delivered = _deliveries(project, state, events, asked_at, use.in_service)
+            use.deliveries += [one for one in delivered if one.time in period]
         except DAMAGE as error:
             use.problems.append(f"the ledger of {state.name} is damaged: {error}")
 
 
 def _deliveries(
-    project: Project, state: ModelState, events: Sequence[Event], asked_at: Mapping[str, float]
+    project: Project,
+    state: ModelState,
+    events: Sequence[Event],
+    asked_at: Mapping[str, float],
+    pushed_from: set[str],
 ) -> Iterator[Delivery]:
     served = set[str]()
     for event in events:
@@ -187,6 +218,7 @@ def _deliveries(
         if event.type != "promoted" or digest in served or digest not in state.versions:
             continue
         served.add(digest)
+        pushed_from.add(str(state.versions[digest].pushed.facts.get("run")))
         data = state.versions[digest].data
         times = [_made_at(project, short_reference(one), asked_at) for one in data]
         known = [time for time in times if time is not None]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from aifx.accounting.reading import Period, ProjectUse, RunUse
+from aifx.accounting.served import Served
 from aifx.core.plurals import counted, some_names
 from aifx.core.results import Result
-from aifx.kpis.reading import Period, ProjectUse, RunUse
 from aifx.runs.bill import EnergyBill, energy_bill
 from aifx.runs.goodput import CATEGORIES, Category
 
@@ -50,6 +51,19 @@ class DeviceHours:
 
 
 @dataclass(frozen=True)
+class CostPart:
+    """A part of the money.
+
+    Attributes:
+        name: "training", steps that count of runs whose model was promoted; "failed trials", those of other runs;
+            "idle", all other time of both while a process ran.
+    """
+
+    name: Literal["training", "failed trials", "idle"]
+    cost: float
+
+
+@dataclass(frozen=True)
 class Kpis(Result):
     """The document of `aifx kpis --json`.
 
@@ -57,6 +71,7 @@ class Kpis(Result):
         projects: their folders.
         begin, end: Unix times; `begin` is None without a limit.
         hours: of devices, by what the time went to.
+        costs: the parts of `money`; empty if no run has a price.
         problems: what could not be read.
     """
 
@@ -65,6 +80,7 @@ class Kpis(Result):
     end: float
     kpis: list[Kpi]
     hours: list[DeviceHours]
+    costs: list[CostPart]
     problems: list[str]
 
 
@@ -73,8 +89,9 @@ def make_report(uses: Sequence[ProjectUse], period: Period) -> Kpis:
     runs = [run for use in uses for run in use.runs]
     hours = [_hours(runs, "accelerator"), _hours(runs, "cpu")]
     kpis = [*_run_kpis(runs, hours), *_model_kpis(uses), _drills(uses, period.end)]
+    kpis += _unit_costs(uses, {one.name: one for one in kpis})
     problems = [problem for use in uses for problem in use.problems]
-    return Kpis([str(use.root) for use in uses], period.begin, period.end, kpis, hours, problems)
+    return Kpis([str(use.root) for use in uses], period.begin, period.end, kpis, hours, _cost_parts(uses), problems)
 
 
 def _hours(runs: Iterable[RunUse], devices: Literal["accelerator", "cpu"]) -> DeviceHours:
@@ -189,3 +206,44 @@ def _drills(uses: Sequence[ProjectUse], now: float) -> Kpi:
     ages = [(now - use.drilled_at) / DAY_S for use in uses if use.drilled_at is not None]
     basis = "the longest time of a project, by runs/drills.jsonl and line/journal.jsonl"
     return Kpi("days_since_drill", max(ages, default=None), "days", basis, never)
+
+
+def _cost_parts(uses: Sequence[ProjectUse]) -> list[CostPart]:
+    costs = {"training": 0.0, "failed trials": 0.0, "idle": 0.0}
+    priced = [(use, run) for use in uses for run in use.runs if run.costs.price_per_hour is not None]
+    for use, run in priced:
+        steps = (run.costs.price_per_hour or 0.0) * run.found.seconds["step"] / 3600
+        costs["training" if run.name in use.in_service else "failed trials"] += steps
+        costs["idle"] += (cost_of(run) or 0.0) - steps
+    names: tuple[Literal["training", "failed trials", "idle"], ...] = ("training", "failed trials", "idle")
+    return [CostPart(name, costs[name]) for name in names] if priced else []
+
+
+def _unit_costs(uses: Sequence[ProjectUse], kpis: Mapping[str, Kpi]) -> list[Kpi]:
+    """All money of the period, also for failed trials and idle time, by what came of it."""
+    runs = [run for use in uses for run in use.runs]
+    data_h = sum(use.data_s for use in uses) / 3600
+    unpriced = (*kpis["money"].missing, f"data: stations took {data_h:.3g} h, which have no price")
+    money, promotions = kpis["money"].value, kpis["promotions"].value
+    each = money / promotions if money is not None and promotions else None
+    none = () if promotions else ("no version was promoted in the period",)
+    basis = "money by promotions: it holds failed trials and idle time"
+    found = [Kpi("cost_per_promotion", each, "currency", basis, (*none, *unpriced, *kpis["promotions"].missing))]
+    for unit, of in (("tokens", True), ("rows", False)):
+        own = [run for run in runs if run.writes_text == of]
+        recorded = [run.served for run in own if run.served is not None]
+        count = sum(one.tokens if of else one.rows for one in recorded)
+        found.append(_served(f"{unit}_served", count if recorded else None, unit, recorded))
+        spent = _money(own)
+        each = spent.value / count * 1e6 if spent.value is not None and count else None
+        basis = f"money of the runs whose models serve {unit}, by the {unit} served: training is spread over them"
+        lacking = (*found[-1].missing, *unpriced[len(kpis["money"].missing) :], *spent.missing)
+        found.append(Kpi(f"cost_per_million_{unit}", each, "currency", basis, lacking))
+    return found
+
+
+def _served(name: str, count: int | None, unit: str, recorded: Sequence[Served]) -> Kpi:
+    missing: tuple[str, ...] = ("answers of servers without serve.log_requests, of model versions, and of aifx score",)
+    if lost := sum(one.uncounted for one in recorded):
+        missing = (*missing, f"{counted(lost, 'answer')} whose records were erased or lost")
+    return Kpi(name, count, unit, "records of servers in runs/NAME/records", missing)
