@@ -83,6 +83,9 @@ class Backend(Protocol):
     def lines(self, record: LaunchRecord, folder: Path) -> Iterator[bytes | None]:
         """Lines that the job writes, without their ends, and None each time that there is nothing new."""
 
+    def last_lines(self, record: LaunchRecord, folder: Path, most: int) -> list[bytes]:
+        """The last `most` lines that the job has written, or fewer if they are long."""
+
     def answer(self, record: LaunchRecord, folder: Path) -> bytes:
         """What process 0 wrote to stdout when the job ended, such as the document of `--json`; empty if nothing."""
 

@@ -12,6 +12,7 @@ import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -124,19 +125,38 @@ class Kubernetes:
             yield None
             time.sleep(POLL_S)
 
+    def last_lines(self, record: LaunchRecord, folder: Path, most: int) -> list[bytes]:
+        return _end_of_log(record, most).output.splitlines()[-most:]
+
     def answer(self, record: LaunchRecord, folder: Path) -> bytes:
         # The document is the last thing that a pod writes, below the lines of its processes.
-        selector = f"--selector=jobset.sigs.k8s.io/jobset-name={_job_name(record)},{FIRST_POD}"
-        for lines in (-1, LAST_LINES):
-            how = [f"--container={CONTAINER}", f"--tail={lines}"]
-            if (ended := ask_kubernetes(*_place(record), "logs", selector, *how)).cut != "output":
-                break
-        if not ended.succeeded:
-            why = "its last lines are too long" if ended.cut == "output" else _why(ended)
-            what, hint = f"Kubernetes does not give the log of JobSet {record.job}", f"aifx launch logs {record.id}"
-            raise EnvironmentFault(what, why, hint, transient=may_pass(ended))
-        _, begin, rest = (b"\n" + ended.output).rpartition(b"\n{\n")
-        return begin + rest if begin else b""
+        log = _end_of_log(record, LAST_LINES).output
+        if not (answer := _document_in(log)) and log.count(b"\n") >= LAST_LINES:
+            with suppress(_TooLong):
+                answer = _document_in(_end_of_log(record, -1).output)
+        return answer
+
+
+class _TooLong(EnvironmentFault):
+    """A log does not fit into memory."""
+
+
+def _end_of_log(record: LaunchRecord, lines: int) -> Ended:
+    """The last lines of the log of process 0, or all of them if `lines` is -1. Raises EnvironmentFault."""
+    selector = f"--selector=jobset.sigs.k8s.io/jobset-name={_job_name(record)},{FIRST_POD}"
+    ended = ask_kubernetes(*_place(record), "logs", selector, f"--container={CONTAINER}", f"--tail={lines}")
+    what, hint = f"Kubernetes does not give the log of JobSet {record.job}", f"aifx launch logs {record.id}"
+    if ended.cut == "output":
+        raise _TooLong(what, "its last lines are too long", hint)
+    if not ended.succeeded:
+        raise EnvironmentFault(what, _why(ended), hint, transient=may_pass(ended))
+    return ended
+
+
+def _document_in(log: bytes) -> bytes:
+    """The last document in a log; empty if there is none."""
+    _, begin, rest = (b"\n" + log).rpartition(b"\n{\n")
+    return begin + rest if begin else b""
 
 
 BACKEND = Kubernetes()
@@ -203,7 +223,7 @@ STOP_MARGIN_S = 30
 
 MAX_POD_NAME = 63
 LAST_LINES = 10_000
-"""Of a log that is too long to be read, among which is what a run reports."""
+"""Of a log, among which is what a run reports, unless its document is longer."""
 POD_SUFFIX = len("-abcde")  # Kubernetes makes pods' names unique
 
 FINAL_CODES = (int(ExitCode.VERDICT), int(ExitCode.UNABLE), int(ExitCode.BUG))

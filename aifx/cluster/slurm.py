@@ -20,11 +20,16 @@ from aifx.cluster.hosts import ask_slurm, may_pass
 from aifx.cluster.jobs import ANSWER, JobStatus, LaunchRecord, State, read_events
 from aifx.config.launch_section import LaunchSection, SlurmSection
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode, UsageError
-from aifx.core.files import open_file, read_file
+from aifx.core.files import open_file, read_end, read_file
 from aifx.core.processes import aifx_command
 from aifx.core.sanitize import escape_controls
 
 CHUNK = 1 << 16
+LINE_BYTES = 1 << 20
+"""A longer line comes in parts."""
+END_BYTES = 1 << 20
+"""Of the log, from which its last lines are read."""
+LOG = "output.log"
 JOB = "job"
 """The file in which a job that a request made writes its number."""
 
@@ -106,14 +111,24 @@ class Slurm:
             raise EnvironmentFault(f"Slurm did not stop job {record.job}", done.last_line or done.how, "squeue --me")
 
     def lines(self, record: LaunchRecord, folder: Path) -> Iterator[bytes | None]:
-        path, position, rest = folder / "output.log", 0, b""
+        path, position, rest = folder / LOG, 0, b""
         while True:
             part = _read_from(path, position)
             position += len(part)
             *lines, rest = (rest + part).split(b"\n")
             yield from lines
+            if len(rest) > LINE_BYTES:
+                yield rest
+                rest = b""
             if not part:
                 yield None
+
+    def last_lines(self, record: LaunchRecord, folder: Path, most: int) -> list[bytes]:
+        try:
+            data = read_end(folder / LOG, END_BYTES)
+        except FileNotFoundError:
+            return []
+        return data.removesuffix(b"\n").rsplit(b"\n", most)[-most:] if data else []
 
     def answer(self, record: LaunchRecord, folder: Path) -> bytes:
         with suppress(FileNotFoundError):
@@ -220,7 +235,7 @@ def _directives(job: SlurmJob) -> Iterator[str]:
         *charging(slurm),
         f"signal=B:TERM@{slurm.signal_ahead_s}",
         "requeue" if slurm.requeue else "no-requeue",
-        f"output={job.folder}/output.log",
+        f"output={job.folder}/{LOG}",
         "open-mode=append",
         *([f"comment=aifx-request-{job.request}"] if job.request else []),
         *slurm.options,

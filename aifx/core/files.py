@@ -94,6 +94,14 @@ def read_file(path: Path, *, below: Path | None = None, limit: int = DOCUMENT_LI
         return _read(file, path.parent, path.name, limit)
 
 
+def read_end(path: Path, limit: int) -> bytes:
+    """Return the last `limit` bytes of a regular file, or all of a shorter one. Raises UnsafeFile, OSError."""
+    with open(open_file(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        file.seek(max(0, size - limit))
+        return file.read(min(max(size, 1 << 16), limit))  # a file of /proc has no size
+
+
 def read_many(folder: Path, names: Iterable[str], *, limit: int = DOCUMENT_LIMIT) -> Iterator[tuple[str, bytes]]:
     """The names and contents of those of some files in a folder that are there. A folder of that name is none.
 

@@ -22,7 +22,7 @@ from aifx.cluster.hosts import answers_until
 from aifx.cluster.jobs import OVER, Backend, JobStatus, LaunchRecord, read_events
 from aifx.cluster.launched import backend_of, find_asked, folder_of, requested_id
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode
-from aifx.core.files import open_file
+from aifx.core.files import FolderBusy, exclusive
 from aifx.core.os_errors import first_line
 from aifx.core.project import Project
 from aifx.core.requests import Request
@@ -36,6 +36,10 @@ ANSWER_S = 20.0
 AT_ONCE = 8
 """Questions to one scheduler, and submissions."""
 LOOK_S = 0.01
+EVENT_S = 120.0
+"""For an event that the script of a job writes on another node to be seen here."""
+SENDS, SENT = b"sends\n", b"sent\n"
+"""Lines in the file of a signal, from before and after it was sent."""
 
 
 @dataclass(frozen=True)
@@ -136,33 +140,31 @@ class Job:
     def _stop(self, backend: Backend, record: LaunchRecord, status: JobStatus, folder: Path) -> None:
         """End the job, once in each way: a run that saves takes a second signal for one to stop at once.
 
-        Other ticks read the job's events later, so a file says that it was sent one.
+        Other ticks read the job's events later, so a file says that it was sent one. If it says only that one was being
+        sent, this process was killed meanwhile: a signal to save is sent again if no event of it has come by then.
         """
         saves = status.state == "ending" or any(event.get("signal") == "INT" for event in read_events(folder))
         # What nobody knows to run would be ended without a signal to save.
         if not self.stop or (self.stop == "saves" and (saves or status.state == "unknown")):
             return
-        sent = folder / f"stopping-{self.stop}"
-        try:
-            os.close(open_file(sent, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return
-        try:
-            backend.stop(record, status, now=self.stop == "now")
-        except BaseException:
-            sent.unlink(missing_ok=True)
-            raise
+        with suppress(FolderBusy), exclusive(folder / f"stopping-{self.stop}", 0.0) as handle:
+            before, age_s = os.read(handle, 1000), time.time() - os.fstat(handle).st_mtime
+            if before.endswith(SENT) or (before and self.stop == "saves" and age_s < EVENT_S):
+                return
+            os.write(handle, SENDS)
+            try:
+                backend.stop(record, status, now=self.stop == "now")
+            except BaseException:
+                os.ftruncate(handle, 0)
+                raise
+            os.write(handle, SENT)
 
     def log(self, most: int = REASON_LINES) -> list[bytes]:
         """The last lines that the job has written. Raises EnvironmentFault."""
-        lines: list[bytes] = []
         self._find()
-        if self._record is not None:
-            for line in backend_of(self._record).lines(self._record, folder_of(self.project, self._record.id)):
-                if line is None:
-                    break
-                lines.append(line)
-        return lines[-most:]
+        if self._record is None:
+            return []
+        return backend_of(self._record).last_lines(self._record, folder_of(self.project, self._record.id), most)
 
     def _find(self) -> None:
         if self._record is None:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aifx.core.errors import AifxError, ConfigError, DataError
-from aifx.core.files import make_folders, open_file, read_file
+from aifx.core.files import make_folders, open_file, read_end, read_file
 from aifx.core.json_files import write_text
 from aifx.core.processes import KILLED, Apart, aifx_command, end_group, start_apart
 from aifx.core.redaction import is_secret_variable
@@ -273,14 +273,9 @@ def _stat(path: Path) -> tuple[int, int] | None:
 def _read_some(path: Path, limit: int) -> bytes:
     """The end of a file, up to a limit; empty if there is none.
 
-    Raises OSError for another fault: a try that is there and cannot be read must not begin again.
+    Raises UnsafeFile and OSError for another fault: a try that is there and cannot be read must not begin again.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        return read_end(path, limit)
     except FileNotFoundError:
         return b""
-    with open(handle, "rb") as file:
-        size = os.fstat(handle).st_size
-        if size > limit:
-            file.seek(size - limit)
-        return file.read(limit)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 from fake_cluster import SCANCEL, SCONTROL, Cluster, on_slurm
+from faulty_files import kill_at_each_change
 
+from aifx.cluster.slurm import Slurm
 from aifx.core.errors import EnvironmentFault
 from aifx.core.project import Project
 from aifx.lines.jobs import Job, Questions, look_at
 from aifx.lines.runner import TickRun
+from aifx.verbs.line_decisions import line_logs
 from aifx.verbs.line_ticks import line_status, line_watch
 
 KUBECTL = """#!/bin/sh
@@ -22,7 +27,7 @@ case " $* " in
   *" logs "*) LOGS ;;
 esac
 """
-TOO_LONG = """case "$*" in *--tail=-1) head -c 34000000 /dev/zero ;; *) printf '{\\n  "run": "lm"\\n}\\n' ;; esac"""
+ENDS_LATE = """case "$*" in *--tail=-1) ALL ;; *) yes step | head -n 10000 ;; esac"""
 
 
 @pytest.fixture
@@ -41,11 +46,37 @@ def submitted(cluster: Cluster, count: int = 1) -> list[Job]:
     return [Job(Project(cluster.root), "slurm", words[4]) for words in cluster.submitted]
 
 
-def test_the_end_of_a_jobset_with_a_long_log_is_known(cluster: Cluster) -> None:
+@pytest.mark.parametrize(
+    ("whole", "outputs"),
+    [('printf \'{\\n  "run": "lm"\\n}\\n\'', {"run": "lm"}), ("echo '{'; head -c 34000000 /dev/zero", {})],
+)
+def test_the_end_of_a_jobset_with_a_long_log_is_known(cluster: Cluster, whole: str, outputs: Any) -> None:
+    """The whole log is read if its document is long, and not if it would not fit into memory."""
     cluster.write(on_slurm("train", "train --run lm", on="k8s"))
-    cluster.program("kubectl", KUBECTL.replace("STATE", "Completed").replace("LOGS", TOO_LONG))
+    cluster.program("kubectl", KUBECTL.replace("STATE", "Completed").replace("LOGS", ENDS_LATE.replace("ALL", whole)))
     assert cluster.tick() == {"train": "done"}
-    assert cluster.records("ended")[0].facts["outputs"] == {"run": "lm"}
+    assert cluster.records("ended")[0].facts["outputs"] == outputs
+
+
+@pytest.mark.parametrize("line", [b"step\n", b"step "])
+def test_of_a_long_log_the_end_alone_is_read(cluster: Cluster, line: bytes) -> None:
+    (job,) = submitted(cluster)
+    log = cluster.root / (cluster.root / "folder-1").read_text().strip() / "output.log"
+    with open(log, "wb") as file:
+        file.seek(1 << 30)
+        file.write(line * 300_000 + b"\nwithout an end")
+    cluster.end(1, code=3)
+    tracemalloc.start()
+    try:
+        job.look()
+        shown = line_logs("s0", project=cluster.root).commands[-1].stdout
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert job.end is not None
+    assert job.end.last_line == "without an end"
+    assert shown.endswith("\nwithout an end")
+    assert most < 8 << 20
 
 
 @pytest.mark.parametrize(
@@ -72,7 +103,7 @@ def test_a_job_has_failed_although_its_log_cannot_be_read(cluster: Cluster, monk
         raise EnvironmentFault("no answer")
 
     (job,) = submitted(cluster)
-    monkeypatch.setattr("aifx.cluster.slurm.Slurm.lines", failed)
+    monkeypatch.setattr("aifx.cluster.slurm.Slurm.last_lines", failed)
     cluster.end(1, code=1)
     job.look()
     assert job.end is not None
@@ -145,6 +176,60 @@ def test_a_job_gets_each_signal_once_from_all_ticks(cluster: Cluster) -> None:
     for how in ("saves", "saves", "now", "now"):
         stop(how)
     assert (cluster.root / "cancelled").read_text().splitlines() == ["--batch --signal=INT 1", "1"]
+
+
+@pytest.mark.parametrize("how", ["saves", "now"])
+def test_a_stop_that_was_killed_happens_when_it_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: Any
+) -> None:
+    """A signal to save, which the job's script writes down, is sent once; a job is cancelled at least once."""
+    scancel = (
+        SCANCEL + """cd "$JOBS/$(cat "$JOBS/folder-1")"; echo '{"event": "signal", "signal": "INT"}' >>events.jsonl\n"""
+    )
+
+    def prepare(root: Path) -> None:
+        root.mkdir()
+        cluster = Cluster.began(root, monkeypatch)
+        cluster.program("scancel", scancel)
+        submitted(cluster)
+
+    def cancel(*args: Any, **options: Any) -> None:
+        (Path.cwd() / "runs" / "before").touch()
+        real(*args, **options)
+        (Path.cwd() / "runs" / "after").touch()
+
+    def stop(root: Path) -> None:
+        monkeypatch.chdir(root)
+        monkeypatch.setenv("JOBS", str(root))
+        monkeypatch.setenv("PATH", f"{root / 'bin'}:{os.environ['PATH']}")
+        (launch,) = (root / "runs" / ".launched").iterdir()  # its name has the folder's path in it
+        monkeypatch.setattr("aifx.cluster.launched.requested_id", lambda *_: launch.name)
+        job = Job(Project(root), "slurm", "request")
+        job.stop = how
+        job.look()
+        assert job.text == "slurm job 1: running"
+
+    def check(root: Path, calm: Path) -> None:
+        monkeypatch.setattr("aifx.lines.jobs.EVENT_S", 0.0)
+        for _ in range(2):
+            stop(root)
+            told = (root / "cancelled").read_text().splitlines()
+            assert told == ["--batch --signal=INT 1"] if how == "saves" else told in (["1"], ["1", "1"])
+
+    real = Slurm.stop
+    monkeypatch.setattr(Slurm, "stop", cancel)
+    assert kill_at_each_change(tmp_path, prepare, stop, check, below="runs") == 5
+
+
+def test_a_signal_that_may_have_been_sent_is_not_sent_again_before_its_event_can_be_seen(cluster: Cluster) -> None:
+    (job,) = submitted(cluster)
+    (cluster.root / "runs" / ".launched" / job.launch / "stopping-saves").write_bytes(b"sends")
+    job.stop = "saves"
+    job.look()
+    assert not (cluster.root / "cancelled").exists()
+    os.utime(cluster.root / "runs" / ".launched" / job.launch / "stopping-saves", (0, 0))
+    job.look()
+    assert (cluster.root / "cancelled").read_text() == "--batch --signal=INT 1\n"
 
 
 def test_each_question_has_its_own_time_and_the_job_that_waited_longest_is_asked_first(
