@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from aifx.config.places import with_registry
 from aifx.config.sections import CostsSection
 from aifx.core.artifact import MANIFEST, short_reference
 from aifx.core.errors import AifxError
-from aifx.core.files import read_file
-from aifx.core.json_files import read_jsonl
+from aifx.core.files import open_file, read_file
+from aifx.core.json_files import parse_line, read_jsonl
 from aifx.core.json_values import number
 from aifx.core.parsing import parse_toml
 from aifx.core.project import Project, RunDirectory
@@ -24,8 +25,9 @@ from aifx.lines.journal import Journal
 from aifx.registry.roots import open_root
 from aifx.registry.state import ModelState
 from aifx.runs.bill import read_costs
-from aifx.runs.goodput import Goodput, read_goodput_between
+from aifx.runs.goodput import LONGEST_S, Goodput, read_goodput_between
 from aifx.runs.lock import is_held
+from aifx.runs.manage import read_tags
 from aifx.runs.provenance import read_provenance
 from aifx.runs.status import read_settings
 
@@ -62,6 +64,7 @@ class RunUse:
     costs: CostsSection
     writes_text: bool
     served: Served | None
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,9 @@ class ProjectUse:
         registry: URL of its models; None if it cannot be read.
         events: promotions, refusals and drift, by id: projects that share a registry have the same ones.
         in_service: the runs whose models were ever promoted.
+        pushed: names of the models that a run was pushed as, by run.
+        teams: values of the tag "team" of a model's versions, by model.
+        tags: of each run, also of runs outside of the period.
         data_s: seconds of the line's stations that made data sets.
         drilled_at: Unix time of the end of the last drill.
         problems: what could not be read.
@@ -99,6 +105,9 @@ class ProjectUse:
     events: dict[str, Event] = field(default_factory=dict)
     deliveries: list[Delivery] = field(default_factory=list)
     in_service: set[str] = field(default_factory=set)
+    pushed: dict[str, set[str]] = field(default_factory=dict)
+    teams: dict[str, set[str]] = field(default_factory=dict)
+    tags: dict[str, tuple[str, ...]] = field(default_factory=dict)
     data_s: float = 0.0
     drilled_at: float | None = None
     problems: list[str] = field(default_factory=list)
@@ -113,6 +122,7 @@ def read_project(project: Project, period: Period) -> ProjectUse:
     use = ProjectUse(project.root)
     for run in project.runs():
         try:
+            use.tags[run.name] = read_tags(run)
             if (one := read_run(run, project, period)) is not None:
                 use.runs.append(one)
         except (AifxError, OSError) as error:
@@ -146,6 +156,7 @@ def read_run(run: RunDirectory, project: Project, period: Period) -> RunUse | No
         read_costs(run, project),
         read_settings(run).get("task.kind") in TEXT_TASKS,
         served,
+        read_tags(run),
     )
 
 
@@ -197,6 +208,9 @@ def _read_models(project: Project, period: Period, use: ProjectUse, asked_at: Ma
     use.registry = root.store.url
     for state in states:
         try:
+            for version in state.versions.values():
+                use.pushed.setdefault(str(version.pushed.facts.get("run")), set()).add(state.name)
+            use.teams[state.name] = {team for tags in state.tags.values() if (team := tags.get("team"))}
             events = [event for entry in state.entries for event in entry_events(state, entry)]
             use.events |= {one.id: one for one in events if one.time in period}
             delivered = _deliveries(project, state, events, asked_at, use.in_service)
@@ -245,3 +259,28 @@ def _datasets(project: Project) -> Path | None:
     except (OSError, ValueError, AttributeError):
         return None
     return project.root / Path(root).expanduser() if isinstance(root, str) and "://" not in root else None
+
+
+def months(projects: Sequence[Project], period: Period) -> list[tuple[str, Period]]:
+    """The calendar months in UTC that a period touches, such as "2026-12"; from the first run's if it has no begin."""
+    begin = period.begin
+    if begin is None:
+        firsts = (_first_time(run) for project in projects for run in project.runs())
+        begin = min((time for time in firsts if time is not None), default=period.end)
+    at, found = datetime.fromtimestamp(begin, UTC), list[tuple[str, Period]]()
+    at = at.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    while at.timestamp() < period.end:
+        following = at.replace(year=at.year + at.month // 12, month=at.month % 12 + 1)
+        part = Period(max(at.timestamp(), begin), min(following.timestamp(), period.end))
+        found.append((f"{at:%Y-%m}", part))
+        at = following
+    return found
+
+
+def _first_time(run: RunDirectory) -> float | None:
+    try:
+        with open(open_file(run.events), "rb") as file:
+            time = number((parse_line(file.readline()) or {}).get("time"))
+    except (AifxError, OSError):
+        return None
+    return time if time is not None and 0 < time < LONGEST_S else None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from aifx.accounting.groups import By
 from aifx.accounting.reading import Period, ProjectUse, RunUse
 from aifx.accounting.served import Served
 from aifx.core.plurals import counted, some_names
@@ -34,6 +35,13 @@ class Kpi:
     unit: str
     basis: str
     missing: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The value for people; a dash if it is not known."""
+        if self.value is None:
+            return "-"
+        return f"{self.value:.1%}" if self.unit == "share" else f"{self.value:,.6g}"
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,16 @@ class CostPart:
 
 
 @dataclass(frozen=True)
+class Group:
+    """The KPIs of a team, tag, model or month; see `Kpis`."""
+
+    name: str
+    kpis: list[Kpi]
+    hours: list[DeviceHours]
+    costs: list[CostPart]
+
+
+@dataclass(frozen=True)
 class Kpis(Result):
     """The document of `aifx kpis --json`.
 
@@ -73,6 +91,8 @@ class Kpis(Result):
         hours: of devices, by what the time went to.
         costs: the parts of `money`; empty if no run has a price.
         problems: what could not be read.
+        by: what `groups` are.
+        groups: the same numbers of each group. A run with two tags is in two groups.
     """
 
     projects: list[str]
@@ -82,6 +102,8 @@ class Kpis(Result):
     hours: list[DeviceHours]
     costs: list[CostPart]
     problems: list[str]
+    by: By | None = None
+    groups: list[Group] = field(default_factory=list)
 
 
 def make_report(uses: Sequence[ProjectUse], period: Period) -> Kpis:
@@ -92,6 +114,16 @@ def make_report(uses: Sequence[ProjectUse], period: Period) -> Kpis:
     kpis += _unit_costs(uses, {one.name: one for one in kpis})
     problems = [problem for use in uses for problem in use.problems]
     return Kpis([str(use.root) for use in uses], period.begin, period.end, kpis, hours, _cost_parts(uses), problems)
+
+
+PER_PROJECT = ("days_since_drill",)
+"""KPIs that are not divided."""
+
+
+def make_group(name: str, uses: Sequence[ProjectUse], period: Period) -> Group:
+    """The KPIs of a part of what projects used."""
+    found = make_report(uses, period)
+    return Group(name, [one for one in found.kpis if one.name not in PER_PROJECT], found.hours, found.costs)
 
 
 def _hours(runs: Iterable[RunUse], devices: Literal["accelerator", "cpu"]) -> DeviceHours:

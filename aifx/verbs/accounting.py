@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aifx.core.errors import UsageError
+from aifx.core.errors import UsageError, did_you_mean
+from aifx.core.files import write_output
+from aifx.core.pages import write_page
 from aifx.core.project import Project, find_project
 from aifx.verbs.arguments import StrPath
 
 if TYPE_CHECKING:
-    from aifx.accounting.report import DeviceHours, Kpi, Kpis
+    from aifx.accounting.groups import By
+    from aifx.accounting.reading import Period, ProjectUse
+    from aifx.accounting.report import Group, Kpi, Kpis
 
 
-def kpis(*projects: StrPath, since: str | None = None) -> Kpis:
+def kpis(
+    *projects: StrPath,
+    since: str | None = None,
+    by: By | None = None,
+    html: StrPath | None = None,
+    csv: StrPath | None = None,
+) -> Kpis:
     """Add up what projects used and what came of it: time, money, energy, promotions, alarms and drills.
 
     Only files on disk are read. No code of the projects runs.
@@ -23,6 +34,9 @@ def kpis(*projects: StrPath, since: str | None = None) -> Kpis:
     Args:
         projects: folders in projects; by default the project around the working directory.
         since: age of what is counted, such as "30d"; by default all that is on disk.
+        by: also add up each "team", "tag", "model" or "month".
+        html: a web page to write.
+        csv: a file of comma-separated values to write.
 
     Example:
         >>> [one.value for one in aifx.kpis(since="1w").kpis if one.name == "runs"]
@@ -38,7 +52,35 @@ def kpis(*projects: StrPath, since: str | None = None) -> Kpis:
     except ValueError as error:
         raise UsageError(f"--since {since}", str(error), "--since 30d") from None
     period = Period(begin, now)
-    return make_report([read_project(one, period) for one in find_projects(projects)], period)
+    found = find_projects(projects)
+    uses = [read_project(one, period) for one in found]
+    report = make_report(uses, period)
+    if by is not None:
+        report = replace(report, by=by, groups=_groups(found, uses, by, period))
+    if html is not None:
+        from aifx.accounting.output import kpis_page
+
+        write_page(kpis_page(report), Path(html))
+    if csv is not None:
+        from aifx.accounting.output import kpis_csv
+
+        write_output(Path(csv), kpis_csv(report).encode())
+    return report
+
+
+def _groups(projects: Sequence[Project], uses: Sequence[ProjectUse], by: By, period: Period) -> list[Group]:
+    from aifx.accounting.groups import BYS, group_uses
+    from aifx.accounting.reading import months, read_project
+    from aifx.accounting.report import make_group
+
+    if by not in BYS:
+        raise UsageError(f"--by {by}", did_you_mean(by, BYS) or f"one of {', '.join(BYS)}", "--by model")
+    if by != "month":
+        return [make_group(name, parts, period) for name, parts in group_uses(uses, by).items()]
+    return [
+        make_group(name, [read_project(one, month) for one in projects], month)
+        for name, month in months(projects, period)
+    ]
 
 
 def find_projects(folders: Sequence[StrPath]) -> list[Project]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -12,7 +12,7 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 
 if TYPE_CHECKING:
-    from aifx.verbs.accounting import Kpi, Kpis
+    from aifx.verbs.accounting import Kpis
 
 ProjectsArgument = Annotated[
     list[Path] | None,
@@ -26,6 +26,13 @@ def kpis(
         str | None,
         typer.Option("--since", metavar="AGE", help="Count what is not older, such as 30d. By default all."),
     ] = None,
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="GROUP", help="Also add up each team, tag, model or month.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a web page to FILE.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Also write comma-separated values to FILE.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Add up what projects used and what came of it: time, money, promotions.
@@ -33,6 +40,7 @@ def kpis(
     Examples:
         aifx kpis
         aifx kpis --since 30d
+        aifx kpis --since 90d --by month --html kpis.html
         aifx kpis fraud/ search/ --since 1w --json
 
     Reads what is on disk, and runs no code of the projects. A number that is not known is "-", never 0.
@@ -40,13 +48,13 @@ def kpis(
     with terminal(json) as out:
         from aifx.verbs.accounting import kpis as add_up
 
-        found = add_up(*(projects or ()), since=since)
+        found = add_up(*(projects or ()), since=since, by=cast("Any", by), html=html, csv=csv)
         out.result(found)
         _print(out, found)
 
 
 def _print(out: Output, found: Kpis) -> None:
-    out.table(["kpi", "value", "unit"], [(one.name, _value(one), one.unit) for one in found.kpis], right=["value"])
+    out.table(["kpi", "value", "unit"], [(one.name, one.text, one.unit) for one in found.kpis], right=["value"])
     rows = [
         (name, *(f"{one.categories[name]:,.4g}" for one in found.hours))
         for name in found.hours[0].categories
@@ -58,14 +66,13 @@ def _print(out: Output, found: Kpis) -> None:
     if found.costs:
         parts = [(one.name, f"{one.cost:,.6g}") for one in found.costs]
         out.table(["where the money went", "currency"], parts, right=["currency"])
+    if found.by is not None:
+        columns = ["runs", "accelerator_hours", "goodput", "money", "promotions", "refused_promotions"]
+        groups = [(group.name, {one.name: one.text for one in group.kpis}) for group in found.groups]
+        lines = [(name, *(given[column] for column in columns)) for name, given in groups]
+        out.table([found.by, *(name.replace("_", " ") for name in columns)], lines)
     for one in found.kpis:
         for lack in one.missing:
             out.print(f"not in {one.name}: {lack}")
     for problem in found.problems:
         out.log(f"not read: {problem}")
-
-
-def _value(one: Kpi) -> str | None:
-    if one.value is None:
-        return None
-    return f"{one.value:.1%}" if one.unit == "share" else f"{one.value:,.6g}"

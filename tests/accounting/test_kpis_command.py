@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -192,6 +193,31 @@ def test_answers_are_counted_by_their_records(project: Project) -> None:
     assert ".chain:3" in found["problems"][0]
 
 
+def test_groups_divide_what_is_added_up(project: Project, tmp_path: Path) -> None:
+    aifx(project.root, "runs", "tag", "priced", "night")
+    aifx(project.root, "registry", "tag", "tiny@v1", "team==risk<b>")
+    found = {by: aifx(project.root, "kpis", "--by", by) for by in ("tag", "team", "model", "month")}
+    groups = {by: {one["name"]: values(one) for one in document["groups"]} for by, document in found.items()}
+    names = {"tag": "night", "team": "=risk<b>", "model": "tiny"}
+    for by, name in names.items():
+        assert set(groups[by]) == {name, "(none)"}
+        assert (groups[by][name]["runs"], groups[by]["(none)"]["runs"]) == (1, 1)
+        assert groups[by][name]["money"] == pytest.approx(values(found[by])["money"])
+        assert groups[by]["(none)"]["money"] is None
+        assert (groups[by][name]["promotions"], groups[by]["(none)"]["promotions"]) == (1, 0)
+    for name in ("money", "cpu_hours", "promotions", "refused_promotions"):
+        month = [one[name] for one in groups["month"].values()]
+        assert sum(filter(None, month)) == pytest.approx(values(found["month"])[name])
+    page, table = tmp_path / "kpis.html", tmp_path / "kpis.csv"
+    aifx(project.root, "kpis", "--by", "team", "--html", str(page), "--csv", str(table))
+    assert "=risk&lt;b&gt;" in page.read_text()
+    rows = list(csv.DictReader(table.open(newline="")))
+    money = [row["value"] for row in rows if row["name"] == "money"]
+    assert money == [str(values(found["team"])["money"]), str(groups["team"]["=risk<b>"]["money"]), ""]
+    assert {row["group"] for row in rows} == {"", "'=risk<b>", "(none)"}
+
+
 def test_bad_arguments_are_named(project: Project, tmp_path: Path) -> None:
     assert "--since soon" in aifx(project.root, "kpis", "--since", "soon", code=2)["error"]["what"]
+    assert "--by teams" in aifx(project.root, "kpis", "--by", "teams", code=2)["error"]["what"]
     assert "aifx.toml" in aifx(project.root, "kpis", str(tmp_path), code=2)["error"]["what"]
