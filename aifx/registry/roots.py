@@ -26,11 +26,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from aifx.core.artifact import MANIFEST, Artifact, DamagedArtifact, short
+from aifx.core.artifact import MANIFEST, Artifact, DamagedArtifact, other_size, short
 from aifx.core.artifact_copies import fetch_artifact, stored_artifact
 from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError, UsageError, did_you_mean
-from aifx.core.files import UnsafeFile
+from aifx.core.files import DOCUMENT_LIMIT, UnsafeFile
 from aifx.core.json_values import flat
 from aifx.core.parsing import fault_in, parse_toml
 from aifx.core.project import RUN_NAME, Project, cache_path
@@ -130,6 +130,12 @@ class Root:
         store = self.version_store(state, artifact.digest)
         with repairable(state.name):
             try:
+                size = store.size(SETTINGS)
+                if size is not None and size != file.bytes:
+                    raise DamagedArtifact(store.url, other_size(SETTINGS, size, file))
+                if file.bytes > DOCUMENT_LIMIT:
+                    why = f"{SETTINGS} has {file.bytes >> 20} MiB, and aifx reads {DOCUMENT_LIMIT >> 20} MiB"
+                    raise DamagedArtifact(store.url, why)
                 data = store.read(SETTINGS)
                 if data is None or sha256_of(data) != file.sha256:
                     why = "is missing" if data is None else "has other bytes than were written"

@@ -20,7 +20,7 @@ from aifx.core.project import Project, check_run_name, find_project
 from aifx.core.requests import Request, find_request
 from aifx.core.results import Result
 from aifx.verbs.arguments import Settings, StrPath, overrides
-from aifx.verbs.models import pin_base
+from aifx.verbs.models import check_base
 
 if TYPE_CHECKING:
     from aifx.cluster.jobs import JobStatus, LaunchRecord
@@ -64,18 +64,28 @@ class _Command(NamedTuple):
         if self.run_name:
             check_run_name(self.run_name)
 
-    def check_base(self, project: Project) -> None:
-        """Raise UsageError, EnvironmentFault if the run or version that the training begins with is not there."""
+    def check_base(self, project: Project, *, waits_for: str = "", volume: str = "") -> None:
+        """Raise UsageError, EnvironmentFault if the run or version that the training begins with is not there.
+
+        Args:
+            waits_for: other jobs, which may make it. If it is not there, a warning is logged.
+            volume: of the cluster, which may have the run. If it is not here, a warning is logged.
+        """
         from aifx.kinds import load_config
 
         run = project.run(self.run_name)
         if self.arguments[0] != "train" or run.exists() or self.fork is not None or "--refit" in self.arguments:
             return
         config = load_config(project, self.settings, file=self.file)
-        if (name := config.finetune.base_run) is not None:
-            project.base_run(name)
-        elif (reference := config.finetune.base_version) is not None:
-            pin_base(reference, config.apply_to(project), run)
+        try:
+            check_base(config.finetune, config.apply_to(project))
+        except UsageError as error:
+            if waits_for:
+                log.warning("%s; the job looks again when it starts, after %s", error.what, waits_for)
+            elif volume and config.finetune.base_run is not None:
+                log.warning("%s; it must be on the volume %s when the job starts", error.what, volume)
+            else:
+                raise
 
 
 def _command(given: Sequence[str], example: str) -> _Command:
@@ -380,7 +390,7 @@ def _slurm_job(
         why = f"there is no such file in {project.root}"
         raise ConfigError(f"slurm.setup_script = {setup!r} cannot be used", why, "aifx config keys slurm")
     asked.check(project)
-    asked.check_base(project)
+    asked.check_base(project, waits_for=next((o for o in config.slurm.options if o.startswith("dependency=")), ""))
     launch = new_id(asked.run_name) if request is None else requested_id(project, request)
     folder = folder_of(project, launch).relative_to(project.root)
     id = "" if request is None else request.id
@@ -512,6 +522,7 @@ def _jobset(
         asked.check(project)
     config = load_config(project, [*asked.settings, *overrides(settings)])
     jobset = render_jobset(config, name if name is not None else asked.run_name or "main", list(asked.arguments))
+    asked.check_base(project, volume=str(config.k8s.runs_claim))
     return asked, config, jobset
 
 

@@ -13,6 +13,7 @@ from aifx.verbs.arguments import StrPath
 from aifx.verbs.catalogs import project_around
 
 if TYPE_CHECKING:
+    from aifx.config.sections import FinetuneSection
     from aifx.registry.roots import Root
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,20 @@ def pin_base(reference: str, project: Project, run: RunDirectory) -> str:
         log.warning("%s is another version now; run %s goes on with its base %s", reference, run.name, began)
         return began
     return pinned
+
+
+def check_base(finetune: FinetuneSection, project: Project) -> None:
+    """Raise UsageError, EnvironmentFault if the run or version that a training begins with is not there.
+
+    Args:
+        project: with the registry that its configuration names.
+    """
+    from aifx.registry.versions import pinned_name
+
+    if finetune.base_run is not None:
+        project.base_run(finetune.base_run)
+    elif finetune.base_version is not None:
+        pinned_name(finetune.base_version, project)
 
 
 def open_registry(label: str) -> tuple[Root, Project]:

@@ -9,6 +9,7 @@ from aifx.core.errors import UsageError
 from aifx.core.project import find_project
 from aifx.planning.plan import Memory, Plan
 from aifx.verbs.arguments import Settings, StrPath, overrides
+from aifx.verbs.models import check_base
 
 if TYPE_CHECKING:
     from aifx.planning.figures import Figure
@@ -30,6 +31,7 @@ def plan(
 
     The hardware need not be here. aifx compiles the training step for it if a compiler is installed, and counts
     otherwise. Each number says where it comes from. The verdict is bad if the run fits on none of the hardware.
+    Raises UsageError if the run or version that `finetune.base` names is not there.
 
     Args:
         hardware: to plan for: "this", "h100x8", "v5e-256"; by default this machine.
@@ -58,6 +60,8 @@ def plan(
     found = find_project(Path(project))
     directory = found.existing_run(run) if run is not None else None
     config = load_config(found, overrides(settings)) if directory is None else read_config(directory.config, found)
+    if directory is None:
+        check_base(config.finetune, config.apply_to(found))
     plans = make_plans(
         found,
         config,

@@ -65,10 +65,10 @@ def hints_name_root(verb: Callable[P, R]) -> Callable[P, R]:
         try:
             done: Any = verb(*args, **kwargs)
         except AifxError as error:
-            error.hint = _with_root(error.hint, str(root))
+            error.hint = with_root(error.hint, str(root))
             raise
         if findings := getattr(done, "findings", ()):
-            shown = (replace(one, hint=_with_root(one.hint, str(root))) for one in findings)
+            shown = (replace(one, hint=with_root(one.hint, str(root))) for one in findings)
             done = replace(done, findings=tuple(shown))
         found: R = done
         return found
@@ -76,7 +76,7 @@ def hints_name_root(verb: Callable[P, R]) -> Callable[P, R]:
     return named
 
 
-def _with_root(hint: str, root: str) -> str:
+def with_root(hint: str, root: str) -> str:
     """A hint whose commands use the registry at `root`."""
     hint = re.sub(r"\baifx registry (?!keygen)([a-z]+)", lambda m: f"{m[0]} --root {shlex.quote(root)}", hint)
     place = shlex.quote(root if "://" in root else os.path.abspath(root))

@@ -18,7 +18,9 @@ from aifx.commands.registry.options import (
     RootOption,
     VersionArgument,
     ending,
+    hint_at,
     print_act,
+    print_row,
 )
 from aifx.core.errors import UsageError
 from aifx.core.json_files import readable_bytes
@@ -65,7 +67,7 @@ def ls(root: RootOption = None, json: JsonOption = False) -> None:
         found = registry_ls(root=root)
         out.result(found)
         if not found.models:
-            out.log(f"no model in {found.root}: aifx registry push RUN NAME makes one")
+            out.log(f"no model in {found.root}: {hint_at(root, 'aifx registry push RUN NAME')} makes one")
             return
         rows = [
             (
@@ -134,15 +136,14 @@ def _print_versions(out: Output, versions: tuple[ShownVersion, ...]) -> None:
 def _print_version(out: Output, page: VersionPage) -> None:
     version = page.version
     state = "its files were deleted" if version.is_withdrawn else readable_bytes(page.size_bytes)
-    out.print(f"{version.reference}: {version.digest}, {state}")
-    by = one_line(version.pushed_by)
-    out.print(
-        f"pushed {_time(version.pushed_at)} UTC by {by}, from run {one_line(str(version.run))}, step {version.step}"
-    )
+    out.print(f"{version.reference}: {state}")
+    print_row(out, "digest", version.digest)
+    print_row(out, "pushed", f"{_time(version.pushed_at)} UTC by {version.pushed_by}")
+    print_row(out, "from", f"run {version.run}, step {version.step}")
     if version.aliases:
-        out.print(f"aliases: {', '.join(version.aliases)}")
+        print_row(out, "aliases", ", ".join(version.aliases))
     for key, value in version.tags.items():
-        out.print(one_line(f"tag {key}={value}"))
+        print_row(out, "tag", f"{key}={value}")
     if page.evidence:
         out.print("")
         rows = [(one.kind, one.digest[:12], one.made_by, one.signed, _time(one.time)) for one in page.evidence]
@@ -232,7 +233,7 @@ def pull(
 
         found = registry_pull(version, folder, root=root)
         out.result(found)
-        out.print(f"{found.reference} is in {found.folder}: {found.digest}, {readable_bytes(found.size_bytes)}")
+        out.print(f"{found.reference} is in {found.folder}: {found.digest[:12]}, {readable_bytes(found.size_bytes)}")
 
 
 @app.command()
@@ -257,7 +258,7 @@ def copy(
 
         done = registry_copy(version, target, **vars(options))
         numbered = f" as {done.reference}" if done.reference != version else ""
-        print_act(out, done, f"{version} is in {target}{numbered}: {done.digest}")
+        print_act(out, done, f"{version} is in {target}{numbered}: {done.digest[:12]}")
 
 
 @app.command()
@@ -316,14 +317,14 @@ def at(
         if (entry := found.entry) is None:
             out.print(f"{name}@{alias} meant no version at {found.time}")
         else:
-            why = f": {entry.reason}" if entry.reason else ""
-            out.print(f"{name}@{alias} meant {found.version} ({found.digest}) at {found.time}")
-            out.print(
-                one_line(f"since entry {entry.number}, {_time(entry.time)} UTC: {entry.action} by {entry.actor}{why}")
-            )
+            out.print(f"{name}@{alias} meant {found.version} at {found.time}")
+            print_row(out, "digest", str(found.digest))
+            print_row(out, "since", f"{_time(entry.time)} UTC, entry {entry.number}: {entry.action} by {entry.actor}")
+            if entry.reason:
+                print_row(out, "reason", entry.reason)
         for one in found.servers:
-            until = "" if one.until is None else f"; it ended {_time(one.until)} UTC"
-            out.print(f"server {one.server}: {one.version} since {_time(one.since)} UTC{until}")
+            until = "" if one.until is None else f", ended {_time(one.until)} UTC"
+            print_row(out, "server", f"{one.server}: {one.version} since {_time(one.since)} UTC{until}")
 
 
 @app.command()
@@ -480,7 +481,7 @@ def attest(
         chosen = [kind for kind, is_given in kinds.items() if is_given] or ["file"]
         if len(chosen) > 1:
             flags = [f"--{one.replace('signature', 'sign')}" for one in chosen]
-            hint = f"aifx registry attest {version} {flags[0]}"
+            hint = hint_at(options.root, f"aifx registry attest {version} {flags[0]}")
             raise UsageError(f"{flags[0]} cannot be used with {flags[1]}", "evidence has one kind", hint)
         done = registry_attest(version, file, chosen[0], key=key, **vars(options))
         print_act(out, done, f"{done.reference} has evidence of the kind {chosen[0]!r}")
@@ -591,7 +592,8 @@ def rm(version: VersionArgument, yes: YesOption = False, json: JsonOption = Fals
 
         if not yes and not options.dry_run:
             size = readable_bytes(registry_show_version(version, root=options.root).size_bytes)
-            confirm_deletion(out, version, size, f"aifx registry rm {version} --yes")
+            hint = hint_at(options.root, f"aifx registry rm {version} --yes")
+            confirm_deletion(out, version, size, hint)
         done = registry_rm(version, **vars(options))
         print_act(out, done, f"{done.reference} is withdrawn")
 
@@ -640,7 +642,8 @@ def policy(root: RootOption = None, json: JsonOption = False) -> None:
         page = registry_policy(root=root)
         out.result(page)
         if not page.text:
-            out.log(f"{page.root} has no policy, so no evidence is asked for: aifx registry init")
+            hint = hint_at(root, "aifx registry init")
+            out.log(f"{page.root} has no policy, so no evidence is asked for: {hint}")
         elif not json:
             out.write(page.text)
 

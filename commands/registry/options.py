@@ -15,6 +15,8 @@ from aifx.core.sanitize import one_line
 if TYPE_CHECKING:
     from aifx.verbs.registry import Act, PolicyPage
 
+WIDTH = 80
+
 VersionArgument = Annotated[
     str, typer.Argument(metavar="NAME@VERSION", help="Version: NAME@v3, NAME@ALIAS or NAME@DIGITS.")
 ]
@@ -38,11 +40,29 @@ class ActOptions:
     root: RootOption = None
 
 
+def hint_at(root: str | None, hint: str) -> str:
+    """A hint whose commands have the `--root` that was given."""
+    from aifx.verbs.registry import with_root
+
+    return hint if root is None else with_root(hint, root)
+
+
+def print_row(out: Output, label: str, text: str) -> None:
+    """A line with a label. A text that is too long is folded, which imports rich."""
+    line = one_line(f"{label}  {text}")
+    if out.json or len(line) <= WIDTH:
+        out.print(line)
+        return
+    from rich.text import Text
+
+    out.row(Text(f"{label}  "), Text(one_line(text)))
+
+
 def print_act(out: Output, done: Act, sentence: str) -> None:
     """Print what was done, and what each rule of the policy found."""
     out.result(done)
     for finding in done.findings:
-        out.print(one_line(f"{'passed' if finding.passed else 'FAILED'}  {finding.rule}: {finding.found}"))
+        print_row(out, "passed" if finding.passed else "FAILED", f"{finding.rule}: {finding.found}")
         if finding.hint:
             first, *others = finding.hint.split(", and: ")
             out.print("\n         and: ".join([f"        hint: {first}", *others]))

@@ -12,6 +12,7 @@ from typing import Any
 import inprocess
 import pytest
 import yaml
+from stored_models import push_empty
 
 from aifx.cluster import kubernetes
 from aifx.cluster.jobs import JobStatus, LaunchRecord
@@ -103,6 +104,15 @@ def test_apply_hands_over_what_is_printed_and_keeps_a_record(project: Project, k
     (found,) = read_records(project)
     assert (found.job, found.place, found.run, found.nodes) == ("wide", "prod/team-b", "wide", 1)
     assert found.arguments == ("train", "--run", "wide")
+
+
+def test_a_training_whose_base_is_missing_is_not_handed_over(project: Project, kubectl: Kubectl) -> None:
+    push_empty(project, "fox")
+    code, manifest, error = aifx(project, "k8s", "train", "--set", "finetune.base=fox@v2")
+    assert (code, manifest, "aifx registry show fox" in error) == (2, "", True)
+    code, manifest, error = aifx(project, "k8s", "train", "--set", "finetune.base=wide")
+    assert (code, "it must be on the volume runs" in error, "kind: JobSet" in manifest) == (0, True, True)
+    assert aifx(project, "k8s", "train", "--set", "finetune.base=fox@v1")[::2] == (0, "")
 
 
 def test_a_jobset_is_created_once_for_a_request(project: Project, kubectl: Kubectl) -> None:

@@ -101,6 +101,9 @@ def test_a_training_whose_base_is_missing_is_not_submitted(launch: Run, project:
     assert hint in refused.stderr
     assert not (project / "asked").exists()
     assert launch("slurm", "--no-follow", "train", "--set", "finetune.base=fox@v1").returncode == 0
+    waits = ("-o", "dependency=afterok:6")
+    waiting = launch("slurm", "--no-follow", *waits, "train", "--set", f"finetune.base={base}")
+    assert (waiting.returncode, "after dependency=afterok:6" in waiting.stderr) == (0, True), waiting.stderr
 
 
 def test_a_job_is_submitted_once_for_a_request(launch: Run, project: Path) -> None:

@@ -49,6 +49,12 @@ def test_this_machine_is_planned_by_compiling(project: Project) -> None:
     assert plan["links"] == []
 
 
+@pytest.mark.parametrize(("base", "why"), [("fox@v2", "no model 'fox'"), ("wide", "no run 'wide'")])
+def test_a_base_that_is_missing_is_refused(project: Project, base: str, why: str) -> None:
+    done = aifx(project, "plan", "--no-compile", "--set", f"finetune.base={base}")
+    assert (done.returncode, why in done.stderr) == (2, True), done.stderr
+
+
 @pytest.mark.slow
 def test_several_kinds_of_hardware_make_a_table(project: Project) -> None:
     """One of them cannot share the batch, which doesn't hide the others."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import model_runs
 import pytest
 from registry_program import answer, content, run
 from s3_server import s3_server
 
+import aifx
 from aifx.commands.registry.group import app
-from aifx.core.stores import open_store
+from aifx.core.artifact import DamagedArtifact
+from aifx.core.stores import Store, open_store
 from aifx.registry.acts import Caller, push
 from aifx.registry.reports import verify_root
 from aifx.registry.roots import Root
@@ -111,6 +114,19 @@ def test_hints_name_the_root_that_was_given(folder: Path) -> None:
     assert first == f"AIFX_REGISTRY__ROOT={folder / 'other'} aifx eval --model fraud@v1 --json > report.json"
     assert second == "aifx registry attest --root other fraud@v1 report.json --eval"
     assert "hint: aifx registry show --root other fraud\n" in run(folder, "show", "fraud@v9", "--root", "other").stderr
+    asked = run(folder, "rm", "fraud@v1", "--root", "other").stderr
+    assert "hint: aifx registry rm --root other fraud@v1 --yes\n" in asked
+
+
+def test_pages_of_a_model_fit_80_columns(folder: Path) -> None:
+    long = "answers are late " * 9
+    act = ("rollback", "fraud", "production", "--reason", long)
+    answer(folder, *act, AIFX_ACTOR=f"{'ann' * 10}@{'host' * 9}")
+    for page in (("at", "fraud", "production"), ("show", "fraud@v1")):
+        lines = run(folder, *page).stdout.splitlines()
+        assert max(map(len, lines)) <= 80, lines
+        assert f"digest  {version(folder)}" in lines
+    assert " ".join(run(folder, "at", "fraud", "production").stdout.split()).endswith(f"reason {long.strip()}")
 
 
 def test_a_version_that_is_promoted_already_is_judged_again(folder: Path) -> None:
@@ -132,6 +148,16 @@ def test_a_first_policy_is_tried(folder: Path) -> None:
     assert answer(folder, "init", "--dry-run")["dry_run"]
     error = run(folder, "init", "--key", "ann.pem")
     assert (error.returncode, "--key requires --policy" in error.stderr) == (2, True)
+
+
+def test_settings_of_another_size_are_not_read(folder: Path) -> None:
+    """A remote store would send all of them."""
+    (settings,) = (folder / "registry/models/fraud/versions").glob(f"{version(folder)[:12]}/config.toml")
+    settings.write_bytes(settings.read_bytes() * 2)
+    read = mock.patch.object(Store, "read", autospec=True, side_effect=Store.read)
+    with read as calls, pytest.raises(DamagedArtifact, match=r"config\.toml has .* bytes and had"):
+        aifx.registry_diff("fraud@v1", "fraud@v2", project=folder)
+    assert "config.toml" not in [call.args[1] for call in calls.call_args_list]
 
 
 def flip(data: bytes) -> bytes:
