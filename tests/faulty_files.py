@@ -134,7 +134,10 @@ def _watched(calls: Calls) -> Iterator[Calls]:
             if name in ("fsync", "fdatasync") and is_below:
                 calls.flushed(path)
                 return None  # `Calls` knows what a loss of power would leave, and disks take their time
-            return real(*args, **kwargs)
+            found = real(*args, **kwargs)
+            if name == "open" and is_below and args[1] & os.O_EXCL:
+                calls.flushed(found)  # it is empty
+            return found
 
         return call
 

@@ -20,7 +20,7 @@ import numpy as np
 from aifx.config.serve_section import ServeSection
 from aifx.core.errors import AifxError, DataError, ExitCode, UsageError
 from aifx.core.results import Result
-from aifx.serving.records import Record, RecordWriter, encoded, read_records
+from aifx.serving.records import SEGMENT_BYTES, Record, RecordWriter, encoded, read_records
 from aifx.serving.requests import (
     Deliver,
     Delta,
@@ -56,7 +56,9 @@ class Recorder:
     # thread has to get Python's lock first. A thread of its own flushes to the disk, every `flush_s` or, with "each",
     # all records that wait for it at once (group commit), and then delivers the ends of their answers.
 
-    def __init__(self, folder: Path, flush: float | Literal["each"], *, is_open: bool) -> None:
+    def __init__(
+        self, folder: Path, flush: float | Literal["each"], *, is_open: bool, segment_bytes: int = SEGMENT_BYTES
+    ) -> None:
         """Make the first segment, and start the thread that flushes. Raises AifxError, OSError.
 
         Args:
@@ -64,7 +66,7 @@ class Recorder:
             flush: seconds between flushes, or "each": an answer ends once its record is on the disk.
             is_open: whether answers go on without records if these cannot be written.
         """
-        self._writer = RecordWriter(folder)
+        self._writer = RecordWriter(folder, segment_bytes)
         self._flush, self._is_open = flush, is_open
         self._lost, self._failed_at, self._failure = 0, -RETRY_S, ""
         self._waiting: list[Done] = []

@@ -149,6 +149,7 @@ class RecordWriter:
             segment = self._segment
             if segment is None or (segment.size and segment.size + len(payload) + len(line) > self._segment_bytes):
                 if segment is not None:
+                    _sync(segment)  # a loss of power must not take its end, and leave the beginning of the next one
                     self._full.append(segment)
                     self._segment = None
                 self._segment = segment = self._open()
@@ -172,10 +173,7 @@ class RecordWriter:
             self._is_synced = True
         try:
             for one in [*full, *([segment] if segment is not None else [])]:
-                try:
-                    one.sync()
-                except OSError as error:
-                    raise cannot_write(one.payload_path, error) from error
+                _sync(one)
         except BaseException:
             self._is_synced = False
             raise
@@ -197,6 +195,13 @@ class RecordWriter:
         number = self._next_segment
         self._next_segment += 1
         return _Segment(self.folder, number)
+
+
+def _sync(segment: _Segment) -> None:
+    try:
+        segment.sync()
+    except OSError as error:
+        raise cannot_write(segment.payload_path, error) from error
 
 
 def _write(handle: int, data: bytes) -> None:
