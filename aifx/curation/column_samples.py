@@ -22,6 +22,9 @@ MOST_LEVELS = 20
 LEAST_NUMBERS = 0.99
 """Share of the reference's values that are numbers in a column of numbers. Others are missing."""
 
+MOST_NAMES = 0.5
+"""Distinct values by rows of the reference. More are names of rows or files, of which new rows have others."""
+
 LEAST_TEXT = 40
 """Characters of a column's texts, by the median; shorter ones are names."""
 
@@ -51,6 +54,8 @@ def comparable(reference: Sequence[Any], now: Sequence[Any]) -> tuple[Any, Any] 
             return old, new
         return _levels(old, known), _levels(new, known)
     counts = Counter(_text(value) for value in there)
+    if len(counts) > MOST_NAMES * len(there):
+        return "names that few rows share, which are others each day"
     kept = set(sorted(counts, key=lambda text: (-counts[text], text))[: MOST_VALUES - 1])
     found = []
     for side in (reference, now):

@@ -1,4 +1,4 @@
-"""Columns of rows as they are compared: of a text, its length, words and language."""
+"""Columns of rows as they are compared: of a text its length, words and language, of a picture its light."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import numpy as np
 
 from aifx.curation.column_samples import MOST_CHARACTERS, comparable, is_text, lengths_of
 from aifx.curation.languages import identify
+from aifx.data.readers.formats import IMAGE
+from aifx.feedback.pictures import BRIGHTNESS, SHARPNESS, light_of
 
 LENGTH, UNSEEN, LANGUAGE = ".length", ".unseen", ".language"
 """After the name of a column of texts: characters, the share of pairs of words that the reference does not have, and
@@ -43,7 +45,10 @@ def columns_of(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]
             found.left_out[name] = "only now" if name in names[1] else "only in the reference"
             continue
         sides = [[row.get(name) for row in rows] for rows in (old, new)]
-        if is_text(sides[0]):
+        if name == IMAGE and np.ndim(sides[0][0]) >= 2:
+            for after, *values in zip((BRIGHTNESS, SHARPNESS), *map(light_of, sides), strict=True):
+                found.add(name + after, *values)
+        elif is_text(sides[0]):
             found.add(name + LENGTH, *map(lengths_of, sides))
             found.add(name + UNSEEN, *_unseen(*sides))
             found.add(name + LANGUAGE, *map(_languages, sides))

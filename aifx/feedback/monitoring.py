@@ -17,11 +17,14 @@ from aifx.core.plurals import counted
 from aifx.core.progress import report_progress
 from aifx.core.results import Result
 from aifx.curation.column_drift import LEAST_ROWS, MISSING, MOST_ROWS, ColumnDrift, compare_columns
+from aifx.data.images import ImageFormat
 from aifx.data.names import RESERVED, ROW, SPLIT
+from aifx.data.readers.formats import IMAGE
 from aifx.data.readers.rows import Row
 from aifx.feedback.columns import LENGTH, Columns, columns_of
 from aifx.feedback.performance import ESTIMATE, OUTCOME, Performance, Predicted, measure_performance
-from aifx.loading.prediction import LoadedModel, predict_rows
+from aifx.feedback.pictures import DISTANCE, distances
+from aifx.loading.prediction import LoadedModel, hidden_rows, predict_rows
 
 PREDICTION = "prediction."
 """Before the name of a column of predictions."""
@@ -158,6 +161,8 @@ def monitor(
         columns.left_out["predictions"] = why
     else:
         predictions = columns_of(*([_flat(one) for one in every] for every in (found_before, found_now)))
+        if fresh is not None and isinstance(model.format, ImageFormat):
+            predictions.add(IMAGE + DISTANCE, *_distances(model, old, fresh, new))
     known = [*columns.sides[0], *predictions.sides[0]]
     known += [name + MISSING for name in known if isinstance(columns.sides[0].get(name), np.ndarray)]
     if unknown := [name for name in least if name not in known]:
@@ -288,6 +293,14 @@ def _predictions(model: LoadedModel, sample: _Sample) -> list[dict[str, Any]]:
             progress.advance(1)
             found.append(prediction)
     return found
+
+
+def _distances(model: LoadedModel, old: _Sample, fresh: _Sample, new: _Sample) -> list[Any]:
+    """The distances of pictures of both sides to those of the reference, in the model's last layer."""
+    known = hidden_rows(model.trained, old.rows)
+    if fresh is old:
+        return [distances(known, known, are_known=True), distances(hidden_rows(model.trained, new.rows), known)]
+    return [distances(hidden_rows(model.trained, side.rows), known) for side in (fresh, new)]
 
 
 def _flat(prediction: Mapping[str, Any]) -> dict[str, Any]:

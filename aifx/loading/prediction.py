@@ -74,6 +74,21 @@ def predict_rows(trained: RestoredRun, rows: Iterable[Row]) -> Iterator[tuple[Ro
         yield skipped, _nulls(decoded) | {"reason": reason}
 
 
+def hidden_rows(trained: RestoredRun, rows: Iterable[Row]) -> np.ndarray:
+    """What the head reads of each row, `[rows, embed]`, of a format that makes one example per row."""
+    programs, params, frozen = trained.programs("none")
+    if programs.task.format is None:
+        raise undefined(type(programs.task), "format", "read rows")
+
+    def compute(batch: Batch) -> Mapping[str, np.ndarray]:
+        found: Mapping[str, np.ndarray] = jax.device_get(programs.hidden_step(params, frozen, programs.place(batch)))
+        return found
+
+    with project_errors(trained.config.parts, trained.project):
+        found = in_batches(encoded_rows(programs.task.format, rows), compute, programs.eval_rows)
+        return np.concatenate([arrays["hidden"] for _, arrays in found])
+
+
 def _defines_both(found: object, one: str, all: str) -> bool:
     """Whether the class that defines the method `one` also defines its counterpart for many rows."""
     return next(all in vars(cls) for cls in type(found).__mro__ if one in vars(cls) or all in vars(cls))

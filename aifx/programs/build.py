@@ -184,6 +184,15 @@ class Programs:
         return self._forward_program("predict_step", self.objective.predictions, lambda _: True)
 
     @functools.cached_property
+    def hidden_step(self) -> Program:
+        """(params, frozen, batch) -> what the head reads of each row: "hidden" float32 `[rows, embed]`."""
+
+        def hidden(model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Mapping[str, jax.Array]:
+            return {"hidden": model.hidden(params, batch, ctx).astype(jnp.float32)}
+
+        return self._forward_program("hidden_step", hidden, lambda _: True)
+
+    @functools.cached_property
     def reference_step(self) -> Program:
         """(params, frozen, batch) -> the objective's `reference` of each row: values of the model before training."""
         compute: Any = getattr(self.objective, "reference")  # noqa: B009  # of those that need one

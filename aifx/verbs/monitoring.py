@@ -14,7 +14,8 @@ from aifx.core.errors import UsageError
 from aifx.core.files import write_output
 from aifx.core.project import Project, RunDirectory
 from aifx.data.names import SPLIT
-from aifx.data.sections import TableSection
+from aifx.data.readers.formats import IMAGE
+from aifx.data.sections import ImagesSection, TableSection
 from aifx.verbs.arguments import Settings, Step, StrPath
 from aifx.verbs.catalogs import row_files
 from aifx.verbs.prediction import load
@@ -139,6 +140,8 @@ def _training_rows(model: LoadedModel, root: str | None, project: StrPath) -> tu
     name = ", ".join(file.name for file in train)
     if "data.path" in named and isinstance(section, TableSection):
         return _by_split(name, partial(_rows_with_splits, form, section, trained.project, train))
+    if isinstance(section, ImagesSection):
+        return _by_split(name, partial(_pictures, model, section, name))
     from aifx.feedback.monitoring import MonitoredRows
 
     held_out = files if "data.path" not in named else []
@@ -162,6 +165,24 @@ def _rows_with_splits(
     for number, row in enumerate(_rows(form, files)):
         if number in split_of:
             yield replace(row, values={**row.values, SPLIT: split_of[number]})
+
+
+def _pictures(model: LoadedModel, section: ImagesSection, name: str) -> Iterator[Row]:
+    """The pictures of `[data]` as training reads them, each with its split."""
+    from aifx.data.images import ImageFormat
+    from aifx.data.readers.rows import Row
+
+    trained, form = model.trained, model.format
+    project = trained.config.apply_to(trained.project)
+    _, data = ImageFormat.open(section, project, trained.run.assets)
+    for split, arrays in data.splits.items():
+        for number, target in enumerate(arrays["targets"]):
+            values = {IMAGE: arrays["inputs"][[number]][0], SPLIT: split}
+            if form.outcome_column:
+                classes, spec = data.spec.classes, data.spec
+                outcome = classes[target] if classes else float(target * spec.target_scale + spec.target_mean)
+                values[form.outcome_column] = outcome
+            yield Row(name, number + 1, f"{name}: picture {number + 1} of {split}", values)
 
 
 def _training_version(run: RunDirectory) -> str | None:
