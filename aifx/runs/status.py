@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from typing import Any
 from aifx.checkpoint.manifest import read_info, step_directories
 from aifx.config.best_by import LOSS, BestBy, Score, parse_best_by
 from aifx.core.errors import AifxError, UsageError
-from aifx.core.files import RECORDS_LIMIT, UnsafeFile, read_file
+from aifx.core.files import RECORDS_LIMIT, read_file
 from aifx.core.json_files import parse_line, read_jsonl
 from aifx.core.json_values import number
 from aifx.core.parsing import parse_toml
-from aifx.core.project import Project, RunDirectory
+from aifx.core.project import RunDirectory
 from aifx.core.results import Result
 from aifx.core.statuses import Status, stop_status
 from aifx.runs.lock import holder, is_held
@@ -58,21 +58,6 @@ class RunList(Result):
     """The document that `aifx runs ls --json` prints."""
 
     runs: list[RunStatus]
-
-
-def list_runs(project: Project, tag: str | None, on_error: Callable[[Exception], None]) -> RunList:
-    """The project's runs, the one written last at the end; with `tag` those that have it.
-
-    Args:
-        on_error: called for a run that cannot be read; it does not hide the others.
-    """
-    found = []
-    for run in project.runs():
-        try:
-            found.append(run_status(run))
-        except (UnsafeFile, OSError) as error:
-            on_error(error)
-    return RunList([status for status in found if tag in (None, *status.tags)])
 
 
 def run_status(run: RunDirectory) -> RunStatus:

@@ -16,9 +16,10 @@ from aifx.core.project import find_project
 from aifx.core.results import Result
 from aifx.machine.catalogue import utilization
 from aifx.runs.bill import Bill, Spent, headline, read_bill, remarks, spent
+from aifx.runs.index import list_runs
 from aifx.runs.provenance import read_provenance
 from aifx.runs.reading import Evaluation, Prediction, Setting, changed_settings, read_evaluations, read_predictions
-from aifx.runs.status import RunList, RunStatus, list_runs, run_status
+from aifx.runs.status import RunList, RunStatus, run_status
 from aifx.verbs.arguments import StrPath
 
 if TYPE_CHECKING:
