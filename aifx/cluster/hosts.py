@@ -137,9 +137,10 @@ _PASSING = re.compile(
 )
 
 
-def may_pass(ended: Ended) -> bool:
-    """Whether a question that failed may succeed later: by what Slurm and kubectl write, nobody answered."""
-    return ended.cut == "limit" or any(map(_PASSING.search, ended.last_lines))
+def refusal(what: str, ended: Ended, why: str, hint: str) -> EnvironmentFault:
+    """The error of a question that failed. It is transient if, by what Slurm and kubectl write, nobody answered."""
+    transient = ended.cut == "limit" or any(map(_PASSING.search, ended.last_lines))
+    return EnvironmentFault(what, why, hint, transient=transient)
 
 
 _until: ContextVar[float] = ContextVar("until", default=math.inf)

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from aifx.cluster.hosts import ask_kubernetes, may_pass
+from aifx.cluster.hosts import ask_kubernetes, refusal
 from aifx.cluster.jobs import POLL_S, JobStatus, LaunchRecord
 from aifx.config import Config
 from aifx.config.launch_section import KubernetesSection, LaunchSection
@@ -82,7 +82,7 @@ def _apply(manifest: Path, *options: str, holds: int | None = None) -> None:
     ended = ask_kubernetes("apply", f"--filename={manifest}", *options, holds=holds)
     if not ended.succeeded:
         hint = "kubectl get crd jobsets.jobset.x-k8s.io shows whether JobSet is installed"
-        raise EnvironmentFault("Kubernetes did not take the JobSet", _why(ended), hint, transient=may_pass(ended))
+        raise refusal("Kubernetes did not take the JobSet", ended, _why(ended), hint)
 
 
 class Kubernetes:
@@ -149,7 +149,7 @@ def _end_of_log(record: LaunchRecord, lines: int) -> Ended:
     if ended.cut == "output":
         raise _TooLong(what, "its last lines are too long", hint)
     if not ended.succeeded:
-        raise EnvironmentFault(what, _why(ended), hint, transient=may_pass(ended))
+        raise refusal(what, ended, _why(ended), hint)
     return ended
 
 
@@ -204,7 +204,7 @@ def _need(record: LaunchRecord, *arguments: str) -> None:
     ended = ask_kubernetes(*_place(record), *arguments)
     if not ended.succeeded:
         hint = "kubectl get jobsets --all-namespaces"
-        raise EnvironmentFault(f"Kubernetes did not stop JobSet {record.job}", _why(ended), hint)
+        raise refusal(f"Kubernetes did not stop JobSet {record.job}", ended, _why(ended), hint)
 
 
 def _why(ended: Ended) -> str:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from aifx.cluster.hosts import ask_slurm, may_pass
+from aifx.cluster.hosts import ask_slurm, refusal
 from aifx.cluster.jobs import ANSWER, JobStatus, LaunchRecord, State, read_events
 from aifx.config.launch_section import LaunchSection, SlurmSection
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode, UsageError
@@ -64,7 +64,7 @@ def submit(script: Path, root: Path, holds: int | None = None) -> tuple[str, str
     if not ended.succeeded or not re.fullmatch("[0-9]+", number):
         why = ended.last_line.removeprefix("sbatch: error: ") or ended.how
         hint = f"sbatch {script} shows all of its messages"
-        raise EnvironmentFault("Slurm did not take the job", why, hint, transient=may_pass(ended))
+        raise refusal("Slurm did not take the job", ended, why, hint)
     return number, place
 
 
@@ -108,7 +108,7 @@ class Slurm:
         how = [] if now or status.state != "running" else ["--batch", "--signal=INT"]
         done = ask_slurm("scancel", *how, *_job(record))
         if not done.succeeded:
-            raise EnvironmentFault(f"Slurm did not stop job {record.job}", done.last_line or done.how, "squeue --me")
+            raise refusal(f"Slurm did not stop job {record.job}", done, done.last_line or done.how, "squeue --me")
 
     def lines(self, record: LaunchRecord, folder: Path) -> Iterator[bytes | None]:
         path, position, rest = folder / LOG, 0, b""

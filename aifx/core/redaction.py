@@ -76,7 +76,7 @@ def redact_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def redact_values(value: Any) -> Any:
-    """A JSON document without the secrets in its strings, and without the values of keys that name a secret."""
+    """A JSON document whose strings are redacted, each by itself: the names of keys do not count."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):

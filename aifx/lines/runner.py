@@ -384,7 +384,8 @@ class TickRun:
         document = _document(one.output(found.command))
         if found.code == ExitCode.UNABLE and "error" not in document:
             failure = _document(one.failure(found.command))
-            document |= failure if _code(failure) == found.code else {}
+            is_own = station is None or not station.shell or _came_last(failure, one.errors(found.command))
+            document |= failure if is_own and _code(failure) == found.code else {}
         error = _error(name, found, document, one) if found.code else {}
         self._write_end(name, station, opened, one, found, document, error)
 
@@ -510,6 +511,14 @@ def _error(name: str, found: Exit, document: Mapping[str, Any], one: Try) -> dic
     silent = "the disk was full" if found.was_full else "it wrote nothing"
     hint = given.get("hint") or f"aifx line logs {name}; then: aifx line retry {name}"
     return {"what": what, "why": redact(found.stopped or why or silent), "hint": redact(str(hint))}
+
+
+def _came_last(failure: Mapping[str, Any], errors: bytes) -> bool:
+    """Whether a program wrote nothing after the failure of an aifx in it: otherwise it handled that, and went on."""
+    given = failure.get("error")
+    parts = [str(given.get(part, "")).split() for part in ("hint", "why", "what")] if isinstance(given, Mapping) else []
+    last = next((words for words in parts if words), [])
+    return last != [] and errors.decode(errors="replace").split()[-len(last) :] == last
 
 
 def _written_error(text: str) -> dict[str, str]:

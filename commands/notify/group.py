@@ -10,7 +10,7 @@ import typer
 from aifx.commands.console.format import date
 from aifx.commands.console.options import DryRunOption, JsonOption
 from aifx.commands.console.output import Output
-from aifx.commands.console.terminal import terminal
+from aifx.commands.line.options import line_terminal
 from aifx.core.errors import AifxError, ErrorDocument
 from aifx.core.plurals import counted
 
@@ -53,10 +53,10 @@ def run(
         aifx notify run --target ops --json
         aifx notify run --dry-run
     """
-    with terminal(json) as out:
+    with line_terminal(file, json) as out:
         from aifx.verbs.notifying import notify_run
 
-        _print_deliveries(out, notify_run(*target or (), dry_run=dry_run, file=file))
+        _print_deliveries(out, notify_run(*target or (), dry_run=dry_run, file=file), file)
 
 
 @app.command()
@@ -67,7 +67,8 @@ def ls(file: FileOption = None, json: JsonOption = False) -> None:
         aifx notify ls
         aifx notify ls --json
     """
-    with terminal(json) as out:
+    with line_terminal(file, json) as out:
+        from aifx.verbs.line_ticks import with_file
         from aifx.verbs.notifying import notify_ls
 
         found = notify_ls(file=file)
@@ -98,8 +99,8 @@ def ls(file: FileOption = None, json: JsonOption = False) -> None:
             columns = ["target", "state", "event", "type", "subject", "time", "attempts", "next attempt", "reason"]
             out.table(columns, letters, right=["attempts"])
         if left := sum(len(one.waiting) + len(one.dead) for one in found.targets) - len(letters):
-            out.print(f"and {counted(left, 'event')} more: aifx notify ls --json")
-        _report(out, *(one.problem for one in found.targets), *found.problems)
+            out.print(with_file(f"and {counted(left, 'event')} more: aifx notify ls --json", file))
+        _report(out, file, *(one.problem for one in found.targets), *found.problems)
 
 
 @app.command()
@@ -123,10 +124,11 @@ def replay(
         aifx notify replay 3f2a91c0 --target ops
         aifx notify replay --since 2026-11-30T14:00 --dry-run
     """
-    with terminal(json) as out:
+    with line_terminal(file, json) as out:
         from aifx.verbs.notifying import notify_replay
 
-        _print_deliveries(out, notify_replay(*ids or (), targets=target or (), since=since, dry_run=dry_run, file=file))
+        done = notify_replay(*ids or (), targets=target or (), since=since, dry_run=dry_run, file=file)
+        _print_deliveries(out, done, file)
 
 
 @app.command("test")
@@ -142,7 +144,7 @@ def send_test(
         aifx notify test ops
         aifx notify test ops --dry-run
     """
-    with terminal(json) as out:
+    with line_terminal(file, json) as out:
         from aifx.verbs.notifying import notify_test
 
         done = notify_test(target, dry_run=dry_run, file=file)
@@ -160,7 +162,9 @@ def _count(waiting: int, has_more: bool) -> str:
     return f"{waiting}+" if has_more else str(waiting)
 
 
-def _print_deliveries(out: Output, done: Deliveries) -> None:
+def _print_deliveries(out: Output, done: Deliveries, file: Path | None) -> None:
+    from aifx.verbs.line_ticks import with_file
+
     out.result(done)
     for one in done.targets:
         sent, waiting = len(one.sent), _count(one.waiting, one.has_more)
@@ -174,13 +178,16 @@ def _print_deliveries(out: Output, done: Deliveries) -> None:
             again = f"; next attempt {date(event.next_at)}" if event.next_at else ""
             out.print(f"  failed  {_name(event)}: {event.reason}{again}")
         for event in one.dead:
-            out.print(f"  dead    {_name(event)}: {event.reason}; aifx notify replay sends it again")
-    _report(out, *(one.problem for one in done.targets), *done.problems)
+            again = with_file("aifx notify replay sends it again", file)
+            out.print(f"  dead    {_name(event)}: {event.reason}; {again}")
+    _report(out, file, *(one.problem for one in done.targets), *done.problems)
 
 
 def _name(event: EventState) -> str:
     return f"{event.id[:12]} {event.type} {event.subject}"
 
 
-def _report(out: Output, *problems: ErrorDocument | None) -> None:
-    out.report(AifxError(one["what"], one["why"], one["hint"]) for one in problems if one)
+def _report(out: Output, file: Path | None, *problems: ErrorDocument | None) -> None:
+    from aifx.verbs.line_ticks import with_file
+
+    out.report(AifxError(one["what"], one["why"], with_file(one["hint"], file)) for one in problems if one)

@@ -77,20 +77,22 @@ def test_the_document_of_a_failure_is_in_the_file_that_the_environment_names(tmp
 
 
 def test_a_program_is_repeated_by_the_failure_of_the_aifx_in_it_alone(cluster: Cluster) -> None:
-    """A failure with another exit code is not that of the program."""
-    script = "sh -c 'echo x >>a.count; cp failure $AIFX_ERROR_FILE; exit 2' CODE"
-    for code, tries in ((2, 2), (75, 1)):
-        (cluster.root / "failure").write_text(json.dumps({"error": {"exit_code": code, "transient": True}}))
-        cluster.write(station("a", script.replace("CODE", str(code)), retries=1))
+    """A failure with another exit code, or that another message follows, is not that of the program."""
+    script = "sh -c 'echo x >>a.count; cp failure $AIFX_ERROR_FILE; MORE; exit 2' CODE"
+    error = 'printf "error: no route\\n  to the   host\\nhint: try\\n  again\\n" >&2'
+    for code, more, tries in ((2, error, 2), (75, error, 1), (2, f"{error}; echo no such row >&2", 1), (2, "true", 1)):
+        failure = {"what": "no route", "why": "to the host", "hint": "try again", "exit_code": code, "transient": True}
+        (cluster.root / "failure").write_text(json.dumps({"error": failure}))
+        cluster.write(station("a", script.replace("MORE", more).replace("CODE", f"{code} {tries}"), retries=1))
         assert cluster.tick() == {"a": "failed"}
-        assert cluster.count("a") == tries
+        assert cluster.count("a") == tries, (code, more)
         (cluster.root / "a.count").unlink()
 
 
 def test_a_program_that_handled_the_failure_of_an_aifx_is_not_repeated_for_it(
     cluster: Cluster, words: list[str]
 ) -> None:
-    (cluster.root / "failure").write_text('{"error": {"exit_code": 2, "transient": true}}')
+    (cluster.root / "failure").write_text('{"error": {"what": "no route", "exit_code": 2, "transient": true}}')
     handled = f"cp failure $AIFX_ERROR_FILE; {' '.join(words)} config keys train >keys || exit 70"
     cluster.write(station("a", f"sh -c 'echo x >>a.count; {handled}; exit 2'", retries=1))
     assert cluster.tick() == {"a": "failed"}

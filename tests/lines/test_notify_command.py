@@ -12,6 +12,7 @@ from inprocess import run
 from webhook_receiver import SECRET, Receiver, receiver
 
 from aifx.lines.journal import Journal
+from aifx.lines.outbox import Outbox
 
 LINE = '[[notify]]\nname = "ops"\nurl_from = "OPS_URL"\nallow = ["127.0.0.0/8"]\n'
 
@@ -117,3 +118,18 @@ def test_a_mistake_is_named(project: Path, line: str | None, args: list[str], wh
     error = notify(project, None, *args, code=2)["error"]
     assert what in error["what"], error
     assert error["hint"] or error["why"]
+
+
+def test_hints_name_the_file_of_the_targets(project: Path) -> None:
+    (project / "line.toml").rename(project / "other.toml")
+    box = Outbox(project / "line" / "notify" / "ops")
+    box.folder.mkdir(parents=True)
+    box.path.write_text('{"is": "event"}\n')
+    wrong = run(["notify", "test", "op", "--file", "other.toml"], project, dict(os.environ))
+    environ = {**os.environ, "OPS_URL": "https://ops.example", "OPS_URL_SECRET": SECRET}
+    reported = run(["notify", "run", "--file", "other.toml"], project, environ)
+    assert "hint: aifx notify ls --file other.toml" in wrong.stderr
+    assert "is damaged" in reported.stderr
+    for done in (wrong, reported):
+        for hint in done.stderr.splitlines():
+            assert "aifx notify" not in hint or "--file other.toml" in hint, hint
