@@ -5,13 +5,15 @@
 
 A station's report is in the journal. Another call, of a person or a timer, leaves records if its project has a
 line.toml, and only of what changed since the last record: other critical findings of a node, or other columns that
-drifted and limits that were breached between the same rows. A check in each minute is one event.
+drifted and limits that were breached between the same rows, or those of another version of the same data set. A check
+in each minute is one event.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,7 +62,11 @@ class ReportRecords:
             logger.warning("no event will tell of this report: %s", e)
 
     def _subject_of(self, record: Mapping[str, Any]) -> str:
-        return repr([record.get(key) for key in self.subject])  # a damaged record may hold what has no hash
+        # The version of the rows is left out: each batch of new rows is another one.
+        values = {key: record.get(key) for key in self.subject}
+        if isinstance(source := values.get("source"), str):
+            values["source"] = re.sub(r"@[^,\s]*", "", source)
+        return repr(values)  # a damaged record may hold what has no hash
 
     def _facts_of(self, record: Mapping[str, Any]) -> list[Any]:
         return [record.get(key) or [] for key in self.facts]
