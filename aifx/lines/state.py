@@ -85,11 +85,11 @@ class StationState:
     """What the journal says of a station.
 
     Attributes:
-        ends: the last end with each key.
+        ends: the last end with each key, in the order in which they came.
         last: the last end.
         last_usable: the last end whose outputs other stations may use.
         seen: what names meant in the tick in which the attempt of the last usable end began.
-        begins: Unix times of the last begins whose ends can be used, and of decisions to skip it.
+        begins: Unix times of the last begins whose ends can be used, and of decisions to skip it before that.
         starts: Unix times at which the last attempts began.
         again: attempts that a person wants to be repeated, by key.
         report: the record that says why it does not go on, as long as nothing else came after it.
@@ -183,10 +183,12 @@ def _apply(station: StationState, record: Record, bindings: Mapping[str, str]) -
                 _keep(station.begins, opened.began)
             _end(station, end)
         case "skip":
-            last = station.last_usable
-            outputs, identity = ({}, None) if last is None else (last.outputs, last.identity)
-            station.seen = bindings
-            _keep(station.begins, record.time)
+            passed = station.ends.get(key)
+            if passed is None or passed.outcome != "verdict":  # other work, to which an earlier verdict says nothing
+                good = (end for end in reversed(station.ends.values()) if end.outcome in ("done", "skipped"))
+                passed, station.seen = next(good, None), bindings
+                _keep(station.begins, record.time)
+            outputs, identity = ({}, None) if passed is None else (passed.outputs, passed.identity)
             _end(station, Ended(key, "", "skipped", record.time, outputs=outputs, identity=identity))
         case "retry":
             end_of_key = station.ends.pop(key, None)
@@ -208,6 +210,7 @@ def _keep(times: list[float], time: float) -> None:
 
 
 def _end(station: StationState, end: Ended) -> None:
+    station.ends.pop(end.key, None)
     station.ends[end.key] = station.last = end
     if end.outcome != "failed":
         station.last_usable = end

@@ -216,7 +216,10 @@ def line_retry(station: str, *, reason: str = "", file: StrPath | None = None, p
 
 
 def line_skip(station: str, *, reason: str = "", file: StrPath | None = None, project: StrPath = ".") -> LineDecision:
-    """Let a station count as ended for the work that it would do now. Later stations use its outputs before that.
+    """Let a station count as ended for the work that it would do now, or let its bad verdict pass.
+
+    Later stations use the outputs of the work whose verdict passes. Of other work, they use the station's last outputs
+    that had no bad verdict. A verdict that passes delays no later work, and other work that is skipped lets none pass.
 
     Args:
         station: its name.

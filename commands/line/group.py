@@ -234,12 +234,13 @@ def retry(station: StationArgument, *, options: DecisionOptions) -> None:
 @app.command()
 @option_group
 def skip(station: StationArgument, *, options: DecisionOptions) -> None:
-    """Let a station count as ended for the work that it would do now.
+    """Let a station count as ended for the work that it would do now, or let its bad verdict pass.
 
     Examples:
         aifx line skip evaluate --reason "its data is late"
 
-    Stations after it use what it made before. Its next work is not skipped.
+    Stations after it use what had the verdict, or else what it last made without a bad one.
+    Its next work is not skipped.
     """
     with line_terminal(options.file, options.json) as out:
         from aifx.verbs.line_decisions import line_skip

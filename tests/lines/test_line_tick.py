@@ -19,6 +19,7 @@ from aifx.core.files import FolderBusy
 from aifx.core.requests import find_request
 from aifx.lines.journal import Journal, Kind, Record
 from aifx.lines.runner import held
+from aifx.verbs.line_decisions import line_skip
 
 
 def exits(name: str, code: int, document: str = '{{"rows": 3}}', **keys: object) -> str:
@@ -142,6 +143,44 @@ def test_a_condition_that_does_not_hold_skips_and_a_former_verdict_stays(ticking
     assert ticking.tick() == {"monitor": "done", "gate": "verdict", "x": "blocked"}
     ticking.write(station("a", when="failed:b") + station("b"))
     assert ticking.tick()["a"] == "skipped"
+
+
+def test_work_that_is_skipped_lets_no_earlier_verdict_pass(ticking: Ticking) -> None:
+    """What has a bad verdict passes only if a person skips just that work."""
+
+    def judge(model: int, code: int) -> None:
+        push = "sh -c 'echo $0 >>push.count' {stations.gate.model}"
+        judged = exits("gate", code, f'{{{{"model": {model}}}}}')
+        ticking.write(judged + station("push", push, after=["gate"]))
+
+    def pushed() -> list[str]:
+        return (ticking.root / "push.count").read_text().split()
+
+    judge(1, 0)
+    assert ticking.tick() == {"gate": "done", "push": "done"}
+    judge(2, 1)
+    assert ticking.tick() == {"gate": "verdict", "push": "blocked"}
+    bad = ticking.records("ended", "gate")[-1].key
+    judge(3, 0)
+    line_skip("gate", project=ticking.root)
+    assert ticking.tick() == {"gate": "skipped", "push": "done"}
+    assert pushed() == ["1"]
+    judge(2, 1)
+    assert ticking.tick() == {"gate": "verdict", "push": "blocked"}
+    assert line_skip("gate", project=ticking.root).key == bad
+    assert ticking.tick() == {"gate": "skipped", "push": "done"}
+    assert pushed() == ["1", "2"]
+
+
+def test_a_verdict_of_an_earlier_period_that_passes_delays_no_work(ticking: Ticking) -> None:
+    ticking.write(exits("gate", 1, '{{"at": "{tick}"}}', when="every:7d") + station("x", after=["gate"]))
+    assert ticking.tick() == {"gate": "verdict", "x": "blocked"}
+    before = ticking.run().state.of("gate")
+    assert line_skip("gate", project=ticking.root).kind == "skip"
+    after = ticking.run().state.of("gate")
+    assert (after.begins, after.seen) == (before.begins, before.seen)
+    assert ticking.tick() == {"gate": "skipped", "x": "done"}
+    assert ticking.tick(now=time.time() + 7 * 86400) == {"gate": "verdict", "x": "blocked"}
 
 
 def test_an_approval_is_asked_for_once_and_others_go_on(ticking: Ticking) -> None:
