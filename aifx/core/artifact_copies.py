@@ -157,7 +157,8 @@ def _copy_file(source: Store, target: Store, name: str, file: SealedFile, *, pro
     _write(target, name, passing(), file.bytes)
     if _damage(target, name, file) is not None:
         what = f"{target.url}/{name} was changed on the way"
-        raise EnvironmentFault(what, "its SHA-256 differs after it was written", "run the same command again")
+        why, hint = "its SHA-256 differs after it was written", "run the same command again"
+        raise EnvironmentFault(what, why, hint, transient=True)
     return file.bytes
 
 

@@ -84,6 +84,7 @@ class Store:
         with _naming(f"read {self.url}/{name}"):
             if (folder := self.folder) is not None:
                 return next((data for _, data in read_many(folder, [name], limit=RECORDS_LIMIT)), None)
+            self._forget(name)
             try:
                 data: bytes = self.fs.cat_file(f"{self.path}/{name}")
             except (FileNotFoundError, IsADirectoryError):
@@ -119,6 +120,7 @@ class Store:
             try:
                 if (folder := self.folder) is not None:
                     return (folder / name).stat().st_size
+                self._forget(name)
                 return int(self.fs.size(f"{self.path}/{name}"))
             except FileNotFoundError:
                 return None
@@ -171,7 +173,15 @@ class Store:
     def _opened(self, name: str) -> Any:
         if (folder := self.folder) is not None:
             return open(open_file(folder / name, below=folder), "rb")
+        self._forget(name)
         return self.fs.open(f"{self.path}/{name}", "rb", cache_type="none")
+
+    def _forget(self, name: str) -> None:
+        """Forget the folders above a file as they were listed before: fsspec would take the file's absence from them.
+
+        Another process may have put it there since, or a request of this one whose answer was lost.
+        """
+        self.fs.invalidate_cache(f"{self.path}/{name}")
 
     def write(self, name: str, blocks: Iterator[bytes]) -> None:
         """Put a file there, in place of one that may be there. What `blocks` raises is raised.
@@ -307,17 +317,23 @@ _INSTALLS = {
 """The command that installs fsspec's client of a scheme."""
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str, *, has_digests: bool = False) -> Store:
     """The folder at a path or URL, which need not exist. Raises UsageError for what fsspec cannot open here.
 
     Some of its file systems, such as `reference://`, need options that a URL does not have.
+
+    Args:
+        has_digests: whether the caller compares what it reads with digests of its own. Then the client of S3 compares
+            nothing with the checksums that the store keeps: it would report a damaged object as a failed request.
     """
     if url.startswith("/") and "::" not in url:
         return Store(url.rstrip("/") or "/", _Disk(), url.rstrip("/"))
     import fsspec
 
     try:
-        fs, path = fsspec.core.url_to_fs(url)
+        own = has_digests and url.startswith(("s3://", "s3a://"))
+        options = {"config_kwargs": {"response_checksum_validation": "when_required"}} if own else {}
+        fs, path = fsspec.core.url_to_fs(url, **options)
     except Exception as e:  # of any type
         scheme = url.partition("://")[0]
         is_short = isinstance(e, TypeError | AttributeError)

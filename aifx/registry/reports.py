@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from aifx.config.gates import scalars
 from aifx.core.artifact import MANIFEST, Artifact, damage, files_below
 from aifx.core.artifact_copies import copy_artifact, damaged_in_store
 from aifx.core.digests import sha256_of
-from aifx.core.errors import AifxError, ExitCode, UsageError, did_you_mean
+from aifx.core.errors import AifxError, EnvironmentFault, ExitCode, UsageError, did_you_mean
 from aifx.core.files import is_temporary
 from aifx.core.json_files import encode
 from aifx.core.json_values import flat
@@ -512,6 +513,8 @@ def verify_root(root: Root, names: tuple[str, ...], heads: tuple[str, ...]) -> V
     Args:
         names: of models; by default all.
         heads: digests of entries that must be there, as `heads_of` gave them before.
+
+    Raises EnvironmentFault if the store or the disk fails.
     """
     problems, entries, files, evidence = list[Problem](), 0, 0, dict[str, None]()
     known: set[str] = set()
@@ -527,10 +530,8 @@ def verify_root(root: Root, names: tuple[str, ...], heads: tuple[str, ...]) -> V
 
     inspect(root.policy)
     policies: CurrentPolicy | None = None
-    try:
+    with _listed(problems):
         policies = read_policy(root)
-    except AifxError as e:
-        problems.append(Problem(e.what, e.why))
     checked = names or tuple(root.names())
     for name in checked:
         before = len(problems)
@@ -539,10 +540,8 @@ def verify_root(root: Root, names: tuple[str, ...], heads: tuple[str, ...]) -> V
         if names and not state.entries:
             root.state(name)  # raises for a name that nothing has
         if policies is not None:
-            try:
+            with _listed(problems):
                 check_policies(root, state, policies)
-            except AifxError as e:
-                problems.append(Problem(e.what, e.why))
         digests = {entry.digest for entry in state.entries}
         for server in root.servers(name):
             for adopted in inspect(root.server_ledger(name, server)):
@@ -554,15 +553,24 @@ def verify_root(root: Root, names: tuple[str, ...], heads: tuple[str, ...]) -> V
             if not version.is_withdrawn:
                 files += _verify_version(root, state, version, problems)
     for digest in evidence:
-        try:
+        with _listed(problems):
             root.get(digest)
-        except AifxError as e:
-            problems.append(Problem(e.what, e.why))
     for head in heads:
         if not any(len(head) >= 8 and digest.startswith(head) for digest in known):
             why = "no entry has this digest: entries were removed, or it is of another registry"
             problems.append(Problem(f"head {head}", why))
     return VerifiedRegistry(root.store.url, len(checked), entries, files, len(evidence), tuple(dict.fromkeys(problems)))
+
+
+@contextmanager
+def _listed(problems: list[Problem]) -> Iterator[None]:
+    """Add an error to the problems. That of a store or a disk which fails is raised: it says nothing about the root."""
+    try:
+        yield
+    except EnvironmentFault:
+        raise
+    except AifxError as e:
+        problems.append(Problem(e.what, e.why))
 
 
 def _verify_entries(
@@ -598,10 +606,8 @@ def _verify_entries(
             meant.add((entry.alias, entry.version))
         problems.extend(Problem(f"entry {entry.number} of {state.name}", why) for why in found)
         for digest in entry.evidence if entry.action in ("attest", "approve", "promote", "refuse") else ():
-            try:
+            with _listed(problems):
                 evidence.update(dict.fromkeys(attestation_about(root, digest, entry.version).objects))
-            except AifxError as e:
-                problems.append(Problem(e.what, e.why))
 
 
 def _unjudged(root: Root, entry: Entry, policies: CurrentPolicy | None) -> list[str]:
@@ -617,10 +623,10 @@ def _unjudged(root: Root, entry: Entry, policies: CurrentPolicy | None) -> list[
 def _verify_version(root: Root, state: ModelState, version: NumberedVersion, problems: list[Problem]) -> int:
     """Add what is damaged of a version's files. Returns how many were read."""
     store = root.version_store(state, version.digest)
-    try:
+    artifact, before = None, len(problems)
+    with _listed(problems):
         artifact = root.artifact(state, version.digest)
-    except AifxError as e:
-        problems.append(Problem(e.what, e.why))
+    if len(problems) > before:
         return 0
     if artifact is None:
         problems.append(Problem(store.url, f"{MANIFEST} is missing"))

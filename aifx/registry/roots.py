@@ -227,10 +227,11 @@ class Root:
         raise AssertionError
 
     def put(self, data: bytes) -> str:
-        """Keep evidence. Returns its digest, by which it is found again. Raises DataError if a damaged one is there."""
+        """Keep evidence. Returns its digest, by which it is found again. One that is there and damaged is repaired."""
         digest = sha256_of(data)
-        if not self.store.create(f"{OBJECTS}/{digest}", data):
-            self.get(digest)  # that which is there may be damaged
+        name = f"{OBJECTS}/{digest}"
+        if not self.store.create(name, data) and self.store.read(name) != data:
+            self.store.write(name, iter([data]))
         return digest
 
     def get(self, digest: str) -> bytes:
@@ -275,7 +276,8 @@ def open_root(root: str | None, project: Project | None = None) -> Root:
         root = (
             project.registry if "://" in project.registry else str(project.root / Path(project.registry).expanduser())
         )
-    return Root(open_store(root if "://" in root else str(Path(root).expanduser().absolute())))
+    place = root if "://" in root else str(Path(root).expanduser().absolute())
+    return Root(open_store(place, has_digests=True))
 
 
 class _Part(BaseModel):

@@ -155,6 +155,9 @@ def test_a_lost_answer_is_no_refusal(server: Server) -> None:
     server.fault = once(lost)
     assert not store.create("one", b"2")
     assert store.read("one") == b"1"
+    assert set(store.kinds()) == {"before", "one"}  # which the client remembers
+    server.fault = once(lost)
+    assert store.create("two", b"2")
 
 
 @pytest.mark.slow
