@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -37,6 +38,9 @@ PARTS: Mapping[str, Callable[[datetime], int]] = {
 
 LEAST_ROWS_OF_PART = 10
 
+MOST_AHEAD = timedelta(days=1)
+"""Of a row's time that is taken: times without a zone are up to 14 hours ahead."""
+
 MOST_PICTURES = 2000
 """Rows of each side that are compared if they hold pictures, which fill memory."""
 
@@ -50,7 +54,8 @@ class Monitored(Result):
         source: of the rows of now.
         reference: what they are compared with.
         rows: that were compared, of `rows_read` in the window.
-        part: of the week: rows are compared with those of the same one; "" if with all.
+        part: of the week: rows are compared with those of the same one; "" if with all, or "none: " and why in spite of
+            a column of times.
         columns: the drifted ones first. Those of predictions are named "prediction.NAME".
         left_out: columns that cannot be compared, with the reason.
         drifted: names of the columns that drifted beyond their limits.
@@ -172,7 +177,7 @@ def monitor(
     compared = [*compare_columns(*columns.sides, parts, lengths=lengths, least=least)]
     if fresh is not None:
         fresh_part, fresh_parts = _parts(fresh.times, new.times)
-        part = part if fresh_part == part else f"{part or 'all'}, predictions by {fresh_part or 'all'}"
+        part = part if fresh_part == part else f"{part}; predictions by {fresh_part}"
         compared += compare_columns(*predictions.sides, fresh_parts, least=least)
     performance, unmeasured = None, dict[str, str]()
     if model.format.outcome_column:
@@ -235,6 +240,9 @@ class _Sample:
                     continue
                 at = _time_of(row, time) if time is not None else None
                 newest = max(newest or at, at) if at is not None else None
+                if since is not None and at is not None and at > until + MOST_AHEAD:
+                    why = f"{time!r} is {at:%Y-%m-%d %H:%M}, and a window ends now"
+                    raise DataError(f"{row.place}: the row is from the future", why, "correct it, or leave it out")
                 if since is not None and at is not None and not since <= at <= until:
                     continue
                 self.read += 1
@@ -283,7 +291,8 @@ def _parts(old: list[datetime] | None, new: list[datetime] | None) -> tuple[str,
         counts = np.bincount(parts[0], minlength=42)
         if counts[np.unique(parts[1])].min() >= LEAST_ROWS_OF_PART:
             return name, (parts[0], parts[1])
-    return "", None
+    days = [calendar.day_name[day] for day in np.unique(parts[1]).tolist() if counts[day] < LEAST_ROWS_OF_PART]
+    return f"none: the reference has fewer than {LEAST_ROWS_OF_PART} rows of {days[0]}", None
 
 
 def _predictions(model: LoadedModel, sample: _Sample) -> list[dict[str, Any]]:

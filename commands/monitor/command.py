@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +19,8 @@ from aifx.verbs.jobs import refuse_job
 
 if TYPE_CHECKING:
     from aifx.feedback.monitoring import Monitored
+
+WIDTH = 80
 
 RowsArgument = Annotated[
     list[str], typer.Argument(metavar="ROWS", help="Rows of now: files, or data sets as NAME or NAME@VERSION.")
@@ -114,8 +117,9 @@ def monitor(
         out.table(["column", "of", "effect", "usual", "counts", ""], rows_of, right=["effect", "usual", "counts"])
         for name, reason in found.left_out.items():
             out.log(f"{name} is not compared: {reason}")
-        beside = f"{counted(found.rows, 'row')} beside {found.reference_rows:,} of {found.reference}"
-        out.print(f"{beside}{f', by {found.part}' if found.part else ''}")
+        out.print(f"{counted(found.rows, 'row')} beside {found.reference_rows:,} of {found.reference}")
+        if found.part:
+            out.print(f"part of the week: {found.part}")
         out.print(f"drifted: {', '.join(found.drifted)}" if found.drifted else "no column drifted")
         _print_performance(out, found)
 
@@ -135,7 +139,7 @@ def _print_performance(out: Output, found: Monitored) -> None:
         if one.unknown:
             out.log(f"{counted(one.unknown, 'outcome')} of classes that the model does not know: in no metric")
         if one.assumes:
-            out.print(f"estimated, which assumes: {one.assumes}")
+            out.print(fill(f"estimated, which assumes: {one.assumes}", WIDTH))
         for limit in one.limits:
             word = (
                 "passed" if limit.passed else "breached" if limit.breached else "in doubt: its interval holds the limit"

@@ -134,6 +134,13 @@ def test_a_window_leaves_out_what_is_older(project: Path) -> None:
     old, new = write(project / "old.jsonl", rows[1200:]), write(project / "new.jsonl", rows[:1200])
     found = monitor(project, new, "--against", old, "--time", "at", "--window", "2d")
     assert (found["rows"], found["rows_read"]) == (144, 144)
+    monday = write(project / "monday.jsonl", [{**row, "at": START.isoformat()} for row in rows[:200]])
+    rare = monitor(project, new, "--against", monday, "--time", "at", "--window", "2d")["part"]
+    assert rare.startswith("none: the reference has fewer than 10 rows of ")
+    ahead = {**rows[0], "at": (now + timedelta(days=3)).isoformat()}
+    late = write(project / "ahead.jsonl", [*rows[:200], ahead])
+    error = monitor(project, late, "--against", old, "--time", "at", "--window", "2d", code=2)
+    assert error["what"] == "ahead.jsonl:201: the row is from the future"
     hint = monitor(project, new, "--against", old, "--window", "2d", code=2)
     assert "--time" in hint["what"]
     few = monitor(project, old, "--against", old, "--time", "at", "--window", "1h", code=2)
