@@ -64,7 +64,7 @@ class RunUse:
     costs: CostsSection
     writes_text: bool
     served: Served | None
-    tags: tuple[str, ...] = ()
+    tags: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ def _without(runs: Sequence[RunUse], known: Sequence[RunUse], lack: str) -> tupl
     """What is missing of runs that lack something; nothing if all have it."""
     names = {id(run) for run in known}
     lacking = [run.name for run in runs if id(run) not in names]
-    return (f"{len(lacking)} of {counted(len(runs), 'run')} {lack}: {some_names(lacking)}",) if lacking else ()
+    return (f"{len(lacking):,} of {counted(len(runs), 'run')} {lack}: {some_names(lacking)}",) if lacking else ()
 
 
 def _model_kpis(uses: Sequence[ProjectUse]) -> list[Kpi]:
@@ -255,7 +255,8 @@ def _unit_costs(uses: Sequence[ProjectUse], kpis: Mapping[str, Kpi]) -> list[Kpi
     """All money of the period, also for failed trials and idle time, by what came of it."""
     runs = [run for use in uses for run in use.runs]
     data_h = sum(use.data_s for use in uses) / 3600
-    unpriced = (*kpis["money"].missing, f"data: stations took {data_h:.3g} h, which have no price")
+    data = (f"data: stations took {data_h:.3g} h, which have no price",) if data_h else ()
+    unpriced = (*kpis["money"].missing, *data)
     money, promotions = kpis["money"].value, kpis["promotions"].value
     each = money / promotions if money is not None and promotions else None
     none = () if promotions else ("no version was promoted in the period",)
@@ -269,7 +270,7 @@ def _unit_costs(uses: Sequence[ProjectUse], kpis: Mapping[str, Kpi]) -> list[Kpi
         spent = _money(own)
         each = spent.value / count * 1e6 if spent.value is not None and count else None
         basis = f"money of the runs whose models serve {unit}, by the {unit} served: training is spread over them"
-        lacking = (*found[-1].missing, *unpriced[len(kpis["money"].missing) :], *spent.missing)
+        lacking = (*found[-1].missing, *data, *spent.missing)
         found.append(Kpi(f"cost_per_million_{unit}", each, "currency", basis, lacking))
     return found
 

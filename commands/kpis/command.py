@@ -71,8 +71,11 @@ def _print(out: Output, found: Kpis) -> None:
         groups = [(group.name, {one.name: one.text for one in group.kpis}) for group in found.groups]
         lines = [(name, *(given[column] for column in columns)) for name, given in groups]
         out.table([found.by, *(name.replace("_", " ") for name in columns)], lines)
+    lacks: dict[str, list[str]] = {}
     for one in found.kpis:
         for lack in one.missing:
-            out.print(f"not in {one.name}: {lack}")
+            lacks.setdefault(lack, []).append(one.name)
+    for lack, names in lacks.items():
+        out.print(f"not in {', '.join(names)}: {lack}")
     for problem in found.problems:
         out.log(f"not read: {problem}")
