@@ -24,6 +24,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+import pydantic_core
+
 from aifx.core.digests import sha256_of
 from aifx.core.errors import DataError
 from aifx.core.files import open_file
@@ -46,6 +48,11 @@ FIRST = "0" * 64
 """The digest of the line before the first one."""
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps makes an encoder each time
+
+_decoder = json.JSONDecoder()
+
+_PARTS = "request", "answer"
+_PAYLOAD, _ANSWER = re.compile(rb'\{"salt":"([0-9a-f]{32})","request":'), b',"answer":'
 
 _SEAL = re.compile(rb',"sha256":"([0-9a-f]{64})"\}')
 _SEAL_LEN = len(b',"sha256":""}') + 64
@@ -127,8 +134,8 @@ class RecordWriter:
             request, answer: JSON, as `encoded` makes it.
             lost: records that could not be written since the one before.
         """
-        salt = secrets.token_hex(16)
-        body = _encode(
+        salt = os.urandom(16).hex()
+        body = encoded(
             {
                 "schema_version": SCHEMA_VERSION,
                 "number": self._number,
@@ -141,7 +148,7 @@ class RecordWriter:
                 "lost": lost,
                 "previous": self._previous,
             }
-        ).encode()
+        )
         digest = sha256_of(body)
         line = body[:-1] + b',"sha256":"' + digest.encode() + b'"}\n'
         payload = b'{"salt":"%b","request":%b,"answer":%b}\n' % (salt.encode(), request, answer)
@@ -215,8 +222,11 @@ def _size_of(handle: int) -> int:
 
 
 def encoded(document: Mapping[str, Any]) -> bytes:
-    """A request or an answer as JSON. Parsed and encoded again, it has the same bytes."""
-    return _encode(document).encode()
+    """A request or an answer as JSON, on one line."""
+    try:
+        return pydantic_core.to_json(document)  # a fifth of the time of Python's, which rows of numbers need
+    except ValueError:  # half of a surrogate pair, which a client's JSON may have
+        return _encode(document).encode()
 
 
 def _salted(salt: str, data: bytes) -> str:
@@ -311,14 +321,25 @@ def _record(entry: Mapping[str, Any], place: str, payload: bytes | None, *, is_l
         if payload is None and not is_last:
             raise _broken(place, "its payload is missing")
         return Record(place, **known, state="missing" if payload is None else "erased", request={}, answer={})
-    found = parse_line(payload) or {}
-    salt, parts = found.get("salt"), {key: found.get(key) for key in ("request", "answer")}
-    is_own = isinstance(salt, str) and all(
-        isinstance(part, dict) and _salted(salt, encoded(part)) == entry[key] for key, part in parts.items()
-    )
-    if not is_own:
+    parts = _parts(payload)
+    if parts is None or any(_salted(parts[0], part) != entry[key] for key, part in zip(_PARTS, parts[1:], strict=True)):
         raise _broken(place, "its payload was changed")
-    return Record(place, **known, state="whole", **parts)  # type: ignore[arg-type]
+    return Record(place, **known, state="whole", **dict(zip(_PARTS, map(json.loads, parts[1:]), strict=True)))
+
+
+def _parts(payload: bytes) -> tuple[str, bytes, bytes] | None:
+    """The salt, and request and answer as they were written; None if these are not JSON."""
+    begin = _PAYLOAD.match(payload)
+    if begin is None:
+        return None
+    try:
+        text = payload[begin.end() :].decode()
+        end = _decoder.raw_decode(text)[1]
+    except (ValueError, RecursionError):
+        return None
+    request, rest = text[:end].encode(), text[end:].encode()
+    salt = begin[1].decode()
+    return (salt, request, rest[len(_ANSWER) : -1]) if rest.startswith(_ANSWER) and rest.endswith(b"}") else None
 
 
 def _broken(place: str, why: str) -> DataError:

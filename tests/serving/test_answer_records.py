@@ -180,6 +180,19 @@ def kill_each(folder: str, flush: Any, loses_power: bool) -> None:
     )
 
 
+def test_a_segment_is_flushed_before_the_next_one_begins(tmp_path: Path) -> None:
+    """Otherwise a loss of power could leave the next one alone, and the chain would look as if records were removed."""
+    with failing(tmp_path) as calls:
+        writer = RecordWriter(tmp_path, 3000)
+        for number in range(10):
+            write(writer, number)
+        files = sorted(writer.folder.iterdir())
+        assert len(files) > 4
+        for file in files[:-2]:
+            assert calls.durable[file.stat().st_ino] == file.stat().st_size
+    writer.close()
+
+
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
