@@ -28,7 +28,8 @@ from aifx.core.plurals import counted
 from aifx.core.sanitize import one_line
 
 if TYPE_CHECKING:
-    from aifx.verbs.registry import Act, ModelPage, ShownEntry, ShownVersion, VersionPage
+    from aifx.verbs.registry import ModelPage, ShownEntry, ShownVersion, VersionPage
+    from aifx.verbs.registry_acts import Act
 
 app = typer.Typer(
     help="""Name models, keep their versions, and let an alias mean one of them on evidence.
@@ -254,7 +255,7 @@ def copy(
     Aliases are not copied: the policy of the other registry decides what they mean.
     """
     with terminal(json) as out:
-        from aifx.verbs.registry import registry_copy
+        from aifx.verbs.registry_acts import registry_copy
 
         done = registry_copy(version, target, **vars(options))
         numbered = f" as {done.reference}" if done.reference != version else ""
@@ -399,7 +400,7 @@ def push(
         aifx registry push main fraud --step best --reason "more rows" --request job-17
     """
     with terminal(json) as out:
-        from aifx.verbs.registry import registry_push
+        from aifx.verbs.registry_acts import registry_push
 
         done = registry_push(run, name, step=step, key=key, **vars(options))
         print_act(out, done, f"{done.reference} is {done.digest}")
@@ -424,7 +425,7 @@ def tag(
         aifx registry tag fraud@v3 --remove tier
     """
     with terminal(json) as out:
-        from aifx.verbs.registry import registry_tag
+        from aifx.verbs.registry_acts import registry_tag
 
         given = {}
         for text in tags or ():
@@ -474,7 +475,7 @@ def attest(
         aifx registry attest fraud@v3 --sign --key ann.pem
     """
     with terminal(json) as out:
-        from aifx.verbs.registry import registry_attest
+        from aifx.verbs.registry_acts import registry_attest
 
         kinds = {"eval": eval_, "comparison": comparison, "contamination": contamination}
         kinds |= {"bench": bench, "drill": drill, "signature": sign, "trust-code": trust_code}
@@ -506,7 +507,7 @@ def approve(
     New evidence, another policy or another version in service end an approval.
     """
     with terminal(json) as out:
-        from aifx.verbs.registry import registry_approve
+        from aifx.verbs.registry_acts import registry_approve
 
         done = registry_approve(version, alias, key=key, **vars(options))
         print_act(out, done, f"{done.reference} is approved for {alias}")
@@ -533,7 +534,7 @@ def promote(
     Exits 1 if a rule refuses, which the ledger has too; 75 if another entry came first.
     """
     with terminal(json) as out:
-        from aifx.verbs.registry import registry_promote
+        from aifx.verbs.registry_acts import registry_promote
 
         done = registry_promote(version, alias, serve_check=serve_check, **vars(options))
         print_act(out, done, _moved(done))
@@ -559,7 +560,7 @@ def rollback(
         aifx registry rollback fraud production --to v2
     """
     with terminal(json) as out:
-        from aifx.verbs.registry import registry_rollback
+        from aifx.verbs.registry_acts import registry_rollback
 
         done = registry_rollback(name, alias, to=to, **vars(options))
         print_act(out, done, _moved(done))
@@ -588,7 +589,8 @@ def rm(version: VersionArgument, yes: YesOption = False, json: JsonOption = Fals
     A version that an alias names is refused.
     """
     with terminal(json) as out:
-        from aifx.verbs.registry import registry_rm, registry_show_version
+        from aifx.verbs.registry import registry_show_version
+        from aifx.verbs.registry_acts import registry_rm
 
         if not yes and not options.dry_run:
             size = readable_bytes(registry_show_version(version, root=options.root).size_bytes)
@@ -619,7 +621,7 @@ def init(
     If the policy that holds has admins with keys, one of these must sign the change.
     """
     with terminal(json) as out:
-        from aifx.verbs.registry import registry_init
+        from aifx.verbs.registry_acts import registry_init
 
         page = registry_init(policy, key=key, **vars(options))
         out.result(page)
@@ -660,7 +662,7 @@ def keygen(
         aifx registry keygen ann.pem
     """
     with terminal(json) as out:
-        from aifx.verbs.registry import registry_keygen
+        from aifx.verbs.registry_acts import registry_keygen
 
         made = registry_keygen(path, curve=curve)
         out.result(made)

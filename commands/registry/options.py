@@ -13,7 +13,8 @@ from aifx.commands.console.output import Output
 from aifx.core.sanitize import one_line
 
 if TYPE_CHECKING:
-    from aifx.verbs.registry import Act, PolicyPage
+    from aifx.verbs.registry import PolicyPage
+    from aifx.verbs.registry_acts import Act
 
 WIDTH = 80
 

@@ -28,7 +28,7 @@ from aifx.lines.events import read_events
 from aifx.registry.ledger import Entry
 from aifx.registry.reports import verify_root
 from aifx.registry.roots import MODELS, Root
-from aifx.verbs.registry import registry_init
+from aifx.verbs.registry_acts import registry_init
 
 SETTINGS = """
 [task]

@@ -25,7 +25,7 @@ from aifx.registry.roots import KIND, VERSION
 from aifx.registry.versions import UntrustedCode, open_version
 from aifx.runs.provenance import data_behind
 from aifx.verbs.models import choose_model, is_reference
-from aifx.verbs.registry import _data_facts
+from aifx.verbs.registry_acts import _data_facts
 
 
 @pytest.fixture
