@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from aifx.core.environment import need_program
@@ -143,13 +144,19 @@ def refusal(what: str, ended: Ended, why: str, hint: str) -> EnvironmentFault:
     return EnvironmentFault(what, why, hint, transient=transient)
 
 
-_until: ContextVar[float] = ContextVar("until", default=math.inf)
+NEVER = Event()
+"""That nobody sets."""
+
+_until: ContextVar[tuple[float, Event]] = ContextVar("until", default=(math.inf, NEVER))
 
 
 @contextmanager
-def answers_until(moment: float) -> Iterator[None]:
-    """Let no question inside last beyond a moment of `time.monotonic`. One that would raises EnvironmentFault."""
-    before = _until.set(moment)
+def answers_until(moment: float, given_up: Event) -> Iterator[None]:
+    """Let no question inside last beyond a moment of `time.monotonic`, or after the event is set.
+
+    One that would raises EnvironmentFault.
+    """
+    before = _until.set((moment, given_up))
     try:
         yield
     finally:
@@ -157,9 +164,11 @@ def answers_until(moment: float) -> Iterator[None]:
 
 
 def _ask(program: str, arguments: Sequence[str], limit_s: float, **options: Any) -> Ended:
-    left_s = _until.get() - time.monotonic()
-    ended = run([program, *arguments], limit_s=min(limit_s, left_s), **options) if left_s > 0 else None
-    if ended is None or (ended.cut == "limit" and left_s < limit_s):
+    moment, given_up = _until.get()
+    ended, left_s = None, moment - time.monotonic()
+    if left_s > 0 and not given_up.is_set():
+        ended = run([program, *arguments], limit_s=min(limit_s, left_s), given_up=given_up.is_set, **options)
+    if ended is None or ended.cut == "stopped" or (ended.cut == "limit" and left_s < limit_s):
         raise EnvironmentFault(f"{Path(program).name} does not answer", "it was asked in vain", transient=True)
     return ended
 

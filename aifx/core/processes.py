@@ -311,10 +311,16 @@ def end_group(group: int, *, at_once: bool = False) -> None:
         os.killpg(group, signal.SIGKILL if at_once else signal.SIGTERM)
 
 
-def run(argv: Sequence[str], **options: Any) -> Ended:
-    """Run a program to its end; `options` are those of `Child`. Raises OSError if it cannot be started."""
+def run(argv: Sequence[str], *, given_up: Callable[[], bool] = lambda: False, **options: Any) -> Ended:
+    """Run a program to its end; `options` are those of `Child`. Raises OSError if it cannot be started.
+
+    It is ended as soon as `given_up` returns True, which is asked each POLL_S.
+    """
     with Child(argv, **options) as child:
-        return child.wait()
+        while child.ended is None and not given_up():
+            pump([child])
+    assert child.ended is not None
+    return child.ended
 
 
 def run_many(children: Iterable[Child], at_once: int, wait_s: float = math.inf) -> Generator[Child | None]:

@@ -13,12 +13,13 @@ import re
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Literal
 
-from aifx.cluster.hosts import answers_until
+from aifx.cluster.hosts import NEVER, answers_until
 from aifx.cluster.jobs import OVER, Backend, JobStatus, LaunchRecord, read_events
 from aifx.cluster.launched import backend_of, find_asked, folder_of, requested_id
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode
@@ -98,9 +99,9 @@ class Job:
         """Whether the record of its submission is there; if it was lost, `look` writes it again."""
         return (folder_of(self.project, self.launch) / "record.json").exists()
 
-    def look(self) -> None:
+    def look(self, given_up: Event = NEVER) -> None:
         """Ask the scheduler, and note the end of the job. Without an answer in ANSWER_S, the job goes on."""
-        with answers_until(time.monotonic() + ANSWER_S):
+        with answers_until(time.monotonic() + ANSWER_S, given_up):
             try:
                 self.end = self._look()
             except EnvironmentFault as e:
@@ -189,10 +190,17 @@ class Job:
 
 
 class Questions:
-    """Questions to schedulers about jobs, side by side in threads: one that hangs keeps nobody waiting."""
+    """Questions to schedulers about jobs, side by side in threads: one that hangs keeps nobody waiting.
+
+    Python waits for the threads before it ends, so `close` ends the questions that are open.
+    """
 
     def __init__(self) -> None:
         self._open: dict[Job, Future[None]] = {}
+        self._given_up = Event()
+
+    def close(self) -> None:
+        self._given_up.set()
 
     def ask(self, jobs: Iterable[Job], pause_s: float) -> bool:
         """Begin to ask about jobs that were last asked about so long ago. Returns whether answers were outstanding."""
@@ -204,7 +212,7 @@ class Questions:
             pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=f"aifx-{place}")
             for job in sorted((job for job in due if job.on == place), key=lambda job: job.asked_at):
                 try:
-                    self._open[job] = pool.submit(job.look)
+                    self._open[job] = pool.submit(job.look, self._given_up)
                 except RuntimeError as e:  # no thread can be started
                     job.leave(str(e))
             pool.shutdown(wait=False)
@@ -213,9 +221,9 @@ class Questions:
 
 def look_at(jobs: Sequence[Job]) -> None:
     """Ask the schedulers about jobs, and wait for the answers."""
-    questions = Questions()
-    while questions.ask(jobs, math.inf):
-        time.sleep(LOOK_S)
+    with closing(Questions()) as questions:
+        while questions.ask(jobs, math.inf):
+            time.sleep(LOOK_S)
 
 
 def submission(words: Sequence[str], on: Place, request: str) -> list[str]:

@@ -139,6 +139,10 @@ class TickRun:
         """Whether a cluster runs an attempt, or is given one."""
         return any(own.open is not None and own.open.on != "local" for own in self.state.stations.values())
 
+    def close(self) -> None:
+        """End the questions to schedulers that are open."""
+        self._questions.close()
+
     def run(self) -> dict[str, Decision]:
         """Run the tick to its end, and return the last decision on each station.
 

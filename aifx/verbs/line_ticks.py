@@ -8,7 +8,7 @@ import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -160,8 +160,7 @@ def line_run(
         os.environ, time.time(), selected(line.stations, select), allow_shell,
         should_stop=lambda: bool(stop), report=on_line,
     )  # fmt: skip
-    with nullcontext() if dry_run else held(line):
-        run = TickRun(line, found, settings)
+    with nullcontext() if dry_run else held(line), closing(TickRun(line, found, settings)) as run:
         made = run.plan() if dry_run else run.run()
     stations, following = _ticked(line, made, file), _following(line, time.time())
     return LineTick(str(line.path), run.tick, stations, dry_run, stop[0] if stop else None, following)
@@ -358,7 +357,8 @@ def line_backfill(
             is_another = run.state.tick is not None and run.state.tick.facts["line"] == line.digest
             if is_first and not is_another and run.has_jobs:
                 run.settings, is_another = replace(settings, now=time.time()), True
-            is_first, made = False, run.run()
+            with closing(run):
+                is_first, made = False, run.run()
             on_line(f"tick {run.tick} is over")
             if not is_another:
                 ticks.append(
@@ -407,26 +407,27 @@ def line_watch(
     reported, begins = "", deque[float](maxlen=1000)
     while not stop:
         begins.append(began := time.time())
-        run = None
-        try:
-            line = open_line(file, project)[0]
-            settings = Settings(
-                os.environ, began, allows_shell=allow_shell, should_stop=lambda: bool(stop), report=on_line,
-                while_waiting=sender.send_if_due,
-            )  # fmt: skip
-            with held(line):
-                run = TickRun(line, found, settings)
-                run.run()
-            reported = ""
-        except AifxError as e:
-            run = None  # what it would decide is not known before the next period
-            subject = _SIZE.sub("", str(e))  # the room on a full disk is another one each time
-            if subject != reported:
-                on_line(f"the tick ended: {e.what}: {e.why}" + (f"; {with_file(e.hint, file)}" if e.hint else ""))
-            reported = subject
-        if not stop:
-            sender.send()
-            _wait(line, begins, stop, sender, run)
+        with ExitStack() as asking:
+            run = None
+            try:
+                line = open_line(file, project)[0]
+                settings = Settings(
+                    os.environ, began, allows_shell=allow_shell, should_stop=lambda: bool(stop), report=on_line,
+                    while_waiting=sender.send_if_due,
+                )  # fmt: skip
+                with held(line):
+                    run = asking.enter_context(closing(TickRun(line, found, settings)))
+                    run.run()
+                reported = ""
+            except AifxError as e:
+                run = None  # what it would decide is not known before the next period
+                subject = _SIZE.sub("", str(e))  # the room on a full disk is another one each time
+                if subject != reported:
+                    on_line(f"the tick ended: {e.what}: {e.why}" + (f"; {with_file(e.hint, file)}" if e.hint else ""))
+                reported = subject
+            if not stop:
+                sender.send()
+                _wait(line, begins, stop, sender, run)
 
 
 def _wait(line: Line, begins: Iterable[float], stop: Sequence[int], sender: _Sender, run: TickRun | None) -> None:

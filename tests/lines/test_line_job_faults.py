@@ -249,3 +249,19 @@ def test_each_question_has_its_own_time_and_the_job_that_waited_longest_is_asked
     while questions.ask([], 0.0):
         time.sleep(0.01)
     assert (cluster.root / "asked").read_text().split() == ["1", "2", "1"]
+
+
+def test_questions_that_are_given_up_end_what_they_started(cluster: Cluster) -> None:
+    """Python waits for their threads: Ctrl-C would take as long as a scheduler that hangs."""
+    (job,) = submitted(cluster)
+    cluster.program("scontrol", SCONTROL.replace("cat", 'echo $$ >"$JOBS/asked"\nexec sleep 1000\ncat', 1))
+    questions = Questions()
+    questions.ask([job], 0.0)
+    while not (asked := cluster.root / "asked").exists() or not asked.read_text().endswith("\n"):
+        time.sleep(0.01)
+    questions.close()
+    while questions.ask([], 0.0):
+        time.sleep(0.01)
+    assert "does not answer" in job.text
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(asked.read_text()), 0)
