@@ -8,6 +8,7 @@ import unicodedata
 JOINERS = "\u200c\u200d"
 """Zero-width non-joiner and joiner: scripts and emoji need them, and they move nothing."""
 
+_NOT_ASCII_TEXT = re.compile("[^ -~]")
 _UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
@@ -24,13 +25,14 @@ def escape_controls(text: str, keep: str = "\n\t") -> str:
     """
     if text.isprintable():
         return text
-    escaped = []
-    for c in text:
+
+    def escape(match: re.Match[str]) -> str:
+        c = match[0]
         # Unassigned characters (Cn) may be letters of a newer Unicode, and a terminal only shows them.
         is_harmless = c.isprintable() or c in JOINERS or unicodedata.category(c) in ("Zs", "Cn", "Co")
-        kept = is_harmless or c in keep
-        escaped.append(c if kept else c.encode("unicode_escape", "backslashreplace").decode("ascii"))
-    return "".join(escaped)
+        return c if is_harmless or c in keep else c.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+    return _NOT_ASCII_TEXT.sub(escape, text)
 
 
 def one_line(text: str) -> str:
