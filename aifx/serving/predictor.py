@@ -91,11 +91,26 @@ class NotNumbers(PredictionFailed):
     """The model gave no numbers for the rows of a request, such as some that are far too large."""
 
 
+@dataclass(frozen=True)
+class ForRecord:
+    """What the record of a request has, beside its examples.
+
+    Attributes:
+        id: of the response.
+        rows: as the client sent them.
+        decode: makes the predictions of the rows from the outputs.
+    """
+
+    id: str = ""
+    rows: Sequence[Mapping[str, Any]] = ()
+    decode: Callable[[Outputs], list[dict[str, Any]]] = field(default=lambda outputs: [])
+
+
 class Prediction(RequestState[PredictorWeights]):
     """A request on its way.
 
     Attributes:
-        identity: the response's id and, for its record, the rows as the client sent them.
+        for_record: what its record has.
         started: examples that were given to the device.
         outputs: of the examples that are done, in their order.
     """
@@ -106,10 +121,10 @@ class Prediction(RequestState[PredictorWeights]):
         deliver: Callable[[Any], None],
         weights: PredictorWeights,
         on_started: Callable[[float], None],
-        identity: tuple[str, Sequence[Mapping[str, Any]]] = ("", ()),
+        for_record: ForRecord,
     ) -> None:
         super().__init__(weights)
-        self.batch, self.deliver, self.on_started, self.identity = batch, deliver, on_started, identity
+        self.batch, self.deliver, self.on_started, self.for_record = batch, deliver, on_started, for_record
         self.fields = fields_of(batch)
         self.count = len(next(iter(batch.values())))
         self.started = 0
@@ -164,7 +179,7 @@ class Predictor(Worker[PredictorWeights, Prediction]):
         *,
         weights: PredictorWeights | None = None,
         on_started: Callable[[float], None] = lambda waited_s: None,
-        identity: tuple[str, Sequence[Mapping[str, Any]]] = ("", ()),
+        for_record: ForRecord = ForRecord(),
     ) -> Prediction:
         """Predict examples. From any thread. Raises QueueFull, Draining, NotRecorded.
 
@@ -174,11 +189,11 @@ class Predictor(Worker[PredictorWeights, Prediction]):
                 or the server stops; with PredictionFailed. It must not wait.
             weights: those that answer, if not those of now. An encoder belongs to weights.
             on_started: called with how long the request waited for the device.
-            identity: the response's id and, for its record, the rows as the client sent them.
+            for_record: what its record has.
         """
         if self._recorder is not None:
             self._recorder.check()
-        return self._take(Prediction(batch, deliver, weights or self.weights, on_started, identity))
+        return self._take(Prediction(batch, deliver, weights or self.weights, on_started, for_record))
 
     def predict_outputs(self, batch: Batch, deliver: Callable[[Any], None]) -> Prediction:
         """Predict examples as `submit` does, and deliver their outputs alone, or why there are none."""
@@ -287,9 +302,14 @@ class Predictor(Worker[PredictorWeights, Prediction]):
         def done(error: Exception | None) -> None:
             request.deliver(result if error is None else PredictionFailed(f"it was not recorded: {error}"))
 
-        taken_s, (answer_id, rows) = time.time() - (time.monotonic() - request.taken), request.identity
-        identity = answer_id, taken_s, request.weights.model, request.weights.fingerprint
-        self._recorder.record_prediction(identity, rows, request.batch, result.outputs, done)
+        asked, taken_s = request.for_record, time.time() - (time.monotonic() - request.taken)
+        identity = asked.id, taken_s, request.weights.model, request.weights.fingerprint
+        try:
+            predictions = asked.decode(result.outputs)
+        except Exception as error:  # a project's own code may raise anything
+            request.deliver(PredictionFailed(f"the outputs cannot be read: {error}"))
+            return
+        self._recorder.record_prediction(identity, asked.rows, request.batch, result.outputs, predictions, done)
 
     def _end_all(self, requests: Collection[Prediction], error: str | None) -> None:
         self._waiting.clear()  # first: a caller may read `stats` when its request ends

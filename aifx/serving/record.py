@@ -125,6 +125,7 @@ class Recorder:
         rows: Sequence[Mapping[str, Any]],
         batch: Mapping[str, np.ndarray],
         outputs: Mapping[str, np.ndarray],
+        predictions: Sequence[Mapping[str, Any]],
         done: Done,
     ) -> None:
         """Write the rows of a request, the examples that were made of them, and their predictions.
@@ -132,9 +133,11 @@ class Recorder:
         Args:
             identity: the response's id, when the request came, the model version's digest and the fingerprint.
             rows: as the client sent them; none of pictures.
+            outputs: of the model, by name.
+            predictions: of the rows, as the objective decodes outputs.
         """
         request = {"rows": rows, "batch": document_of_arrays(batch)}
-        self._keep(identity, request, {"outputs": document_of_arrays(outputs)}, done)
+        self._keep(identity, request, {"outputs": document_of_arrays(outputs), "predictions": predictions}, done)
 
     def _keep(
         self,

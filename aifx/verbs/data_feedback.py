@@ -64,7 +64,8 @@ def data_feedback(
 
     Args:
         name: data set to make or to extend; not that of the rows.
-        predictions: what `score` wrote: a folder, or a table as "postgresql://HOST/DATABASE/TABLE".
+        predictions: what `score` wrote: a folder, or a table as "postgresql://HOST/DATABASE/TABLE"; or the folder of
+            a run with the records of its servers, "runs/main/records".
         outcomes: a file of rows, a version of a data set, or a table. With `query`, the database alone.
         key: column of the outcomes with the key of their row, which the rows have, too; or "prediction_id".
         time: column with the time at which the outcome was known. It is needed unless `key` is "prediction_id".
@@ -102,7 +103,8 @@ def data_feedback(
         if asked is not None:
             check_request(place.catalog.store.below(name), asked)
         with tempfile.TemporaryDirectory(prefix="aifx-feedback-") as folder:
-            found = _predictions(predictions, Path(folder, "predictions"))
+            of_rows = rows_key if rows_key is not None else None if key == ID else key
+            found = _predictions(predictions, of_rows, Path(folder, "predictions"))
             version = _rows(place, found, rows)
             check_own_rows(version.manifest, "aifx data feedback --rows")
             if version.manifest.name == name:
@@ -133,12 +135,21 @@ def data_feedback(
         return done.repeated(FeedbackVersion)
 
 
-def _predictions(name: StrPath, folder: Path) -> Predictions:
-    from aifx.feedback.outcomes.inputs import read_prediction_folder, read_prediction_table
+def _predictions(name: StrPath, key: str | None, folder: Path) -> Predictions:
+    """Predictions. Those that a server recorded have the key in a column of their rows."""
+    from aifx.feedback.outcomes.inputs import read_prediction_folder, read_prediction_records, read_prediction_table
+    from aifx.serving.records import CHAIN
 
     folder.mkdir()
     if "://" in str(name):
         return read_prediction_table(str(name), folder)
+    if any(Path(name).rglob(f"*{CHAIN}")):
+        if key is None:
+            why = (
+                f"records of aifx serve have the rows that clients sent, and {name} does not say what tells them apart"
+            )
+            raise UsageError("--rows-key is missing", why, "--rows-key COLUMN of these rows, and of --rows")
+        return read_prediction_records(Path(name), key, folder)
     return read_prediction_folder(Path(name), folder)
 
 

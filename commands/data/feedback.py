@@ -32,7 +32,11 @@ def feedback(
     given: StepOptions,
     predictions: Annotated[
         str,
-        typer.Option("--predictions", metavar="SCORED", help="What aifx score wrote: a folder, or a table's URL."),
+        typer.Option(
+            "--predictions",
+            metavar="SCORED",
+            help="What aifx score wrote: a folder, or a table's URL. Or records of aifx serve: runs/NAME/records.",
+        ),
     ],
     outcomes: Annotated[
         str,
@@ -137,6 +141,8 @@ def _print(out: Output, made: FeedbackVersion) -> None:
     for fact, what in OTHERS.items():
         if facts[fact]:
             out.print(f"{counted(facts[fact], 'outcome')} of {facts['outcomes']:,}: {what}")
+    if facts["records_left_out"]:
+        out.print(f"records left out: {_counts(facts['records_left_out'])}")
     if facts["predictions_without_row"]:
         out.print(f"{counted(facts['predictions_without_row'], 'prediction')} of rows that are not there")
     _print_metrics(out, facts)

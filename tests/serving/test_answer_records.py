@@ -239,13 +239,13 @@ def test_each_answer_waits_for_the_disk(tmp_path: Path) -> None:
         ended.set()
 
     with failing(recorder.folder) as calls:
-        recorder.record_prediction(("a", 1.0, "m", "fp"), [], arrays, arrays, done)
+        recorder.record_prediction(("a", 1.0, "m", "fp"), [], arrays, arrays, [], done)
         assert ended.wait(60)
     names = [call.split()[0] for call in calls.made]
     assert names[:4] == ["write", "write", "fsync", "fsync"]
     with failing(recorder.folder, at=2, lasting=True):
         ended.clear()
-        recorder.record_prediction(("b", 1.0, "m", "fp"), [], arrays, arrays, done)
+        recorder.record_prediction(("b", 1.0, "m", "fp"), [], arrays, arrays, [], done)
         assert ended.wait(60)
     assert results[0] is None
     assert results[1] is not None

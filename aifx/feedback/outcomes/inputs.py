@@ -6,9 +6,13 @@ The latter are versions for as long as a command runs, in a folder of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import Table, parquet
@@ -19,7 +23,7 @@ from aifx.curation.adding import options_of
 from aifx.data.names import ROW
 from aifx.data.readers.base import DamagedFile, ReadOptions
 from aifx.data.readers.columnar import READERS
-from aifx.data.readers.rows import FORMATS, unknown_format
+from aifx.data.readers.rows import FORMATS, Row, unknown_format
 from aifx.data.readers.sources import SourceFile
 from aifx.data.versions.manifest import SHARDS, Manifest, Source, StepRecord, Version
 from aifx.data.versions.shards import ShardWriter, columns_of
@@ -27,7 +31,8 @@ from aifx.feedback.scoring.connections import connect
 from aifx.feedback.scoring.database_source import Selection, select
 from aifx.feedback.scoring.database_target import DatabaseTable, OpenTable
 from aifx.feedback.scoring.file_target import ENTRY
-from aifx.feedback.scoring.predictions import ID, OWN
+from aifx.feedback.scoring.predictions import ID, OWN, KeyedRow, key_text, prediction_batch
+from aifx.serving.records import Record, read_records
 
 Choose = Callable[[Sequence[str]], Sequence[str]]
 """The columns to read, of those that there are."""
@@ -59,13 +64,15 @@ class Input:
 
 @dataclass(frozen=True)
 class Predictions(Input):
-    """Predictions of `aifx score`.
+    """Predictions of `aifx score` or `aifx serve`.
 
     Attributes:
         scored: the sources whose rows they are of, and the column of the key, as far as the target knows them.
+        left_out: records of a server that are no predictions of rows, by the reason.
     """
 
     scored: tuple[tuple[str, str], ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def table_version(name: str, parts: Iterable[Table], folder: Path) -> Version:
@@ -151,6 +158,72 @@ def read_prediction_folder(path: Path, folder: Path) -> Predictions:
     if not version.manifest.rows:
         raise UsageError(f"{path} has no predictions", "no row was scored into it", f"aifx score MODEL SOURCE {path}")
     return Predictions(str(path), version, scored=_scored(scorings))
+
+
+RECORD_ROWS = 10_000
+"""Predictions of records that are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class _ServedRow:
+    """A row of a request, with its prediction."""
+
+    row: KeyedRow
+    prediction: Mapping[str, Any]
+    model: str
+    time: datetime
+
+
+def read_prediction_records(path: Path, column: str, folder: Path) -> Predictions:
+    """The predictions in records of `aifx serve`, each with its row's value of a column as the key.
+
+    Their ids are those of the responses; of the rows of a request with several, ID.0, ID.1 and so on. Raises DataError
+    for damaged records, UsageError if none has a row with a key.
+    """
+    left_out = Counter[str]()
+    served = _served_rows(read_records(path), column, left_out)
+    version = table_version(str(path), _served_tables(served), folder)
+    if not version.manifest.rows:
+        found = ", ".join(f"{count:,} {what}" for what, count in left_out.items())
+        hint = "--rows-key COLUMN that clients send with each row"
+        raise UsageError(f"{path} has no prediction of a row with {column!r}", f"records: {found}", hint)
+    return Predictions(str(path), version, left_out=dict(left_out))
+
+
+def _served_rows(records: Iterable[Record], column: str, left_out: Counter[str]) -> Iterator[_ServedRow]:
+    seen = set[int]()
+    for record in records:
+        if record.state != "whole":
+            left_out[record.state] += 1
+            continue
+        rows, predictions = record.request.get("rows"), record.answer.get("predictions")
+        if not rows or not predictions:
+            left_out["without rows"] += 1  # texts and pictures
+            continue
+        time = datetime.fromtimestamp(record.time, UTC)
+        for number, (values, prediction) in enumerate(zip(rows, predictions, strict=True)):
+            id = record.id if len(rows) == 1 else f"{record.id}.{number}"
+            key, place = values.get(column), f"{record.place}, row {number}"
+            if key is None or key == "":
+                left_out["without key"] += 1
+            elif hash(id) in seen:
+                left_out["repeated"] += 1  # a client may send a request with its id again
+            else:
+                seen.add(hash(id))
+                row = KeyedRow(Row(place, 1, place, values), key_text(key, place, column), id)
+                yield _ServedRow(row, prediction, record.model, time)
+
+
+def _served_tables(served: Iterator[_ServedRow]) -> Iterator[Table]:
+    schema = None
+    while part := list(islice(served, RECORD_ROWS)):
+        batch = prediction_batch([(one.row, one.prediction) for one in part], "", None, part[0].time, schema)
+        schema = batch.schema
+        table = pa.Table.from_batches([batch])
+        for name, values in (("model", [one.model for one in part]), ("scored_at", [one.time for one in part])):
+            at = schema.get_field_index(name)
+            table = table.set_column(at, schema.field(at), pa.array(values, schema.field(at).type))
+        yield table
 
 
 def _number(part: Path) -> int:

@@ -275,6 +275,7 @@ class Feedback(DecidedStep):
         return {
             "predictions": predictions,
             "predictions_without_row": predictions - kept[0],
+            "records_left_out": self.predictions.left_out,
             "scored_rows": kept[1],
             "joined": joined,
             "missing": sum(ages.values()),

@@ -28,7 +28,7 @@ from aifx.serving.http.documents import Classification, Predictions, PredictionU
 from aifx.serving.http.metrics import PredictionMetrics
 from aifx.serving.http.protocol import ApiError, FileRequest, PredictionRequest, from_engine
 from aifx.serving.http.state import READERS, Load, ServerState, content_type_of, record_of, wrong_type
-from aifx.serving.predictor import NotNumbers, Outputs, PredictionFailed, Predictor, PredictorWeights
+from aifx.serving.predictor import ForRecord, NotNumbers, Outputs, PredictionFailed, Predictor, PredictorWeights
 from aifx.serving.requests import Draining, QueueFull, RequestError, Ticket
 
 
@@ -127,15 +127,16 @@ class PredictionState(ServerState):
             rows, counts, batch = await run_sync(self._encode, read, weights.form, limiter=self._limiter)
             record_of(request).rows = len(rows)
             self.metrics.rows.observe(len(rows))
-            identity = record_of(request).id, given
+            decode = partial(self._decode, counts=counts, weights=weights)
+            for_record = ForRecord(record_of(request).id, given, decode)
             on_started = self.metrics.queue_time.observe
-            submit = partial(self.engine.submit, batch, weights=weights, on_started=on_started, identity=identity)
+            submit = partial(self.engine.submit, batch, weights=weights, on_started=on_started, for_record=for_record)
             (found,) = await results(self, request, [submit], part)
             if isinstance(found, NotNumbers):
                 raise ApiError(400, f"{part}: {found}", param=part, code="not_numbers")
             if isinstance(found, PredictionFailed):
                 raise ApiError(500, f"the prediction failed: {found}", code="engine_error")
-            decoded = await run_sync(self._decode, found.outputs, counts, weights)
+            decoded = await run_sync(decode, found.outputs)
             usage = PredictionUsage(rows=len(rows), **cost_of(found.joules, found.energy_basis, found.cost))
             outcome = "success"
             self.metrics.latency.observe(time.perf_counter() - start)

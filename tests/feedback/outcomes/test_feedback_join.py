@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyarrow import parquet
+from feedback_rows import rows_of
 from stored_versions import make_version
 
 import aifx
@@ -68,11 +68,6 @@ def feed(**given: Any) -> Any:
     return aifx.data_feedback(
         "judged", **{"predictions": "scores", "outcomes": "known.jsonl", "key": "order", "time": "at"} | given
     )
-
-
-def rows_of(project: Project, reference: str) -> dict[str, dict[str, Any]]:
-    paths = sorted((project.root / "datasets" / reference.replace("@", "/") / "shards").glob("*.parquet"))
-    return {row["order"]: row for path in paths for row in parquet.read_table(path).to_pylist()}
 
 
 def test_rows_have_the_outcome_of_the_newest_prediction_before_it(project: Project) -> None:

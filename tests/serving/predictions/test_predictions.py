@@ -349,11 +349,14 @@ def test_a_record_is_replayed_bit_for_bit(table: Project, serve: Serve) -> None:
         headers = {"X-Request-Id": f"asked-{count}"}
         answer = served.http.post("/v1/predict", json={"rows": rows(count, seed=count)}, headers=headers)
         assert answer.status_code == 200
+        answered = answer.json()["predictions"]
     served.predictor.stop()
     path = table.run("main").records
     records = list(read_records(path))
     assert [record.id for record in records] == ["asked-1", "asked-9", "asked-3"]
     assert records[1].request["rows"] == rows(9, seed=9)
+    recorded = [one["label"] for one in records[2].answer["predictions"]]
+    assert recorded == [one["prediction"] for one in answered]
     assert aifx.serve_replay(path, table.root / "runs/main").document() == {
         "schema_version": 1,
         "fingerprint": served.predictor.fingerprint,
