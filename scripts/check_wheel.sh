@@ -31,7 +31,7 @@ else
     "$interpreter" -m venv venv
     install() { venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --only-binary :all: ${WHEELHOUSE:+--no-index --find-links "$WHEELHOUSE"} "$@"; }
 fi
-install --require-hashes -r requirements.txt
+install --no-deps --require-hashes -r requirements.txt
 install --no-deps "$wheel"
 venv/bin/python -m pip check
 

@@ -22,7 +22,7 @@ TEST_SECTION = "# ---- test tools: only the tests and linters need these ----\n"
 DOCS_SECTION = "# ---- docs tools: only `make docs` needs these ----\n"
 HEADER = """\
 # Written by `make lock` from pyproject.toml. CPython 3.11 to 3.13 on Linux and macOS; JAX 0.10.2 is the last for 3.11.
-# `pip install --require-hashes -r requirements.lock` takes all of it; `make setup` stops before the test tools.
+# `pip install --no-deps --require-hashes -r requirements.lock` takes all; `make setup` stops before the test tools.
 """
 COMPILERS_HEADER = """\
 # Written by `make lock`. What compiles kernels for absent GPUs and TPUs, beside the JAX of requirements.lock, on

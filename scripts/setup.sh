@@ -133,7 +133,9 @@ if [ -t 2 ]; then
     ticker=$!
     trap 'kill $ticker 2>/dev/null || true; rm -rf "$VENV.lock"' EXIT
 fi
-install ${uv:+--compile-bytecode} --require-hashes -r "$wanted" ||
+# The lock is complete. Without --no-deps, pip before 23.3 wants the newest release of what is asked for with extras,
+# as justext does with lxml[html_clean], and not the one that is pinned.
+install ${uv:+--compile-bytecode} --require-hashes --no-deps -r "$wanted" ||
     fail "error: the packages could not be installed" \
         "the reason is above; the next set-up starts again in $VENV" \
         "hint: without a network, use uv with its cache (UV_OFFLINE=1) or a folder of wheels (WHEELHOUSE=DIR)"

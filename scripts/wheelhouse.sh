@@ -7,5 +7,5 @@ set -eu
 cd "$(dirname "$0")/.."
 WHEELHOUSE=${WHEELHOUSE:-wheelhouse}
 "${VENV:-.venv}/bin/python" -m pip download --quiet --disable-pip-version-check --only-binary :all: \
-    --require-hashes -r requirements.lock --dest "$WHEELHOUSE"
+    --no-deps --require-hashes -r requirements.lock --dest "$WHEELHOUSE"
 echo "$(find "$WHEELHOUSE" -name '*.whl' | wc -l) wheels in $WHEELHOUSE; install them with: WHEELHOUSE=$WHEELHOUSE make demo"
