@@ -37,7 +37,7 @@ test: setup-test  ## run the quick tests (ARGS="-k name" goes to pytest)
 	@rm -f build/test.jsonl
 	$(pytest) -m "not (representative or slow or quarantined)" --journal=build/test.jsonl $(ARGS)
 
-pytest:  ## run the tests that ARGS selects in VENV (ARGS="-m slow --eighth=3")
+pytest:  ## run the tests that ARGS selects in VENV (ARGS="-m slow --sixteenth=3")
 	$(pytest) $(ARGS)
 
 test-all: setup-test  ## run all tests, on the newest and the oldest Python: hours; resumes, and writes docs/reliability.md

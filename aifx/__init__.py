@@ -172,10 +172,10 @@ _NAMES = {
     "data_label_apply",
     "configuration": "config_show config_toml config_check config_keys config_schema",
     "training": "train",
-    "registry": "registry_policy registry_ls registry_show registry_show_version registry_search registry_diff "
-    "registry_pull registry_history registry_at registry_head registry_verify",
     "registry_acts": "registry_push registry_promote registry_tag registry_init registry_keygen registry_attest "
     "registry_copy registry_approve registry_rollback registry_rm",
+    "registry": "registry_policy registry_ls registry_show registry_show_version registry_search registry_diff "
+    "registry_pull registry_history registry_at registry_head registry_verify",
     "notifying": "notify_run notify_ls notify_replay notify_test",
     "runs": "runs_ls runs_show runs_metrics runs_compare runs_watch runs_report runs_tag runs_rename runs_rm",
     "checkpoints": "ckpt_ls ckpt_show ckpt_show_orbax ckpt_verify ckpt_verify_all ckpt_diff ckpt_cp ckpt_average "

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tiers
 from effort import ROOT
-from tiers import EIGHTHS, costly, covering, eighth_of_file
+from tiers import SIXTEENTHS, costly, covering, sixteenth_of_file
 
 TESTS = """\
 import time
@@ -92,11 +92,11 @@ def test_a_marker_decides_who_runs_a_test(folder: Path) -> None:
     assert names(quick) == {"quick", "busy", "covering[c-a]", "covering[d-b]", "named[c-a]", "named[d-a]"}
     assert all(entry["outcome"] == "passed" for entry in quick)
     assert next(entry["cpu_s"] for entry in quick if "busy" in str(entry["test"])) > 0.2  # type: ignore[operator]
-    mine = eighth_of_file(ROOT / "tests" / "test_some.py")
+    mine = sixteenth_of_file(ROOT / "tests" / "test_some.py")
     chosen = "representative or slow"
     slow = {"slow", "covering[c-b]", "covering[d-a]", "named[c-b]", "named[d-b]", "case[2]"}
-    assert names(run(folder, "-m", chosen, f"--eighth={mine}")) == slow | {"representative", "case[1]"}
-    assert names(run(folder, "-m", chosen, f"--eighth={(mine + 1) % EIGHTHS}")) == {"representative", "case[1]"}
+    assert names(run(folder, "-m", chosen, f"--sixteenth={mine}")) == slow | {"representative", "case[1]"}
+    assert names(run(folder, "-m", chosen, f"--sixteenth={(mine + 1) % SIXTEENTHS}")) == {"representative", "case[1]"}
 
 
 @pytest.mark.slow
@@ -129,15 +129,15 @@ def test_each_pair_of_values_is_covered() -> None:
         assert held == {x for case in grid for x in itertools.combinations(case.items(), strength)}
 
 
-def test_an_eighth_belongs_to_a_commit_with_changes_and_to_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    for commit, eighth in (("00000000000a", 2), ("00000000000f+", 7), ("unknown", 0)):
+def test_an_sixteenth_belongs_to_a_commit_with_changes_and_to_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for commit, sixteenth in (("00000000000a", 10), ("00000000000f+", 15), ("unknown", 0)):
         monkeypatch.setattr(tiers, "commit", lambda commit=commit: commit)
-        assert tiers.eighth_of_commit() == eighth
+        assert tiers.sixteenth_of_commit() == sixteenth
 
 
-def test_each_eighth_has_files() -> None:
+def test_each_sixteenth_has_files() -> None:
     files = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.slow" in path.read_text()]
-    assert {eighth_of_file(path) for path in files} == set(range(EIGHTHS))
+    assert {sixteenth_of_file(path) for path in files} == set(range(SIXTEENTHS))
 
 
 def test_guarantees_and_quarantined_tests_are_documented() -> None:

@@ -4,7 +4,7 @@
 | --- | --- |
 | none | `make test`: uses less than a second of CPU time, or is the only test of its guarantee |
 | `representative` | `.ci/run`: the test of a guarantee that costs more |
-| `slow` | `make test-all`; of each commit, `.ci/run` runs an eighth of the files |
+| `slow` | `make test-all`; of each commit, `.ci/run` runs a sixteenth of the files |
 | `quarantined` | `make test-all`: failed once and passed again; docs/reliability.md lists it |
 
 Of a test marked `covering(n)`, as many cases keep their tier as hold each combination of n parameters' values. The
@@ -13,7 +13,7 @@ others are slow. `covering(n, *names)` counts only the parameters of these names
 `--journal=FILE` writes a JSON line for each test that ended. With `--resume`, tests that passed on this commit and
 Python with the same LONG are left out.
 
-    python tests/tiers.py eighth          print the eighth of the slow tests that belongs to this commit, 0 to 7
+    python tests/tiers.py sixteenth       print the sixteenth of the slow tests that belongs to this commit, 0 to 15
     python tests/tiers.py costly FILE     list unmarked tests of a journal that use too much CPU time; exit 1 if any
 """
 
@@ -38,7 +38,7 @@ from effort import IS_LONG, ROOT, commit
 MARKERS = ("quarantined", "representative", "slow")
 QUICK_CPU_S = 15.0
 """An unmarked test that uses more fails `.ci/run`. Its own limit is a second; the rest is for other processors."""
-EIGHTHS = 8
+SIXTEENTHS = 16
 SLOW_TIMEOUT_S = 3600
 
 
@@ -50,12 +50,12 @@ def tier(item: pytest.Item) -> str:
     return own[-1] if own else next((name for name in MARKERS if item.get_closest_marker(name)), "quick")
 
 
-def eighth_of_commit() -> int:
-    return 0 if commit() == "unknown" else int(commit().removesuffix("+"), 16) % EIGHTHS
+def sixteenth_of_commit() -> int:
+    return 0 if commit() == "unknown" else int(commit().removesuffix("+"), 16) % SIXTEENTHS
 
 
-def eighth_of_file(path: Path) -> int:
-    return zlib.crc32(path.relative_to(ROOT).as_posix().encode()) % EIGHTHS
+def sixteenth_of_file(path: Path) -> int:
+    return zlib.crc32(path.relative_to(ROOT).as_posix().encode()) % SIXTEENTHS
 
 
 def cpu_s() -> float:
@@ -155,24 +155,28 @@ def mark_what_is_covered(items: Sequence[pytest.Item]) -> None:
 
 def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("tiers")
-    group.addoption("--eighth", type=int, metavar="N", help="of slow tests, only those in the Nth eighth of the files")
+    group.addoption(
+        "--sixteenth", type=int, metavar="N", help="of slow tests, only those in the Nth sixteenth of the files"
+    )
     group.addoption("--journal", type=Path, metavar="FILE", help="add a JSON line for each test that ended to FILE")
     group.addoption("--resume", action="store_true", help="leave out tests that passed on this commit, by the journal")
 
 
 def select(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect tests whose compilers are missing, and what --eighth and --resume leave out."""
+    """Deselect tests whose compilers are missing, and what --sixteenth and --resume leave out."""
     mark_what_is_covered(items)
     for item in items:
         if tier(item) != "quick" and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_S))
-    eighth = config.getoption("eighth")
+    sixteenth = config.getoption("sixteenth")
     done = passed_before(config.getoption("journal")) if config.getoption("resume") else set()
     has_compilers = importlib.util.find_spec("libtpu") is not None
 
     def is_left_out(item: pytest.Item) -> bool:
         is_slow, is_quarantined = tier(item) == "slow", tier(item) == "quarantined"
-        is_elsewhere = eighth is not None and (is_quarantined or (is_slow and eighth_of_file(item.path) != eighth))
+        is_elsewhere = sixteenth is not None and (
+            is_quarantined or (is_slow and sixteenth_of_file(item.path) != sixteenth)
+        )
         needs_compilers = item.get_closest_marker("compilers") is not None
         return is_elsewhere or item.nodeid in done or (needs_compilers and not has_compilers)
 
@@ -202,8 +206,8 @@ class Costs:
 
 def main(arguments: list[str]) -> int:
     match arguments:
-        case ["eighth"]:
-            print(eighth_of_commit())
+        case ["sixteenth"]:
+            print(sixteenth_of_commit())
             return 0
         case ["costly", path]:
             entries = read_journal(Path(path))
