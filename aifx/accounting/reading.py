@@ -131,7 +131,12 @@ def read_project(project: Project, period: Period) -> ProjectUse:
     use.problems += [error.what for error in lines.problems]
     use.events |= {one.id: one for one in lines.events}
     asked_at = _read_journal(project, period, use)
-    ends = [time for one in read_jsonl(project.runs_path / DRILLS) if (time := number(one.get("time"))) is not None]
+    try:
+        drills = read_jsonl(project.runs_path / DRILLS)
+    except (AifxError, OSError) as error:
+        use.problems.append(f"{project.runs_path / DRILLS}: {error}")
+        drills = []
+    ends = [time for one in drills if (time := number(one.get("time"))) is not None]
     use.drilled_at = max([*ends, *([] if use.drilled_at is None else [use.drilled_at])], default=None)
     _read_models(project, period, use, asked_at)
     return use
@@ -201,13 +206,14 @@ def _read_models(project: Project, period: Period, use: ProjectUse, asked_at: Ma
         return
     try:
         root = open_root(None, placed)
-        states = [root.state(name) for name in root.names()]
-    except (AifxError, OSError) as error:
+        names = list(root.names())
+    except (AifxError, OSError, RuntimeError) as error:  # the last as in _datasets
         use.problems.append(str(error))
         return
     use.registry = root.store.url
-    for state in states:
+    for name in names:
         try:
+            state = root.state(name)
             for version in state.versions.values():
                 use.pushed.setdefault(str(version.pushed.facts.get("run")), set()).add(state.name)
             use.teams[state.name] = {team for tags in state.tags.values() if (team := tags.get("team"))}
@@ -215,8 +221,8 @@ def _read_models(project: Project, period: Period, use: ProjectUse, asked_at: Ma
             use.events |= {one.id: one for one in events if one.time in period}
             delivered = _deliveries(project, state, events, asked_at, use.in_service)
             use.deliveries += [one for one in delivered if one.time in period]
-        except DAMAGE as error:
-            use.problems.append(f"the ledger of {state.name} is damaged: {error}")
+        except (*DAMAGE, AifxError, OSError) as error:
+            use.problems.append(f"the ledger of {name} cannot be read: {error}")
 
 
 def _deliveries(
@@ -256,9 +262,9 @@ def _datasets(project: Project) -> Path | None:
     """The folder of the project's data sets; None if it is a URL or cannot be read."""
     try:
         root: Any = parse_toml(read_file(project.config_path).decode()).get("datasets", {}).get("root", "datasets")
-    except (OSError, ValueError, AttributeError):
+        return project.root / Path(root).expanduser() if isinstance(root, str) and "://" not in root else None
+    except (OSError, ValueError, AttributeError, RuntimeError):  # pathlib raises the last for ~ of no user
         return None
-    return project.root / Path(root).expanduser() if isinstance(root, str) and "://" not in root else None
 
 
 def months(projects: Sequence[Project], period: Period) -> list[tuple[str, Period]]:

@@ -65,7 +65,7 @@ class ReportRecords:
         # The version of the rows is left out: each batch of new rows is another one.
         values = {key: record.get(key) for key in self.subject}
         if isinstance(source := values.get("source"), str):
-            values["source"] = re.sub(r"@[^,\s]*", "", source)
+            values["source"] = re.sub(r"@[0-9a-f]+(?=[,\s]|$)", "", source)
         return repr(values)  # a damaged record may hold what has no hash
 
     def _facts_of(self, record: Mapping[str, Any]) -> list[Any]:

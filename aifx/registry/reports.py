@@ -16,7 +16,7 @@ from aifx.core.artifact import MANIFEST, Artifact, damage, files_below
 from aifx.core.artifact_copies import copy_artifact, damaged_in_store
 from aifx.core.digests import sha256_of
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode, UsageError, did_you_mean
-from aifx.core.files import is_temporary
+from aifx.core.files import UnsafeFile, is_temporary
 from aifx.core.json_files import encode
 from aifx.core.json_values import flat
 from aifx.core.results import Result
@@ -567,6 +567,8 @@ def _listed(problems: list[Problem]) -> Iterator[None]:
     """Add an error to the problems. That of a store or a disk which fails is raised: it says nothing about the root."""
     try:
         yield
+    except UnsafeFile as e:  # a link or a FIFO in the place of a file is damage
+        problems.append(Problem(e.what, e.why))
     except EnvironmentFault:
         raise
     except AifxError as e:

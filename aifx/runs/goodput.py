@@ -118,7 +118,8 @@ def read_goodput_between(events: Sequence[Event], begin: float | None, end: floa
         return whole
     before = read_goodput(_until(events, begin), alive=True)
     seconds = {name: max(whole.seconds[name] - before.seconds[name], 0.0) for name in CATEGORIES}
-    seconds["down"] = min(seconds["down"], end - begin)
+    at_work_s = sum(value for name, value in seconds.items() if name != "down")
+    seconds["down"] = min(seconds["down"], max(end - begin - at_work_s, 0.0))
     return Goodput(
         seconds,
         whole.num_starts - before.num_starts,

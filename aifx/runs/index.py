@@ -67,7 +67,7 @@ class _Index:
     def _place(self, folder: str) -> Path | None:
         try:
             return cache_path("runs") / f"{sha256_of(folder.encode())[:32]}.json"
-        except (AifxError, OSError) as error:  # nobody asked for the cache
+        except (AifxError, OSError, RuntimeError) as error:  # nobody asked for the cache; pathlib: no home directory
             logger.debug("no index of runs: %s", error)
             return None
 
@@ -86,7 +86,10 @@ class _Index:
         # The lock is asked first: a process that ends in between has then written its last event.
         held = is_held(run)
         seen_ns = time.time_ns()
-        states = [] if held else list(_states(run))
+        try:
+            states = [] if held else list(_states(run))
+        except OSError:  # what cannot be looked at is not remembered either
+            return run_status(run)
         if not held and (status := self._known(run, states)) is not None:
             self._now[run.name] = self._before[run.name]
             return status

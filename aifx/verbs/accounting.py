@@ -29,7 +29,7 @@ def kpis(
 ) -> Kpis:
     """Add up what projects used and what came of it: time, money, energy, promotions, alarms and drills.
 
-    Only files on disk are read. No code of the projects runs.
+    Files on disk and registries are read, those at URLs too. No code of the projects runs.
 
     Args:
         projects: folders in projects; by default the project around the working directory.
@@ -64,7 +64,7 @@ def kpis(
     if csv is not None:
         from aifx.accounting.output import kpis_csv
 
-        write_output(Path(csv), kpis_csv(report).encode())
+        write_output(Path(csv), kpis_csv(report).encode(errors="backslashreplace"))
     return report
 
 

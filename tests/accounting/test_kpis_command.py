@@ -221,3 +221,22 @@ def test_bad_arguments_are_named(project: Project, tmp_path: Path) -> None:
     assert "--since soon" in aifx(project.root, "kpis", "--since", "soon", code=2)["error"]["what"]
     assert "--by teams" in aifx(project.root, "kpis", "--by", "teams", code=2)["error"]["what"]
     assert "aifx.toml" in aifx(project.root, "kpis", str(tmp_path), code=2)["error"]["what"]
+
+
+def test_one_damaged_ledger_hides_no_other_model(project: Project) -> None:
+    aifx(project.root, "registry", "push", "plain", "other")
+    whole = values(aifx(project.root, "kpis"))
+    next((project.root / "registry").glob("models/other/**/00000001.json")).write_bytes(b"{")
+    found = aifx(project.root, "kpis")
+    assert values(found)["promotions"] == whole["promotions"] == 1
+    assert "the ledger of other" in json.dumps(found)
+
+
+def test_drills_and_homes_that_cannot_be_read_are_named(project: Project) -> None:
+    (project.runs_path / "drills.jsonl").unlink(missing_ok=True)
+    (project.runs_path / "drills.jsonl").symlink_to("nowhere")
+    config = project.config_path
+    config.write_text(config.read_text() + '\n[datasets]\nroot = "~nosuchuser/data"\n')
+    found = aifx(project.root, "kpis")
+    assert values(found)["runs"] == 2
+    assert "drills.jsonl" in json.dumps(found)

@@ -97,6 +97,15 @@ def test_new_versions_of_rows_with_the_same_drift_are_one_event(tmp_path: Path) 
     assert [one["source"] for one in written] == ["orders@1", "orders@3", "orders@4"]
 
 
+def test_files_whose_names_hold_an_at_sign_are_different_rows(tmp_path: Path) -> None:
+    (tmp_path / "line.toml").write_text("")
+    (tmp_path / "line").mkdir()
+    for source in ("rows@east.csv", "rows@west.csv"):
+        report = {"model": "m", "source": source, "reference": "base@1", "drifted": ["x"], "breached": []}
+        leave_monitor_report(report, tmp_path)
+    assert len((tmp_path / "line/monitor.jsonl").read_text().splitlines()) == 2
+
+
 def test_the_page_and_the_metrics_say_what_the_report_says(project: Path) -> None:
     rows = [{**row, "x": 3 + row["x"], "<b>": 1} for row in rows_of(200)]
     name = write(project / "<i>.jsonl", rows)

@@ -483,6 +483,18 @@ def test_an_entry_with_values_that_cannot_be_read_is_named(root: Root, facts: di
         promote(root, "fraud@v1", "production", ANN)
 
 
+def test_a_link_in_the_place_of_evidence_stops_no_verify(root: Root, tmp_path: Path) -> None:
+    push_text(root, "a")
+    attest_version(root, "fraud@v1", "eval", PASSED, None, ANN)
+    assert verify_root(root, (), ()).problems == ()
+    assert root.store.folder is not None
+    (place,) = Path(root.store.folder, "objects").iterdir()
+    place.rename(tmp_path / "away")
+    place.symlink_to(tmp_path / "away")
+    problems = verify_root(root, (), ()).problems
+    assert ["is a link to" in one.place for one in problems] == [True]
+
+
 def test_findings_with_more_keys_of_a_newer_aifx_are_read(root: Root) -> None:
     promoted(root, "a")
     version, more = root.find("fraud@v1")[1].digest, {"rule": "eval", "passed": True, "severity": "high"}

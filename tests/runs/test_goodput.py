@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aifx.runs.goodput import CATEGORIES, Goodput, read_goodput
+from aifx.runs.goodput import CATEGORIES, Goodput, read_goodput, read_goodput_between
 
 START = 1_700_000_000.0
 
@@ -253,6 +253,19 @@ def test_the_parts_add_up_to_the_wall_clock(processes: list[Any]) -> None:
     assert found.elapsed_s == pytest.approx(log.wall - START, rel=1e-6, abs=1e-3)
     assert found.seconds["unknown"] <= 1e-3
     assert all(value >= 0 for value in found.seconds.values())
+
+
+def test_time_down_and_at_work_fill_no_more_than_the_period() -> None:
+    log = Log()
+    log.start()
+    log.line(to=10, seconds={"step": 10.0})
+    log.wall += 86_400.0
+    log.start(10, event="resume")
+    log.line("stop", to=50, seconds={"step": 40.0}, status="completed")
+    last_s = 60.0  # the time down ended in it and began long before
+    found = read_goodput_between(log.events, log.wall - last_s, log.wall + 1.0)
+    assert found.seconds["step"] == pytest.approx(40.0)
+    assert found.elapsed_s <= last_s + 1.0
 
 
 values = st.recursive(

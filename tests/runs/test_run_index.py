@@ -161,3 +161,19 @@ def test_calls_that_list_at_once_leave_a_whole_index(project: Project) -> None:
         list(pool.map(lambda _: listed(project), range(12)))
     assert json.loads(path.read_bytes()) == json.loads(whole)
     assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_run_that_cannot_be_looked_at_is_listed(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(run: RunDirectory) -> list[object]:
+        raise PermissionError(13, "Permission denied", str(run.path))
+
+    monkeypatch.setattr(index, "_states", refuses)
+    assert [one.run for one in listed(project)] == ["one", "two", "three"]
+
+
+def test_without_a_home_directory_runs_are_listed(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(*_: str) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(index, "cache_path", homeless)
+    assert [one.run for one in listed(project)] == ["one", "two", "three"]
